@@ -1,0 +1,48 @@
+# Every target makes the virtual environment that it needs first; a second run installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
+
+.PHONY: help install demo mlflow test test-services check benchmark lock clean
+
+help:  ## Show what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
+
+install: $(VENV)/installed  ## Make .venv with the exact versions of requirements.lock
+$(VENV)/installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, see PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP_INSTALL) --editable '.[test,check]'
+	@touch $@
+
+demo: $(VENV)/installed  ## Digits -> shards -> two DDP workers -> registered model -> 1,000 images -> figures
+	$(BIN)/python jobs/demo.py
+
+mlflow: $(VENV)/installed  ## Open the MLflow UI over artifacts/mlflow.db on 127.0.0.1:5000
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///artifacts/mlflow.db --host 127.0.0.1 --port 5000
+
+test: $(VENV)/installed-dev  ## The tests that need nothing but the package index
+	$(BIN)/python -m pytest
+
+test-services: $(VENV)/installed-dev  ## The tests with real servers, clusters and long runs (installs Debian packages as root)
+	$(BIN)/python -m pytest -m services
+
+check: $(VENV)/installed-dev  ## Format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+benchmark: $(VENV)/installed  ## Training speed of the pipeline beside bare DDP processes
+	$(BIN)/python jobs/benchmark.py train
+
+lock: $(VENV)/installed-dev  ## Write requirements.lock from what is installed (after an upgrade by hand)
+	$(BIN)/pip freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > requirements.lock
+
+clean:  ## Remove .venv and everything that the demo made
+	rm -rf $(VENV) artifacts

@@ -1,0 +1,130 @@
+"""The forward process q and the reverse process p of Ho et al., for any schedule; the network comes in as an argument.
+
+Conventions: images are [B, C, H, W] in [-1, 1]; t [B] is the 0-based index into the schedule that is given (t = 0 is
+the paper's t = 1). Coefficients come from the float64 tables and are cast to the dtype of the images last.
+
+Source:
+    Ho et al. 2020 (arXiv:2006.11239).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddpm.denoiser import Denoiser, Images, Labels, Steps
+from ddpm.schedules import NoiseSchedule, Table, gather
+
+PerSample = Float[Tensor, "b 1 1 1"]
+
+Variance = Literal["fixed_small", "fixed_large"]
+"""Variance of p(x_{t-1} | x_t). fixed_small: the posterior's, exact for a single image. fixed_large: beta_t, exact for
+unit-variance noise. Ho et al., section 3.2."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GaussianStep:
+    """p(x_{t-1} | x_t), one step of the reverse process."""
+
+    mean: Images
+    """Mean [B, C, H, W]."""
+    variance: PerSample
+    """Variance [B, 1, 1, 1], as the name of the choice says, also at t = 0."""
+    log_variance: PerSample
+    """Its logarithm [B, 1, 1, 1]; at t = 0 that of posterior_variance[1], the width of the decoder of L_0."""
+    x_0_hat: Images
+    """The denoiser's clean images [B, C, H, W]."""
+
+
+def q_sample(schedule: NoiseSchedule, x_0: Images, t: Steps, eps: Images) -> Images:
+    """Noise x_0 to step t: sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps.
+
+    Args:
+        schedule: Tables of length T.
+        x_0: Clean images [B, C, H, W] in [-1, 1].
+        t: Step index [B] in [0, T-1].
+        eps: Standard normal noise, same shape as x_0.
+
+    Returns:
+        x_t [B, C, H, W].
+
+    Raises:
+        ValueError: If the shapes of x_0 and eps differ.
+
+    Source:
+        Ho et al. 2020, Eq. 4.
+    """
+    _check_same_shape("eps", eps, "x_0", x_0)
+    alpha_bar = schedule.alpha_bar
+    return gather(alpha_bar.sqrt(), t, x_0) * x_0 + gather((1 - alpha_bar).sqrt(), t, x_0) * eps
+
+
+def q_posterior_mean_variance(
+    schedule: NoiseSchedule, x_0: Images, x_t: Images, t: Steps
+) -> tuple[Images, PerSample, PerSample]:
+    """Mean and variance of the forward-process posterior q(x_{t-1} | x_t, x_0).
+
+    Args:
+        schedule: Tables of length T (float64), gathered at t, cast to x_t's dtype.
+        x_0: Clean images [B, C, H, W] in [-1, 1].
+        x_t: Noised images, same shape and dtype.
+        t: Step index [B] in [0, T-1].
+
+    Returns:
+        Mean [B, C, H, W]; variance and log-variance [B, 1, 1, 1]; the variance is 0 at t = 0, where the log-variance is
+        that of entry 1.
+
+    Raises:
+        ValueError: If the shapes of x_0 and x_t differ.
+
+    Source:
+        Ho et al. 2020, Eq. 6-7.
+    """
+    _check_same_shape("x_0", x_0, "x_t", x_t)
+    mean = (
+        gather(schedule.posterior_mean_coef_x_0, t, x_t) * x_0 + gather(schedule.posterior_mean_coef_x_t, t, x_t) * x_t
+    )
+    return mean, gather(schedule.posterior_variance, t, x_t), gather(schedule.posterior_log_variance, t, x_t)
+
+
+def p_mean_variance(
+    schedule: NoiseSchedule, denoise: Denoiser, x_t: Images, t: Steps, label: Labels | None, *, variance: Variance
+) -> GaussianStep:
+    """One step of the reverse process, p(x_{t-1} | x_t): the posterior with x_0_hat in the place of x_0.
+
+    Args:
+        schedule: The chain that is walked, the training chain or a respaced one.
+        denoise: Predicts x_0_hat; it is given the index in the training chain.
+        x_t: Noised images [B, C, H, W].
+        t: Index [B] into schedule.
+        label: Class [B], or None.
+        variance: Which fixed variance the step has.
+
+    Raises:
+        ValueError: If variance is not a known choice.
+
+    Source:
+        Ho et al. 2020, Eq. 7 and 11; section 3.2 for the two variances.
+    """
+    x_0_hat = denoise(x_t, schedule.timesteps.to(t.device)[t], label).x_0_hat
+    mean, _, _ = q_posterior_mean_variance(schedule, x_0_hat, x_t, t)
+    table, log_table = _variance_tables(schedule, variance)
+    return GaussianStep(
+        mean=mean, variance=gather(table, t, x_t), log_variance=gather(log_table, t, x_t), x_0_hat=x_0_hat
+    )
+
+
+def _variance_tables(schedule: NoiseSchedule, variance: Variance) -> tuple[Table, Table]:
+    """Variance and log-variance of every step."""
+    if variance == "fixed_small":
+        return schedule.posterior_variance, schedule.posterior_log_variance
+    if variance == "fixed_large":
+        return schedule.beta, torch.cat((schedule.posterior_log_variance[:1], schedule.beta[1:].log()))
+    raise ValueError(f"variance: must be fixed_small or fixed_large, got {variance!r}; choose one of them")
+
+
+def _check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.shape != other.shape:
+        raise ValueError(f"{name}: must have {other_name}'s shape {list(other.shape)}, got {list(tensor.shape)}")

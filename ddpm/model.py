@@ -1,0 +1,165 @@
+"""Which network, for which images and schedule: the config of a model, and the network built from it.
+
+Weights are the network's `state_dict`; how config and weights are stored is not decided here.
+"""
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm.schedules import ScheduleConfig
+from ddpm.unet import UNet, UNetConfig, level_resolutions
+
+_FACTORY_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+_IMAGE_KEYWORDS = frozenset({"image_size", "channels", "num_classes"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """A network, the images it makes and the noise schedule it is trained for."""
+
+    model: str = "unet"
+    """"unet", or your own network as "package.module:factory": a callable that takes image_size, channels, num_classes
+    and the model_options as keywords and returns an nn.Module with forward(x_t, t, label)."""
+    model_options: dict[str, int | float | str | bool] = field(default_factory=dict)
+    """Further keywords for your own factory; the U-Net takes none."""
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    """Shape of the U-Net; ignored when model names another network."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Noise schedule of the training chain."""
+    image_size: int
+    """Height and width of the images in pixels."""
+    channels: int
+    """Channels of the images: 1 for grey, 3 for colour."""
+    num_classes: int | None = None
+    """Number of classes; None for a network that is not told the class."""
+
+    def __post_init__(self) -> None:
+        """Check each field, and that the U-Net fits the images."""
+        if self.image_size < 1:
+            raise ValueError(f"image_size: must be at least 1 pixel, got {self.image_size}")
+        if self.channels < 1:
+            raise ValueError(f"channels: must be at least 1, got {self.channels}")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(
+                f"num_classes: must be at least 1, got {self.num_classes}; leave it out for a network without classes"
+            )
+        if self.model == "unet":
+            if self.model_options:
+                raise ValueError(
+                    f"model_options: the U-Net takes none, got {sorted(self.model_options)}; its shape is set by unet"
+                )
+            level_resolutions(self.unet, self.image_size)
+            return
+        if not _FACTORY_PATH.fullmatch(self.model):
+            raise ValueError(f'model: must be "unet" or "package.module:factory", got {self.model!r}')
+        reserved = sorted(_IMAGE_KEYWORDS & set(self.model_options))
+        if reserved:
+            raise ValueError(
+                f"model_options: {reserved[0]!r} is a field of its own; set {reserved[0]} beside model_options"
+            )
+
+
+def build_model(config: ModelConfig, *, seed: int = 0) -> nn.Module:
+    """Builds the network with its initial weights, on the CPU, in training mode.
+
+    Args:
+        config: Which network.
+        seed: Seeds the initial weights. PyTorch's global generator is seeded for the construction only and restored
+            afterwards: the same seed gives the same weights whatever was drawn before, and nothing drawn later changes.
+
+    Returns:
+        A module with forward(x_t [B, C, H, W], t [B], label [B] | None) -> eps_hat [B, C, H, W].
+
+    Raises:
+        ValueError: If the factory cannot be imported, is not callable, cannot be called with the keywords, or returns
+            something other than a module. Errors raised inside a factory are not changed.
+    """
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators as well
+        return _construct(config)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def flops_per_image(config: ModelConfig) -> int:
+    """Floating-point operations of one forward pass for one image.
+
+    Args:
+        config: Which network.
+
+    Returns:
+        Operations of convolutions and matrix products, a multiplication and an addition counted as two: 12.44e9 for the
+        CIFAR-10 network of Ho et al. 2020, of which 0.34e9 are the two products inside attention (counters that do not
+        see into PyTorch's attention say 12.1e9). Norms and activations, not counted, add about one percent. A training
+        step takes about three times as many.
+
+    Raises:
+        ValueError: As `build_model`.
+    """
+    try:
+        with torch.device("meta"):  # shapes only: no memory and no arithmetic, whatever the size of the network
+            return _count_flops(_construct(config), config)
+    except Exception:  # a network of the user's own may look at values, which fails in many ways
+        return _count_flops(build_model(config), config)
+
+
+def _count_flops(network: nn.Module, config: ModelConfig) -> int:
+    """Counts one forward pass; the operands are made on the current default device, where the network is."""
+    x_t = torch.zeros(1, config.channels, config.image_size, config.image_size)
+    t = torch.zeros(1, dtype=torch.int64)
+    label: Tensor | None = None if config.num_classes is None else torch.zeros(1, dtype=torch.int64)
+    counter = FlopCounterMode(display=False)
+    # The fused kernels for the CPU are unknown to the counter; the plain formula is matrix products that it sees.
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        network.eval()(x_t, t, label)
+    return int(counter.get_total_flops())
+
+
+def _construct(config: ModelConfig) -> nn.Module:
+    image = {"image_size": config.image_size, "channels": config.channels, "num_classes": config.num_classes}
+    if config.model == "unet":
+        return UNet(config.unet, image_size=config.image_size, channels=config.channels, num_classes=config.num_classes)
+    factory = _import_factory(config.model)
+    keywords = {**image, **config.model_options}
+    try:
+        inspect.signature(factory).bind(**keywords)
+    except TypeError as error:  # bind, not the call: a TypeError from inside the factory is the factory's own
+        raise ValueError(
+            f"model_options: {config.model} cannot be called with the keywords {', '.join(keywords)} ({error}); "
+            "give it these parameters, or change model_options"
+        ) from error
+    network = factory(**keywords)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"model: {config.model} must return a torch.nn.Module, got {type(network).__name__}")
+    return network
+
+
+def _import_factory(path: str) -> Callable[..., object]:
+    """The callable that "package.module:factory" names."""
+    module_name, _, attributes = path.partition(":")
+    try:
+        found: object = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's code, which may fail in any way
+        raise ValueError(
+            f"model: cannot import {module_name!r} of {path!r} ({type(error).__name__}: {error}); "
+            "is it installed, or in the folder where the job was started?"
+        ) from error
+    for name in attributes.split("."):
+        if not hasattr(found, name):
+            raise ValueError(f"model: {path!r} names nothing, {module_name!r} has no {attributes!r}")
+        found = getattr(found, name)
+    if not callable(found):
+        raise ValueError(f"model: {path!r} must be callable, got {type(found).__name__}")
+    return found

@@ -1,0 +1,90 @@
+"""Ancestral sampling: walk the reverse process step by step (Ho et al., Algorithm 2), over all steps or a subset."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ddpm.denoiser import Denoiser, Images, Labels, Steps
+from ddpm.diffusion import Variance, p_mean_variance
+from ddpm.schedules import NoiseSchedule
+
+
+def p_sample(
+    schedule: NoiseSchedule,
+    denoise: Denoiser,
+    x_t: Images,
+    t: Steps,
+    label: Labels | None,
+    *,
+    variance: Variance,
+    eps: Images,
+) -> Images:
+    """Draw x_{t-1} from p(x_{t-1} | x_t): mean + sqrt(variance) eps, and the mean alone at t = 0.
+
+    Args:
+        schedule: The chain that is walked.
+        denoise: Predicts x_0_hat.
+        x_t: Noised images [B, C, H, W].
+        t: Index [B] into schedule.
+        label: Class [B], or None.
+        variance: Which fixed variance the step has.
+        eps: Standard normal noise, same shape as x_t; not used where t = 0.
+
+    Source:
+        Ho et al. 2020 (arXiv:2006.11239), Algorithm 2, lines 3-4.
+    """
+    step = p_mean_variance(schedule, denoise, x_t, t, label, variance=variance)
+    noisy = (t > 0).to(x_t)[:, None, None, None]
+    return step.mean + noisy * step.variance.sqrt() * eps
+
+
+def p_sample_loop(
+    schedule: NoiseSchedule,
+    denoise: Denoiser,
+    x_T: Images,
+    label: Labels | None,
+    *,
+    variance: Variance,
+    noise: Callable[[int], Tensor],
+) -> Images:
+    """Draw x_0 by walking every step of a chain.
+
+    Args:
+        schedule: The chain that is walked.
+        denoise: Predicts x_0_hat.
+        x_T: Standard normal noise [B, C, H, W].
+        label: Class [B], or None.
+        variance: Which fixed variance the steps have.
+        noise: noise(draw) gives the standard normal noise of a step, x_T's shape; draw counts the steps from 1.
+
+    Returns:
+        x_0 [B, C, H, W].
+
+    Source:
+        Ho et al. 2020 (arXiv:2006.11239), Algorithm 2.
+    """
+    x_t = x_T
+    for draw, i in enumerate(reversed(range(schedule.num_timesteps)), start=1):
+        t = torch.full((len(x_t),), i, device=x_t.device)
+        eps = noise(draw) if i > 0 else torch.zeros_like(x_t)
+        x_t = p_sample(schedule, denoise, x_t, t, label, variance=variance, eps=eps)
+    return x_t
+
+
+def ancestral_sample(
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    x_T: Images,
+    label: Labels | None,
+    *,
+    timesteps: Sequence[int],
+    noise: Callable[[int], Tensor],
+    variance: Variance,
+) -> Images:
+    """Ancestral sampling over a subset of the training chain's steps (ascending); otherwise as p_sample_loop.
+
+    Source:
+        Nichol and Dhariwal 2021 (arXiv:2102.09672), section 4.
+    """
+    return p_sample_loop(schedule.respace(timesteps), denoise, x_T, label, variance=variance, noise=noise)

@@ -1,0 +1,90 @@
+"""DDIM: the family of samplers with the same marginals, from deterministic (eta = 0) to ancestral (eta = 1)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ddpm.denoiser import Denoiser, Images, Labels, Steps
+from ddpm.schedules import NoiseSchedule, gather
+
+
+def ddim_step(
+    schedule: NoiseSchedule,
+    denoise: Denoiser,
+    x_t: Images,
+    t: Steps,
+    label: Labels | None,
+    *,
+    eta: float,
+    eps: Images,
+) -> Images:
+    """One step from x_t to x_{t-1}: towards x_0_hat, along eps_hat, plus noise of standard deviation sigma.
+
+    Args:
+        schedule: The chain that is walked, usually respaced.
+        denoise: Predicts x_0_hat and eps_hat; it is given the index in the training chain.
+        x_t: Noised images [B, C, H, W].
+        t: Index [B] into schedule.
+        label: Class [B], or None.
+        eta: Share of the posterior's standard deviation, in [0, 1].
+        eps: Standard normal noise, same shape as x_t; without effect where eta = 0 or t = 0.
+
+    Raises:
+        ValueError: If eta is outside [0, 1].
+
+    Source:
+        Song et al. 2021 (arXiv:2010.02502), Eq. 12 and 16.
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta: must be in [0, 1], got {eta}; 0 is deterministic, 1 ancestral")
+    prediction = denoise(x_t, schedule.timesteps.to(t.device)[t], label)
+    # Eq. 16 is eta times the standard deviation of q(x_{t-1} | x_t, x_0); it is 0 at t = 0.
+    sigma = eta * schedule.posterior_variance.sqrt()
+    # What the noise adds is taken from eps_hat, so that the variance stays 1 - alpha_bar_prev; rounding may go below 0.
+    direction = (1 - schedule.alpha_bar_prev - sigma.square()).clamp(min=0).sqrt()
+    return (
+        gather(schedule.alpha_bar_prev.sqrt(), t, x_t) * prediction.x_0_hat
+        + gather(direction, t, x_t) * prediction.eps_hat
+        + gather(sigma, t, x_t) * eps
+    )
+
+
+def ddim_sample(
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    x_T: Images,
+    label: Labels | None,
+    *,
+    timesteps: Sequence[int],
+    noise: Callable[[int], Tensor],
+    eta: float,
+) -> Images:
+    """Draw x_0 by DDIM steps over a subset of the training chain.
+
+    Args:
+        denoise: Predicts x_0_hat and eps_hat.
+        schedule: The training chain.
+        x_T: Standard normal noise [B, C, H, W].
+        label: Class [B], or None.
+        timesteps: Steps of the training chain to visit, ascending.
+        noise: noise(draw) gives the standard normal noise of a step, x_T's shape; draw counts the steps from 1. It is
+            not called where a step is deterministic.
+        eta: 0 for the deterministic sampler, 1 for the ancestral one.
+
+    Returns:
+        x_0 [B, C, H, W].
+
+    Raises:
+        ValueError: If eta is outside [0, 1].
+
+    Source:
+        Song et al. 2021 (arXiv:2010.02502).
+    """
+    chain = schedule.respace(timesteps)
+    x_t = x_T
+    for draw, i in enumerate(reversed(range(chain.num_timesteps)), start=1):
+        t = torch.full((len(x_t),), i, device=x_t.device)
+        eps = noise(draw) if eta > 0 and i > 0 else torch.zeros_like(x_t)
+        x_t = ddim_step(chain, denoise, x_t, t, label, eta=eta, eps=eps)
+    return x_t

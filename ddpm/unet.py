@@ -1,0 +1,290 @@
+"""The U-Net of Ho et al. 2020, predicting the noise eps from x_t; optionally told the class of the image.
+
+With base_channels 128, multipliers (1, 2, 2, 2) and attention at 16 it is the paper's CIFAR-10 network: 35,746,307
+parameters for 32-pixel colour images; with (1, 1, 2, 2, 4, 4) its 256-pixel network: 113,673,219. Without classes there
+are no label parameters. Labels are not in the paper: one vector per class, added to the embedding of the timestep.
+
+The first base_channels wide convolution, each block and each downsampling on the way down are concatenated, last first,
+to the inputs of the blocks on the way up.
+
+Not here: the noise schedule, clipping of x_0 and guidance, which wrap a network.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ddpm.layers import AttentionBlock, Downsample, ResidualBlock, TimeEmbedding, Upsample, conv, group_norm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UNetConfig:
+    """Shape of the U-Net; the defaults are the CIFAR-10 network of Ho et al. 2020."""
+
+    base_channels: int = 128
+    """Channels at the full resolution; even, and a multiple of num_groups."""
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    """Channels of each level in units of base_channels; every level after the first halves the resolution."""
+    num_res_blocks: int = 2
+    """Residual blocks per level on the way down; there is one more on the way up."""
+    attention_resolutions: tuple[int, ...] = (16,)
+    """Resolutions (pixels) of the levels with attention after each residual block; the middle always has it."""
+    dropout: float = 0.1
+    """Probability of dropping an activation before a block's last convolution, in training only."""
+    num_groups: int = 32
+    """Groups of every group norm; divides base_channels."""
+
+    def __post_init__(self) -> None:
+        """Check each field; see `level_resolutions` for what depends on the size of the images."""
+        if self.base_channels < 4 or self.base_channels % 2:
+            raise ValueError(f"base_channels: must be even and at least 4, got {self.base_channels}")
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise ValueError(
+                "channel_multipliers: must be one positive integer per level, "
+                f"got {self.channel_multipliers}; the paper's CIFAR-10 network has (1, 2, 2, 2)"
+            )
+        if self.num_res_blocks < 1:
+            raise ValueError(f"num_res_blocks: must be at least 1, got {self.num_res_blocks}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout: must be at least 0 and below 1, got {self.dropout}")
+        if self.num_groups < 1 or self.base_channels % self.num_groups:
+            raise ValueError(
+                f"num_groups: must divide base_channels ({self.base_channels}), got {self.num_groups}; choose a divisor"
+            )
+
+
+def level_resolutions(config: UNetConfig, image_size: int) -> tuple[int, ...]:
+    """Resolution in pixels of every level, the full one first.
+
+    Args:
+        config: Shape of the network.
+        image_size: Height and width of the images in pixels.
+
+    Returns:
+        One resolution per entry of channel_multipliers.
+
+    Raises:
+        ValueError: If image_size cannot be halved that often, or attention is asked for where there is no level.
+    """
+    num_halvings = len(config.channel_multipliers) - 1
+    if image_size < 1 or image_size % 2**num_halvings:
+        raise ValueError(
+            f"image_size: must be a multiple of {2**num_halvings} for {num_halvings + 1} levels, got {image_size}; "
+            "resize the images or give fewer channel_multipliers"
+        )
+    resolutions = tuple(image_size // 2**level for level in range(num_halvings + 1))
+    strangers = sorted(set(config.attention_resolutions) - set(resolutions))
+    if strangers:
+        raise ValueError(
+            f"attention_resolutions: must be among {list(resolutions)}, the levels of {image_size}-pixel images, "
+            f"got {strangers[0]}; choose among them, or none for attention in the middle only"
+        )
+    return resolutions
+
+
+MakeResidualBlock = Callable[[int, int], ResidualBlock]  # (in_channels, out_channels)
+MakeAttentionBlock = Callable[[int], AttentionBlock]  # (num_channels)
+
+
+class DownLevel(nn.Module):
+    """Residual blocks of one resolution on the way down, with attention after each where asked for."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        *,
+        res_block: MakeResidualBlock,
+        attention: MakeAttentionBlock | None,
+        downsample: bool,
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * num_blocks
+        self.res_blocks = nn.ModuleList(res_block(*pair) for pair in itertools.pairwise(widths))
+        self.attentions = nn.ModuleList(attention(out_channels) for _ in range(num_blocks) if attention is not None)
+        self.downsample = Downsample(out_channels) if downsample else None
+
+    def forward(self, h: Tensor, emb: Tensor) -> list[Tensor]:
+        """The output of each block, and of the downsampling if there is one: what the way up will concatenate."""
+        outputs = []
+        for index, block in enumerate(self.res_blocks):
+            h = block(h, emb)
+            if self.attentions:
+                h = self.attentions[index](h)
+            outputs.append(h)
+        if self.downsample is not None:
+            outputs.append(self.downsample(h))
+        return outputs
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, num_channels: int, *, res_block: MakeResidualBlock, attention: MakeAttentionBlock) -> None:
+        super().__init__()
+        self.res_block_1 = res_block(num_channels, num_channels)
+        self.attention = attention(num_channels)
+        self.res_block_2 = res_block(num_channels, num_channels)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        """Images of the same shape."""
+        return cast(Tensor, self.res_block_2(self.attention(self.res_block_1(h, emb)), emb))
+
+
+class UpLevel(nn.Module):
+    """Residual blocks of one resolution on the way up, each fed what a block on the way down made as well."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        skip_channels: list[int],
+        out_channels: int,
+        *,
+        res_block: MakeResidualBlock,
+        attention: MakeAttentionBlock | None,
+        upsample: bool,
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * (len(skip_channels) - 1)
+        self.res_blocks = nn.ModuleList(
+            res_block(width + skip, out_channels) for width, skip in zip(widths, skip_channels, strict=True)
+        )
+        self.attentions = nn.ModuleList(attention(out_channels) for _ in skip_channels if attention is not None)
+        self.upsample = Upsample(out_channels) if upsample else None
+
+    def forward(self, h: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
+        """Consumes `skips` from its end, one per block; twice the resolution if there is an upsampling."""
+        for index, block in enumerate(self.res_blocks):
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+            if self.attentions:
+                h = self.attentions[index](h)
+        return h if self.upsample is None else cast(Tensor, self.upsample(h))
+
+
+class UNet(nn.Module):
+    """The network eps_theta(x_t, t, label).
+
+    Args:
+        config: Shape of the network.
+        image_size: Height and width of the images in pixels.
+        channels: Channels of the images.
+        num_classes: Number of classes, or None for a network without label parameters. With classes there is one more
+            embedding, the last, for "no label": see `null_label`.
+
+    Raises:
+        ValueError: If the images do not fit the config (see `level_resolutions`).
+
+    Initial weights come from PyTorch's global generator, as in every `nn.Module`; `ddpm.model.build_model` seeds them.
+    """
+
+    def __init__(self, config: UNetConfig, *, image_size: int, channels: int, num_classes: int | None) -> None:
+        super().__init__()
+        resolutions = level_resolutions(config, image_size)
+        self.image_shape = (channels, image_size, image_size)
+        self.num_classes = num_classes
+        emb_channels = 4 * config.base_channels
+        res_block = partial(
+            ResidualBlock, emb_channels=emb_channels, num_groups=config.num_groups, dropout=config.dropout
+        )
+        attention = partial(AttentionBlock, num_groups=config.num_groups)
+        attention_at = [attention if here in config.attention_resolutions else None for here in resolutions]
+        widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
+        last = len(widths) - 1
+
+        self.time_embedding = TimeEmbedding(config.base_channels, emb_channels)
+        self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, emb_channels)
+        self.conv_in = conv(channels, config.base_channels, 3)
+        self.down_levels = nn.ModuleList()
+        skip_widths = [config.base_channels]  # of everything that the way down hands to the way up
+        for level, width in enumerate(widths):
+            down_level = DownLevel(
+                skip_widths[-1],
+                width,
+                config.num_res_blocks,
+                res_block=res_block,
+                attention=attention_at[level],
+                downsample=level < last,
+            )
+            self.down_levels.append(down_level)
+            skip_widths += [width] * (config.num_res_blocks + (level < last))
+        self.middle = Middle(widths[-1], res_block=res_block, attention=attention)
+        self.up_levels = nn.ModuleList()  # the lowest resolution first: the order in which they run
+        below = widths[-1]
+        for level in reversed(range(len(widths))):
+            up_level = UpLevel(
+                below,
+                [skip_widths.pop() for _ in range(config.num_res_blocks + 1)],
+                widths[level],
+                res_block=res_block,
+                attention=attention_at[level],
+                upsample=level > 0,
+            )
+            self.up_levels.append(up_level)
+            below = widths[level]
+        self.norm_out = group_norm(config.num_groups, below)
+        self.conv_out = conv(below, channels, 3, zero=True)
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that means "no label" (index num_classes), or None for a network without classes."""
+        return self.num_classes
+
+    def forward(
+        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, "b"], label: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Predicts the noise in x_t.
+
+        Args:
+            x_t: Noised images [B, C, H, W].
+            t: Index in the training chain [B], 0-based (t = 0 is the paper's t = 1).
+            label: Classes [B] in [0, num_classes]; num_classes is the null label, and None means that for every image.
+
+        Returns:
+            eps_hat [B, C, H, W].
+
+        Raises:
+            ValueError: If x_t, t or label has another shape, a label is given to a network without classes, or a label
+                on the CPU is out of range (to look at it would stall an accelerator; there the embedding fails).
+        """
+        if tuple(x_t.shape[1:]) != self.image_shape:
+            raise ValueError(f"x_t: must be [B, {', '.join(map(str, self.image_shape))}], got {list(x_t.shape)}")
+        if t.shape != x_t.shape[:1]:
+            raise ValueError(f"t: must be [B] with B = {x_t.shape[0]}, got {list(t.shape)}")
+        emb: Tensor = self._embedding(t, label)
+        h = self.conv_in(x_t)
+        skips = [h]
+        for down_level in self.down_levels:
+            skips += down_level(skips[-1], emb)
+        h = self.middle(skips[-1], emb)
+        for up_level in self.up_levels:
+            h = up_level(h, skips, emb)
+        eps_hat: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return eps_hat
+
+    def _embedding(self, t: Tensor, label: Tensor | None) -> Tensor:
+        """Embedding of the timestep plus, in a network with classes, of the label."""
+        emb: Tensor = self.time_embedding(t)
+        if self.label_embedding is None or self.num_classes is None:
+            if label is not None:
+                raise ValueError("label: this network has no classes (num_classes is None), pass label=None")
+            return emb
+        if label is None:
+            label = torch.full(t.shape, self.num_classes, dtype=torch.int64, device=t.device)
+        if label.shape != t.shape:
+            raise ValueError(f"label: must be [B] with B = {t.shape[0]}, got {list(label.shape)}")
+        if label.device.type == "cpu" and not torch.compiler.is_compiling() and label.numel():
+            low, high = int(label.min()), int(label.max())
+            if low < 0 or high > self.num_classes:
+                raise ValueError(
+                    f"label: must be in [0, {self.num_classes}] ({self.num_classes} is the null label), "
+                    f"got {low if low < 0 else high}"
+                )
+        return emb + cast(Tensor, self.label_embedding(label))

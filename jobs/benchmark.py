@@ -1,0 +1,37 @@
+"""Training speed of the pipeline beside bare DDP processes: `python jobs/benchmark.py train`."""
+
+import dataclasses
+import sys
+
+from jobs.cli import run_job
+from pipeline.benchmark import BenchmarkConfig, benchmark_train
+from pipeline.errors import ConfigError
+from pipeline.presets import Preset
+from pipeline.progress import say
+
+
+def _of_preset(preset: Preset) -> BenchmarkConfig:
+    own_images = preset.prepare.source != "digits"
+    train = dataclasses.replace(preset.train, data=dataclasses.replace(preset.train.data, lanes=4, window_shards=2))
+    return BenchmarkConfig(train=train, image_size=preset.prepare.image_size if own_images else None)
+
+
+def _run(config: BenchmarkConfig) -> None:
+    result = benchmark_train(config)
+    say(f"done: the pipeline's speed is {result.ratio:.3f} of the bare processes'")
+
+
+def _plan(config: BenchmarkConfig) -> list[tuple[str, str]]:
+    return [("runs", f"{config.rounds} of the pipeline and {config.rounds} bare, {config.steps} steps each")]
+
+
+def main(argv: list[str]) -> int:
+    """Read what to measure, then the flags."""
+    if argv[:1] != ["train"] and "--help" not in argv:
+        print(f"error: {ConfigError('what to measure: train, as in jobs/benchmark.py train')}", file=sys.stderr)
+        return ConfigError.exit_code
+    return run_job(argv[1:] if argv[:1] == ["train"] else argv, _of_preset, _run, _plan)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

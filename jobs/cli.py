@@ -1,0 +1,121 @@
+"""What all jobs share: preset < file < flags, one line per error, exit codes.
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+"""
+
+import argparse
+import contextlib
+import io
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from pipeline.config_io import read_toml, to_toml
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.presets import PRESETS, Preset
+from pipeline.progress import say
+
+C = TypeVar("C")
+
+_COMMON = """
+
+Before these flags come, in this order, a preset and a file:
+  --preset NAME     one of {presets} (default: digits)
+  --config FILE     TOML with any of the fields below; unknown keys are refused
+  --dry-run         print the resolved configuration and the plan, touch nothing
+  --traceback       show where an error came from"""
+
+
+def run_job(
+    argv: Sequence[str],
+    of_preset: Callable[[Preset], C],
+    run: Callable[[C], None],
+    describe: Callable[[C], list[tuple[str, str]]],
+) -> int:
+    """Resolve the configuration and run the job, or with --dry-run print what it would do.
+
+    Args:
+        argv: The flags, without the program's name.
+        of_preset: This job's part of a preset.
+        run: The job.
+        describe: The plan of a --dry-run, as names and values.
+
+    Returns:
+        The exit code.
+    """
+    sys.path.insert(0, str(Path.cwd()))  # a network of your own lies where you started the job
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--traceback", action="store_true")
+    show_traceback = own.parse_known_args(argv)[0].traceback
+    try:
+        dry_run, config = _resolve(argv, of_preset)
+        if dry_run:
+            _print_plan(config, describe(config))
+        else:
+            run(config)
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if show_traceback:
+            traceback.print_exc()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return error.exit_code if isinstance(error, PipelineError) else 1
+
+
+def _resolve(argv: Sequence[str], of_preset: Callable[[Preset], C]) -> tuple[bool, C]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default="digits")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--traceback", action="store_true")
+    common, flags = parser.parse_known_args(argv)
+    if common.preset not in PRESETS:
+        raise ConfigError(f"--preset: one of {', '.join(PRESETS)}, got {common.preset!r}")
+    config = of_preset(PRESETS[common.preset]())
+    if common.config is not None:
+        try:
+            text = common.config.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"--config: cannot read {common.config} ({error.strerror})") from error
+        config = read_toml(type(config), text, str(common.config), base=config)
+    return common.dry_run, _parse_flags(config, flags)
+
+
+def _parse_flags(config: C, flags: Sequence[str]) -> C:
+    description = (type(config).__doc__ or "") + _COMMON.format(presets=", ".join(PRESETS))
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(type(config), args=list(flags), default=config, description=description)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise ConfigError(_first_sentence(complaint.getvalue())) from None
+
+
+def _first_sentence(box: str) -> str:
+    """The sentence inside the framed message of the flag parser, without its frame and its help text."""
+    lines = [re.sub(r"[│╭╮╰╯─]|\x1b\[[0-9;]*m", "", line).strip() for line in box.splitlines()]
+    sentence = " ".join(line for line in lines[1:] if line and not set(line) <= {"-"})
+    sentence = re.split(r"Argument helptext:|For full helptext|Got errors:", sentence)[0].strip()
+    return f"{sentence} (--help lists every flag)"
+
+
+def one_line(error: Exception) -> str:
+    """An error as one line for the terminal."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text} (--traceback shows where)"
+
+
+def _print_plan(config: object, plan: list[tuple[str, str]]) -> None:
+    say(to_toml(config))
+    width = max(len(name) for name, _ in plan)
+    for name, value in plan:
+        say(f"# {name:<{width}}  {value}")

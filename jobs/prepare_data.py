@@ -1,0 +1,18 @@
+"""Make a dataset of WebDataset shards: `python jobs/prepare_data.py --source FOLDER --output ...`."""
+
+import sys
+
+from jobs.cli import run_job
+from pipeline.prepare import PrepareConfig, describe_plan, prepare
+from pipeline.progress import say
+
+
+def _run(config: PrepareConfig) -> None:
+    manifest = prepare(config)
+    for name, split in manifest.splits.items():
+        say(f"{name}: {split.num_samples:,} images in {len(split.shards)} shards")
+    say(f"done: dataset {manifest.name!r} (digest {manifest.digest[:16]}) in {config.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(sys.argv[1:], lambda preset: preset.prepare, _run, describe_plan))

@@ -1,0 +1,17 @@
+"""Train a DDPM: `python jobs/train.py --preset digits`, or `ray job submit --working-dir . -- python jobs/train.py`."""
+
+import sys
+
+from jobs.cli import run_job
+from pipeline.progress import say
+from pipeline.train import describe_plan, train
+from pipeline.train_config import TrainConfig
+
+
+def _run(config: TrainConfig) -> None:
+    result = train(config)
+    say(f"done: {result.steps} steps; registered {result.version.uri}; last checkpoint {result.checkpoint_uri}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(sys.argv[1:], lambda preset: preset.train, _run, describe_plan))

@@ -1,0 +1,181 @@
+"""Training speed of the pipeline beside bare DDP processes, interleaved in one run.
+
+The bare side is what one would write without a pipeline: the same number of torch processes with gloo or NCCL, the same
+network, batch, optimiser and threads, the whole dataset as one tensor in memory, torch's own random numbers. Machines
+drift, so the two sides take turns and what counts is their ratio. The steady state is the median over the intervals of
+a run after its first third.
+"""
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.multiprocessing
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch.nn.parallel import DistributedDataParallel
+
+from ddpm import Ema, ModelConfig, build_model, images_to_x_0, make_schedule, q_sample, simple_loss
+from pipeline.cluster import ray_session
+from pipeline.prepare import PrepareConfig, prepare
+from pipeline.progress import say
+from pipeline.shards import decode_png, read_shard
+from pipeline.storage import open_store
+from pipeline.tracking import TrackingConfig, metric_history
+from pipeline.train import load_plan, train
+from pipeline.train_config import TrainConfig
+
+_INTERVALS_PER_RUN = 15
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkConfig:
+    """Compare the pipeline's training speed with bare DDP processes."""
+
+    train: TrainConfig
+    """The network, batch and workers to compare; its dataset is replaced by one made for the benchmark."""
+    image_size: int | None = None
+    """Pixels per side of the benchmark's images; none: scikit-learn's digits as they are."""
+    steps: int = 300
+    """Optimiser steps of every run; the first third warms up."""
+    rounds: int = 2
+    """Runs of each side, in turn."""
+
+    def __post_init__(self) -> None:
+        if self.steps < _INTERVALS_PER_RUN:
+            raise ValueError(f"steps: at least {_INTERVALS_PER_RUN}, got {self.steps}")
+        if self.rounds < 1:
+            raise ValueError(f"rounds: at least 1, got {self.rounds}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkResult:
+    """Images per second of each run, in the order in which they ran."""
+
+    pipeline: tuple[float, ...]
+    """The pipeline's runs."""
+    bare: tuple[float, ...]
+    """The bare runs."""
+
+    @property
+    def ratio(self) -> float:
+        """Median of the pipeline over median of the bare processes."""
+        return statistics.median(self.pipeline) / statistics.median(self.bare)
+
+
+def benchmark_train(config: BenchmarkConfig) -> BenchmarkResult:
+    """Run both sides in turn and report each run.
+
+    Args:
+        config: What to compare.
+
+    Returns:
+        The figures; the ratio is what to quote.
+    """
+    pipeline, bare = [], []
+    with tempfile.TemporaryDirectory(prefix="ddpm-benchmark-") as folder, ray_session(config.train.cluster):
+        place = Path(folder)
+        dataset = _make_dataset(config, place)
+        for number in range(config.rounds):
+            run = _pipeline_config(config, dataset, place, number)
+            pipeline.append(_pipeline_rate(run))
+            say(f"round {number + 1}: pipeline {pipeline[-1]:8.1f} img/s")
+            bare.append(_bare_rate(run, place / f"bare-{number}"))
+            say(f"round {number + 1}: bare DDP {bare[-1]:8.1f} img/s")
+    return BenchmarkResult(pipeline=tuple(pipeline), bare=tuple(bare))
+
+
+def _make_dataset(config: BenchmarkConfig, place: Path) -> str:
+    """Digits, or the digits' scans enlarged in colour: their content does not change the speed."""
+    output = str(place / "dataset")
+    if config.image_size is None:
+        prepare(PrepareConfig(source="digits", output=output, shard_size=250))
+        return output
+    folder = place / "images"
+    folder.mkdir()
+    size = (config.image_size, config.image_size)
+    for index, scan in enumerate(load_digits().images[:512]):
+        grey = Image.fromarray(np.round(scan * 255 / 16).astype(np.uint8)).resize(size)
+        Image.merge("RGB", (grey, grey.rotate(90), grey.rotate(180))).save(folder / f"{index:04d}.png")
+    prepare(PrepareConfig(source=str(folder), output=output, image_size=config.image_size, shard_size=64))
+    return output
+
+
+def _pipeline_config(config: BenchmarkConfig, dataset: str, place: Path, number: int) -> TrainConfig:
+    return dataclasses.replace(
+        config.train,
+        dataset=dataset,
+        output=str(place / f"train-{number}"),
+        steps=config.steps,
+        log_interval_steps=config.steps // _INTERVALS_PER_RUN,
+        checkpoint_interval_steps=config.steps,
+        grid_interval_steps=config.steps,
+        tracking=TrackingConfig(uri=f"sqlite:///{place / 'mlflow.db'}"),
+    )
+
+
+def _pipeline_rate(config: TrainConfig) -> float:
+    result = train(config)
+    return _steady([value for _, value in metric_history(config.tracking, result.run_id, "images_per_s")])
+
+
+def _bare_rate(config: TrainConfig, place: Path) -> float:
+    place.mkdir()
+    manifest, network = load_plan(config)
+    store = open_store(config.dataset)
+    samples = [sample for shard in manifest.splits["train"].shards for sample in read_shard(store, shard)]
+    np.savez(
+        place / "data.npz",
+        images=np.stack([decode_png(sample.png) for sample in samples]),
+        labels=np.array([sample.cls or 0 for sample in samples]),
+    )
+    arguments = (config, network, str(place))
+    torch.multiprocessing.spawn(_bare_worker, args=arguments, nprocs=config.workers.num_workers)
+    return _steady([float(line) for line in (place / "rates").read_text().split()])
+
+
+def _steady(rates: list[float]) -> float:
+    return statistics.median(rates[len(rates) // 3 :])
+
+
+def _bare_worker(rank: int, config: TrainConfig, model_config: ModelConfig, place: str) -> None:
+    world = config.workers.num_workers
+    torch.set_num_threads(config.workers.cpus_per_worker)
+    device = torch.device("cuda", rank) if config.workers.use_gpu else torch.device("cpu")
+    torch.distributed.init_process_group(
+        "nccl" if config.workers.use_gpu else "gloo", init_method=f"file://{place}/rendezvous", rank=rank, world_size=world
+    )
+    with np.load(f"{place}/data.npz") as arrays:
+        data = images_to_x_0(torch.from_numpy(arrays["images"])).to(device)
+        labels = torch.from_numpy(arrays["labels"]).long().to(device) if model_config.num_classes else None
+    network = build_model(model_config).to(device)
+    ddp = DistributedDataParallel(network, device_ids=[rank] if config.workers.use_gpu else None)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.learning_rate)
+    ema = Ema(network, config.optimizer.ema_halflife_images) if rank == 0 else None
+    schedule = make_schedule(model_config.schedule)
+    local_batch = config.global_batch // world
+    rates: list[float] = []
+    started_s = time.perf_counter()
+    for step in range(1, config.steps + 1):
+        chosen = torch.randint(len(data), (local_batch,), device=device)
+        x_0, t = data[chosen], torch.randint(schedule.num_timesteps, (local_batch,), device=device)
+        eps = torch.randn_like(x_0)
+        eps_hat = ddp(q_sample(schedule, x_0, t, eps), t, None if labels is None else labels[chosen])
+        simple_loss(eps, eps_hat).mean().backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.grad_clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if ema is not None:
+            ema.update(network, config.global_batch)
+        if step % config.log_interval_steps == 0:
+            elapsed_s, started_s = time.perf_counter() - started_s, time.perf_counter()
+            rates.append(config.log_interval_steps * config.global_batch / elapsed_s)
+    if rank == 0:
+        Path(place, "rates").write_text(" ".join(map(str, rates)))
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,94 @@
+"""Errors that an operator acts on: one line that names the field, file or value and says what to do next.
+
+PipelineError                      exit code 1
+├── UsageError                     exit code 2: the command or its configuration is wrong
+│   ├── ConfigError                a field, a file or a flag has an impossible value
+│   ├── DatasetMissingError        no dataset, or no images, where one was named
+│   ├── ModelMissingError          no model where one was named
+│   └── OutputExistsError          the output holds something else; nothing was changed
+├── StorageError                   object storage gave no usable answer after all retries
+│   ├── ObjectMissingError         the key does not exist
+│   └── StorageAccessError         refused: credentials, permission, bucket, folder, disk
+├── DatasetError                   the dataset is there and cannot be used
+│   ├── ShardCorruptError          size, sha256 or count of a shard differ from the manifest
+│   └── UndecodableImageError      more source images than allowed do not decode
+├── CheckpointError                no usable checkpoint
+├── TrackingUnavailableError       the MLflow server does not answer
+├── CommitConflictError            two different results for one output shard
+├── TrainingDivergedError          loss or gradients are not finite, too often
+└── TrainingFailedError            workers died more often than allowed
+
+Callers' mistakes inside the program are ValueError, broken invariants are assert; neither is in this tree.
+"""
+
+
+class PipelineError(Exception):
+    """Base of all errors that end a job with one line instead of a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(PipelineError):
+    """The command or its configuration is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A field, a file or a flag has an impossible value."""
+
+
+class DatasetMissingError(UsageError):
+    """No dataset, or no images, where one was named."""
+
+
+class ModelMissingError(UsageError):
+    """No model where one was named."""
+
+
+class OutputExistsError(UsageError):
+    """The output holds something else; nothing was changed."""
+
+
+class StorageError(PipelineError):
+    """Object storage gave no usable answer after all retries."""
+
+
+class ObjectMissingError(StorageError):
+    """The key does not exist."""
+
+
+class StorageAccessError(StorageError):
+    """Refused: credentials, permission, bucket, folder or disk."""
+
+
+class DatasetError(PipelineError):
+    """The dataset is there and cannot be used."""
+
+
+class ShardCorruptError(DatasetError):
+    """Size, sha256 or sample count of a shard differ from the manifest, or its archive is malformed."""
+
+
+class UndecodableImageError(DatasetError):
+    """More source images than allowed do not decode."""
+
+
+class CheckpointError(PipelineError):
+    """No usable checkpoint."""
+
+
+class TrackingUnavailableError(PipelineError):
+    """The MLflow server does not answer."""
+
+
+class CommitConflictError(PipelineError):
+    """Two different results for one output shard."""
+
+
+class TrainingDivergedError(PipelineError):
+    """Loss or gradients are not finite, too often."""
+
+
+class TrainingFailedError(PipelineError):
+    """Training workers died more often than allowed."""

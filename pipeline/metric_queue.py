@@ -1,0 +1,252 @@
+"""A bounded queue between training and a tracking server that may be slow, away, or picky.
+
+Putting never blocks and never raises. One background thread sends in order, in batches, and tries again with a growing
+pause for as long as the server is away. What the server refuses for good, and what does not fit, is counted as lost.
+This module knows no server: it is given functions that send, and they must be safe to repeat.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+BATCH_POINTS = 1000  # MLflow's limit for one request
+_GATHER_S = 1.0  # so that a fast training loop makes one request a second, not one a step
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_TASK_ATTEMPTS = 3
+
+
+class RefusedError(Exception):
+    """The server answered, and will never take this: sending it again is of no use."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricPoint:
+    """One value of a curve. The time is fixed when it is made: a point that is sent twice is stored once."""
+
+    key: str
+    """Name of the curve."""
+    value: float
+    """Its value; may be NaN."""
+    step: int
+    """Training step."""
+    time_ms: int
+    """Milliseconds since 1970 (UTC)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Entry:
+    """What stays together in one request: the points of one call, or one task."""
+
+    points: tuple[MetricPoint, ...] = ()
+    task: Callable[[], None] | None = None
+    name: str = ""
+
+    @property
+    def size(self) -> int:
+        return len(self.points) if self.task is None else 1
+
+
+class MetricQueue:
+    """Sends points and small tasks from one background thread.
+
+    Args:
+        send: Sends up to 1000 points in one request. RefusedError: never try again; anything else: later.
+        ping: Returns if the server is there; called when a task failed, to know whose fault it was.
+        say: Prints one line: when the server goes away, when it is back, what was refused.
+        where: What the lines call the server.
+        max_points: Points kept while the server is away (about 200 bytes each).
+        max_tasks: Tasks kept while the server is away.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Sequence[MetricPoint]], None],
+        ping: Callable[[], None],
+        say: Callable[[str], None],
+        where: str,
+        *,
+        max_points: int = 200_000,
+        max_tasks: int = 200,
+    ) -> None:
+        """Start empty; the thread starts with the first entry."""
+        self._send, self._ping, self._say, self._where = send, ping, say, where
+        self._max_points, self._max_tasks = max_points, max_tasks
+        self._changed = threading.Condition()
+        self._entries: deque[_Entry] = deque()
+        self._num_points = self._num_tasks = self._num_lost = self._num_failures = 0
+        self._hurry = self._closing = self._away = self._full = False
+        self._thread: threading.Thread | None = None
+
+    def put_points(self, points: Sequence[MetricPoint]) -> None:
+        """Queue the points of one step; they are sent together (in chunks of 1000)."""
+        for start in range(0, len(points), BATCH_POINTS):
+            self._put(_Entry(points=tuple(points[start : start + BATCH_POINTS])))
+
+    def put_task(self, name: str, task: Callable[[], None]) -> None:
+        """Queue something else to do at the server, such as an upload; `name` is what a line calls it."""
+        self._put(_Entry(task=task, name=name))
+
+    def count_lost(self, num: int, why: str) -> None:
+        """Count something as lost and say why."""
+        with self._changed:
+            self._num_lost += num
+        self._say(f"MLflow at {self._where}: {why}")
+
+    def flush(self, timeout_s: float) -> int:
+        """Send what is queued; gives up early when the server does not answer.
+
+        Args:
+            timeout_s: Longest wait in seconds.
+
+        Returns:
+            How many points and tasks are still queued; they are kept.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        with self._changed:
+            failures = self._num_failures
+            self._hurry = True
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: not self._entries or self._num_failures > failures, max(0.0, deadline_s - time.monotonic())
+            )
+            self._hurry = False
+            return self._num_points + self._num_tasks
+
+    def close(self, timeout_s: float) -> int:
+        """Send what is queued, for as long as that takes up to `timeout_s`, and stop the thread.
+
+        Returns:
+            How many points and tasks were lost, now or before.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while self.flush(deadline_s - time.monotonic()) and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            self._num_lost += self._num_points + self._num_tasks
+            self._entries.clear()
+            self._num_points = self._num_tasks = 0
+            return self._num_lost
+
+    def _put(self, entry: _Entry) -> None:
+        with self._changed:
+            full = (
+                self._num_tasks >= self._max_tasks if entry.task else self._num_points + entry.size > self._max_points
+            )
+            if full or self._closing:
+                self._num_lost += entry.size
+                first_time, self._full = not self._full, True
+            else:
+                first_time, self._full = False, False
+                self._entries.append(entry)
+                self._count(entry, 1)
+                self._changed.notify_all()
+            if self._thread is None and not self._closing:
+                self._thread = threading.Thread(target=self._work, name="metric-queue", daemon=True)
+                self._thread.start()
+        if first_time:
+            self._say(
+                f"MLflow at {self._where}: the queue is full or closed, further metrics are lost until it empties"
+            )
+
+    def _count(self, entry: _Entry, sign: int) -> None:
+        if entry.task:
+            self._num_tasks += sign
+        else:
+            self._num_points += sign * entry.size
+
+    def _work(self) -> None:
+        pause_s = 0.0
+        while True:
+            batch = self._next_batch(pause_s)
+            if batch is None:
+                return
+            try:
+                self._send_batch(batch)
+            except Exception as error:  # the thread must outlive whatever a client library raises
+                pause_s = min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+                self._note_failure(error)
+            else:
+                pause_s = 0.0
+                self._note_success(batch)
+
+    def _next_batch(self, pause_s: float) -> list[_Entry] | None:
+        """Waits until something is due and returns it, still queued; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._entries or self._closing)
+            # After a failure a flush does not shorten the pause to nothing: it waits at most the first pause.
+            wait_s = pause_s or _GATHER_S
+            floor_s = min(pause_s, _FIRST_PAUSE_S)
+            started_s = time.monotonic()
+            if floor_s:
+                self._changed.wait_for(lambda: self._closing, floor_s)
+            self._changed.wait_for(
+                lambda: self._hurry or self._closing or (not pause_s and self._num_points >= BATCH_POINTS),
+                max(0.0, wait_s - (time.monotonic() - started_s)),
+            )
+            if self._closing:
+                return None
+            batch: list[_Entry] = []
+            for entry in self._entries:
+                if batch and (entry.task or batch[0].task or sum(e.size for e in batch) + entry.size > BATCH_POINTS):
+                    break
+                batch.append(entry)
+            return batch
+
+    def _send_batch(self, batch: list[_Entry]) -> None:
+        if batch[0].task is None:
+            self._send_points([point for entry in batch for point in entry.points])
+        else:
+            self._do_task(batch[0].name, batch[0].task)
+
+    def _do_task(self, name: str, task: Callable[[], None]) -> None:
+        """Does a task; one that fails while the server is there is given up after a few attempts."""
+        for attempt in range(1, _TASK_ATTEMPTS + 1):
+            try:
+                return task()
+            except Exception as error:
+                self._ping()  # raises if the server is away: then the task stays queued and is not to blame
+                if isinstance(error, RefusedError) or attempt == _TASK_ATTEMPTS:
+                    return self.count_lost(1, f"{name} was lost ({_reason(error)})")
+            time.sleep(attempt * _FIRST_PAUSE_S)
+
+    def _send_points(self, points: Sequence[MetricPoint]) -> None:
+        """Sends points; where the server refuses some, finds them by halving, so that the others arrive."""
+        try:
+            self._send(points)
+        except RefusedError as error:
+            if len(points) == 1:
+                self.count_lost(1, f"refused {points[0].key!r} of step {points[0].step} ({_reason(error)})")
+                return
+            self._send_points(points[: len(points) // 2])
+            self._send_points(points[len(points) // 2 :])
+
+    def _note_success(self, batch: list[_Entry]) -> None:
+        with self._changed:
+            for entry in batch:
+                if self._entries and self._entries[0] is entry:  # close() may have emptied the queue meanwhile
+                    self._entries.popleft()
+                    self._count(entry, -1)
+            back, self._away = self._away, False
+            num_left = self._num_points
+            self._changed.notify_all()
+        if back:
+            self._say(f"MLflow at {self._where} answers again; {num_left} kept metrics follow")
+
+    def _note_failure(self, error: Exception) -> None:
+        with self._changed:
+            self._num_failures += 1
+            first, self._away = not self._away, True
+            self._changed.notify_all()
+        if first:
+            self._say(
+                f"MLflow at {self._where} does not answer ({_reason(error)}); "
+                f"the run goes on, up to {self._max_points} metrics are kept and sent later"
+            )
+
+
+def _reason(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -1,0 +1,202 @@
+"""Where MLflow is, whether it answers, and a quiet client for it.
+
+This module, `tracking`, `registry` and `sampler_model` are the only importers of mlflow. The first three import it
+inside functions, because that takes a second.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from pipeline.errors import TrackingUnavailableError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SCHEMES = frozenset({"http", "https", "sqlite", "postgresql", "mysql", "mssql"})
+_CHECK_S = 9.0
+_SQLITE_START = b"SQLite format 3\0"
+
+# Answers that will be the same next time. Others, a proxy's 404 among them, may pass.
+_REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"})
+
+# Few and short attempts inside MLflow's client: the queue does the waiting. Whoever sets a variable is heard.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """Where runs and models are recorded."""
+
+    uri: str | None = None
+    """MLflow tracking URI (http://..., sqlite:///..., postgresql://...). None: the variable MLFLOW_TRACKING_URI, else
+    the SQLite file artifacts/mlflow.db."""
+    experiment: str = "ddpm"
+    """Name of the MLflow experiment; made if there is none."""
+
+    def __post_init__(self) -> None:
+        """Check the experiment's name."""
+        if not self.experiment.strip():
+            raise ValueError(f"experiment: must not be empty, got {self.experiment!r}")
+
+
+def tracking_uri(config: TrackingConfig) -> str:
+    """The URI that a config stands for; a relative SQLite path becomes absolute, since workers run in other folders.
+
+    Raises:
+        TrackingUnavailableError: If the URI's scheme is none that MLflow's servers and databases have.
+    """
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///artifacts/mlflow.db"
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if scheme not in _SCHEMES:
+        raise TrackingUnavailableError(
+            f"tracking.uri: {redact(uri)!r} is no MLflow address; give http://host:port, https://... or sqlite:///file.db"
+        )
+    prefix, separator, path = uri.partition(":///")
+    if scheme == "sqlite" and separator and path:
+        return f"{prefix}:///{Path(path).absolute()}"
+    return uri
+
+
+def redact(uri: str) -> str:
+    """The URI without its password, fit for messages."""
+    parts = urlsplit(uri)
+    user, at, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}")) if at and ":" in user else uri
+
+
+def resolve_tracking(config: TrackingConfig) -> TrackingConfig:
+    """The config with its URI spelt out, for processes that have another folder or environment."""
+    return replace(config, uri=tracking_uri(config))
+
+
+def check_server(config: TrackingConfig) -> None:
+    """Make sure, within 10 seconds, that MLflow answers; a new SQLite file is made with its tables.
+
+    Raises:
+        TrackingUnavailableError: If nothing answers, or something that is not MLflow, or it refuses the credentials.
+    """
+    uri = tracking_uri(config)
+    failures: list[Exception] = []
+    _set_defaults()
+
+    def probe() -> None:
+        try:
+            connect(uri).search_experiments(max_results=1)
+        except Exception as error:
+            failures.append(error)
+
+    with environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT="8"):
+        thread = threading.Thread(target=probe, name="mlflow-check", daemon=True)  # a database may hang for minutes
+        thread.start()
+        thread.join(None if uri.startswith("sqlite") else _CHECK_S)
+    if thread.is_alive():
+        raise unavailable(uri, f"no answer within {_CHECK_S:.0f} s")
+    if failures:
+        raise unavailable(uri, describe(failures[0])) from failures[0]
+
+
+@functools.cache
+def connect(uri: str) -> "MlflowClient":
+    """A quiet MLflow client; one per URI and process. It is thread-safe."""
+    _set_defaults()
+    if uri.startswith("sqlite:///"):
+        _prepare_sqlite(uri)
+    with warnings.catch_warnings():  # SQLAlchemy deprecates what MLflow does
+        warnings.simplefilter("ignore")
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=uri)
+
+
+@contextlib.contextmanager
+def mlflow_errors(uri: str) -> Iterator[None]:
+    """Turns what MLflow raises in the block into TrackingUnavailableError with one line."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("mlflow", "requests", "sqlalchemy"):
+            raise
+        if refusal(error):
+            raise TrackingUnavailableError(f"MLflow at {redact(uri)} refuses: {describe(error)}") from error
+        raise unavailable(uri, describe(error)) from error
+
+
+def refusal(error: BaseException) -> str | None:
+    """MLflow's error code, if it says that the same request will never succeed."""
+    code = str(getattr(error, "error_code", ""))
+    return code if code in _REFUSALS else None
+
+
+def describe(error: BaseException) -> str:
+    """The root cause in one line of at most 200 characters."""
+    innermost = error
+    while (deeper := innermost.__cause__ or innermost.__context__) is not None:
+        innermost = deeper
+    text = " ".join(str(innermost).split()) or type(innermost).__name__
+    text, _, body = text.partition(" Response body: ")
+    if body:
+        text = f"it answers, but not as MLflow does: {text.rstrip('.')}"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _set_defaults() -> None:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Each retry of a request would be a line on the terminal; what comes of it is reported once, by whoever asked.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+def _prepare_sqlite(uri: str) -> None:
+    """Makes the folder, and finds within no time what MLflow would retry for ten seconds."""
+    file = Path(uri.removeprefix("sqlite:///"))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("rb") if file.exists() else contextlib.nullcontext() as stream:
+            start = stream.read(len(_SQLITE_START)) if stream else b""
+    except OSError as error:
+        raise unavailable(uri, str(error)) from error
+    if start and start != _SQLITE_START:
+        raise unavailable(uri, "the file is no SQLite database")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise unavailable(uri, "it may not be written")
+
+
+def unavailable(uri: str, reason: str) -> TrackingUnavailableError:
+    """The error for a server that gives no usable answer."""
+    return TrackingUnavailableError(
+        f"MLflow at {redact(uri)} is not available ({reason.replace(uri, redact(uri))}); "
+        "start the server, or correct tracking.uri or MLFLOW_TRACKING_URI"
+    )
+
+
+@contextlib.contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Variables set for the block; MLflow reads its settings from nowhere else."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

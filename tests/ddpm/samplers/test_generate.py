@@ -1,0 +1,212 @@
+"""Image i is image i in any batch; the draws are the documented ones; the config refuses what would be ignored."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddpm.denoiser import EpsDenoiser
+from ddpm.noise import Stream, standard_normal
+from ddpm.samplers import SamplerConfig, generate
+from ddpm.samplers.ancestral import ancestral_sample, p_sample_loop
+from ddpm.samplers.ddim import ddim_sample
+from ddpm.samplers.spacing import spaced_timesteps
+from ddpm.schedules import ScheduleConfig, make_schedule
+
+SCHEDULE = make_schedule(ScheduleConfig(name="cosine", num_timesteps=100))
+SHAPE = (3, 5, 7)
+SAMPLERS = [
+    SamplerConfig(name="ancestral", num_steps=20),
+    SamplerConfig(name="ancestral", num_steps=20, variance="fixed_large", spacing="trailing"),
+    SamplerConfig(name="ddim", num_steps=20),
+    SamplerConfig(name="ddim", num_steps=20, eta=0.0, spacing="leading", clip_x_0=False),
+]
+
+
+def elementwise(x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+    """A network without sums: rounding cannot depend on the batch. Labels shift it."""
+    shift = t / 100 if label is None else t / 100 + label
+    return torch.tanh(x_t * 0.7 + shift.to(x_t)[:, None, None, None])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{s.name}-{s.spacing}")
+def test_an_image_does_not_depend_on_its_batch(sampler: SamplerConfig) -> None:
+    ids = torch.tensor([4711, 0, 2**40 + 3, 12, 13, 14, 2**32])
+    label = ids % 4
+
+    def images(rows: list[int]) -> Tensor:
+        return generate(
+            elementwise, SCHEDULE, sampler, seed=7, sample_ids=ids[rows], label=label[rows], image_shape=SHAPE
+        )
+
+    batch = images([0, 1, 2, 3, 4, 5, 6])
+    assert batch.shape == (7, *SHAPE) and batch.dtype == torch.float32
+    assert float(batch.abs().max()) <= 1
+    for rows in ([6, 5, 4, 3, 2, 1, 0], [2], [5, 0, 3]):
+        assert torch.equal(images(rows), batch[rows])
+    for a, b in itertools.combinations(batch, 2):
+        assert not torch.equal(a, b)
+
+
+def test_seed_and_label_matter() -> None:
+    ids = torch.arange(3)
+
+    def images(seed: int, label: int) -> Tensor:
+        return generate(
+            elementwise,
+            SCHEDULE,
+            SAMPLERS[0],
+            seed=seed,
+            sample_ids=ids,
+            label=torch.full_like(ids, label),
+            image_shape=SHAPE,
+        )
+
+    assert not torch.equal(images(0, 0), images(1, 0))
+    assert not torch.equal(images(0, 0), images(0, 1))
+
+
+@pytest.mark.parametrize("name", ["ancestral", "ddim"])
+def test_generate_uses_the_documented_draws(name: str) -> None:
+    """x_T is draw 0 of its stream; the steps are draws 1, 2, ... of theirs, and the last step draws nothing."""
+    ids, drawn = torch.arange(4), []
+    sampler = SamplerConfig(name=name, num_steps=10)  # type: ignore[arg-type]
+    got = generate(elementwise, SCHEDULE, sampler, seed=5, sample_ids=ids, label=None, image_shape=SHAPE)
+
+    def noise(draw: int) -> Tensor:
+        drawn.append(draw)
+        return standard_normal(5, Stream.STEP, ids, draw, SHAPE)
+
+    x_T, denoise = standard_normal(5, Stream.X_T, ids, 0, SHAPE), EpsDenoiser(network=elementwise, schedule=SCHEDULE)
+    timesteps = spaced_timesteps(100, 10, "linspace")
+    if name == "ancestral":
+        expected = ancestral_sample(
+            denoise, SCHEDULE, x_T, None, timesteps=timesteps, noise=noise, variance="fixed_small"
+        )
+    else:
+        expected = ddim_sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, noise=noise, eta=1.0)
+    assert torch.equal(got, expected.clamp(-1, 1))
+    assert drawn == list(range(1, 10))
+
+
+def test_ddim_with_eta_1_is_ancestral_sampling_with_the_posterior_variance() -> None:
+    """Song et al., section 4.1. They are written differently, so this checks both, with clipping on."""
+    x_T = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    denoise = EpsDenoiser(network=elementwise, schedule=SCHEDULE)
+
+    def noise(draw: int) -> Tensor:
+        return torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(draw), dtype=torch.float64)
+
+    timesteps = [0, 3, 10, 50, 99]
+    ddim = ddim_sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, noise=noise, eta=1.0)
+    ancestral = ancestral_sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, noise=noise, variance="fixed_small")
+    torch.testing.assert_close(ddim, ancestral, rtol=0, atol=1e-10)
+
+
+def test_all_steps_are_the_full_loop() -> None:
+    x_T = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    denoise = EpsDenoiser(network=elementwise, schedule=SCHEDULE)
+
+    def noise(draw: int) -> Tensor:
+        return torch.full_like(x_T, 0.1 * (-1) ** draw)
+
+    subset = ancestral_sample(denoise, SCHEDULE, x_T, None, timesteps=range(100), noise=noise, variance="fixed_large")
+    loop = p_sample_loop(SCHEDULE, denoise, x_T, None, variance="fixed_large", noise=noise)
+    torch.testing.assert_close(subset, loop, rtol=0, atol=1e-9)
+
+
+def test_deterministic_sampling_draws_no_noise() -> None:
+    def no_noise(draw: int) -> Tensor:
+        raise AssertionError(f"draw {draw}")
+
+    ddim_sample(
+        EpsDenoiser(network=elementwise, schedule=SCHEDULE),
+        SCHEDULE,
+        torch.zeros(1, *SHAPE),
+        None,
+        timesteps=[0, 50, 99],
+        noise=no_noise,
+        eta=0.0,
+    )
+
+
+def test_one_step_goes_straight_to_x_0_hat() -> None:
+    ids = torch.arange(2)
+    sampler = SamplerConfig(num_steps=1)
+    got = generate(elementwise, SCHEDULE, sampler, seed=5, sample_ids=ids, label=None, image_shape=SHAPE)
+    x_T = standard_normal(5, Stream.X_T, ids, 0, SHAPE)
+    x_0_hat = EpsDenoiser(network=elementwise, schedule=SCHEDULE)(x_T, torch.full((2,), 99), None).x_0_hat
+    torch.testing.assert_close(got, x_0_hat)
+
+
+def test_global_random_state_and_gradients_are_left_alone() -> None:
+    model = nn.Conv2d(3, 3, 1).eval()
+    before = torch.get_rng_state()
+    got = generate(
+        lambda x, t, label: model(x),
+        SCHEDULE,
+        SAMPLERS[0],
+        seed=0,
+        sample_ids=torch.arange(2),
+        label=None,
+        image_shape=SHAPE,
+    )
+    assert not got.requires_grad
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_training_mode_is_refused() -> None:
+    class Zero(nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+            return torch.zeros_like(x_t)
+
+    model = Zero()
+    with pytest.raises(ValueError, match=r"^network: must be in eval mode"):
+        generate(model, SCHEDULE, SAMPLERS[0], seed=0, sample_ids=torch.arange(2), label=None, image_shape=SHAPE)
+    model.eval()
+    generate(model, SCHEDULE, SAMPLERS[0], seed=0, sample_ids=torch.arange(2), label=None, image_shape=SHAPE)
+
+
+def test_nan_is_not_hidden() -> None:
+    got = generate(
+        lambda x, t, label: x * torch.nan,
+        SCHEDULE,
+        SAMPLERS[0],
+        seed=0,
+        sample_ids=torch.arange(2),
+        label=None,
+        image_shape=SHAPE,
+    )
+    assert bool(got.isnan().all())
+
+
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        ("name", {"name": "heun"}),
+        ("num_steps", {"num_steps": 0}),
+        ("eta", {"eta": 1.5}),
+        ("eta", {"eta": -0.1}),
+        ("eta", {"name": "ancestral", "eta": 0.5}),
+        ("variance", {"variance": "fixed_large"}),
+        ("variance", {"name": "ancestral", "variance": "learned"}),
+        ("spacing", {"spacing": "karras"}),
+    ],
+)
+def test_impossible_configs_are_refused(field: str, options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=rf"^{field}: .*got"):
+        SamplerConfig(**options)  # type: ignore[arg-type]
+
+
+def test_more_steps_than_trained_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^num_steps: .*100.* got 101"):
+        generate(
+            elementwise,
+            SCHEDULE,
+            SamplerConfig(num_steps=101),
+            seed=0,
+            sample_ids=torch.arange(1),
+            label=None,
+            image_shape=SHAPE,
+        )

@@ -1,0 +1,78 @@
+"""`ray job submit` to a cluster of two nodes, with an MLflow server on Postgres and an S3 server."""
+
+import io
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import webdataset
+from mlflow import MlflowClient
+
+from pipeline.storage import open_store
+from tests.fixtures_services import RayCluster, mlflow_server
+from tests.integration.jobs import ROOT, TINY
+
+pytestmark = pytest.mark.services
+
+
+def submit(cluster: RayCluster, environment: dict[str, str], job: str, *flags: str) -> str:
+    command = [
+        str(cluster.python), "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.job_address,
+        "--working-dir", ".", "--runtime-env-json", json.dumps({"env_vars": environment}),
+        "--", "python", f"jobs/{job}.py", *flags,
+    ]  # fmt: skip
+    done = subprocess.run(command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0 and "succeeded" in output, output[-6000:]
+    return output
+
+
+def test_train_and_sample_on_a_cluster(
+    ray_cluster: RayCluster, postgres_uri: str, s3_bucket_environment: dict[str, str], tmp_path: Path
+) -> None:
+    bucket, storage = s3_bucket_environment["bucket"], dict(s3_bucket_environment)
+    storage.pop("bucket")
+    with mlflow_server(postgres_uri, f"s3://{bucket}/mlflow", tmp_path, environment=storage) as tracking:
+        environment = storage | {"MLFLOW_TRACKING_URI": tracking}
+        submit(ray_cluster, environment, "prepare_data", "--output", f"s3://{bucket}/digits")
+        # Three workers do not fit on one node.
+        trained = submit(
+            ray_cluster, environment, "train", "--dataset", f"s3://{bucket}/digits", "--output", f"s3://{bucket}/run",
+            "--steps", "40", "--checkpoint-interval-steps", "20", "--workers.num-workers", "3", *TINY,
+        )  # fmt: skip
+        assert "registered models:/ddpm-digits/1" in trained
+        made = submit(
+            ray_cluster, environment, "sample", "--model", "models:/ddpm-digits@candidate",
+            "--output", f"s3://{bucket}/samples", "--images-per-class", "10", "--shard-size", "25", "--batch-size", "25",
+            "--sampler.num-steps", "5",
+        )  # fmt: skip
+        assert "100 images (100 made now)" in made
+        again = submit(
+            ray_cluster, environment, "sample", "--model", "models:/ddpm-digits/1",
+            "--output", f"s3://{bucket}/samples", "--images-per-class", "10", "--shard-size", "25", "--batch-size", "25",
+            "--sampler.num-steps", "5",
+        )  # fmt: skip
+        assert "nothing written" in again
+
+        client = MlflowClient(tracking)
+        version = client.get_model_version_by_alias("ddpm-digits", "candidate")
+        assert version.version in (1, "1")
+        run = client.get_run(version.run_id)
+        assert run.info.status == "FINISHED"
+        assert run.data.params["workers.num_workers"] == "3"
+        checkpoints = client.search_logged_models([run.info.experiment_id], filter_string="name LIKE 'step-%'")
+        assert {model.tags["ddpm.uri"].split("/")[-1][:14] for model in checkpoints} == {"step-000000020", "step-000000040"}
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in storage.items():
+            patch.setenv(name, value)
+        store = open_store(f"s3://{bucket}/samples")
+        tars = [info.key for info in store.list() if info.key.endswith(".tar")]
+        assert len(tars) == 4
+        images = [
+            sample for key in tars for sample in webdataset.tariterators.tar_file_expander(
+                [{"url": key, "stream": io.BytesIO(store.read(key))}]
+            ) if sample["fname"].endswith(".png")
+        ]  # fmt: skip
+        assert len(images) == 100

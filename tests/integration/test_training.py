@@ -1,0 +1,113 @@
+"""Training for real: worker counts, kills, damaged checkpoints, refusals."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.jobs import TINY, records, run_job, start_job
+
+pytestmark = pytest.mark.services
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    output = tmp_path_factory.mktemp("digits") / "dataset"
+    run_job("prepare_data", "--output", str(output))
+    return str(output)
+
+
+def flags(folder: Path, dataset: str, *, steps: int, workers: int = 2) -> list[str]:
+    return [
+        "--dataset", dataset, "--output", str(folder / "run"), "--steps", str(steps), "--workers.num-workers", str(workers),
+        "--tracking.uri", f"sqlite:///{folder / 'mlflow.db'}", "--cluster.num-cpus", str(workers), *TINY,
+    ]  # fmt: skip
+
+
+def metric(folder: Path, key: str) -> dict[int, list[float]]:
+    """Every value logged of a metric, by step."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("ddpm").experiment_id])
+    values: dict[int, list[float]] = {}
+    for entry in client.get_metric_history(run.info.run_id, key):
+        values.setdefault(entry.step, []).append(entry.value)
+    return values
+
+
+def test_one_and_two_workers_train_alike(dataset: str, tmp_path: Path) -> None:
+    curves = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        run_job("train", *flags(folder, dataset, steps=50, workers=workers))
+        losses = metric(folder, "loss")
+        assert sorted(losses) == list(range(1, 51))
+        curves.append(np.array([losses[step] for step in sorted(losses)]))
+    difference = np.abs(curves[0] / curves[1] - 1).max()
+    print(f"largest relative difference of 50 losses: {difference:.2e}")
+    assert difference <= 1e-5
+    assert curves[0][-10:].mean() < 0.9 * curves[0][:10].mean()
+
+
+def test_killed_and_resumed_equals_unbroken(dataset: str, tmp_path: Path) -> None:
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    for folder in (unbroken, broken):
+        folder.mkdir()
+    interval = ["--checkpoint-interval-steps", "20", "--keep-checkpoints", "10"]
+    run_job("train", *flags(unbroken, dataset, steps=300), *interval)
+    job = start_job("train", *flags(broken, dataset, steps=300), *interval)
+    deadline = time.monotonic() + 180
+    while len(records(broken / "run")) < 3 and time.monotonic() < deadline and job.poll() is None:
+        time.sleep(0.02)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.communicate()
+    reached = records(broken / "run")
+    assert 3 <= len(reached) < 15, "killed in mid-run"
+
+    # The newest checkpoint is altered too: the run must go on from the one before it, and say so.
+    victim = broken / "run" / "checkpoints" / str(reached[-1]["prefix"]) / "train_weights.safetensors"
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1
+    victim.write_bytes(data)
+    again = run_job("train", *flags(broken, dataset, steps=300), *interval, "--resume")
+    assert f"checkpoint of step {reached[-1]['step']} is damaged" in again.stdout
+
+    final = [records(folder / "run")[-1] for folder in (unbroken, broken)]
+    digests = [{f["name"]: f["sha256"] for f in record["files"]} for record in final]
+    for name in ("weights.safetensors", "train_weights.safetensors", "optimizer.safetensors", "state.json"):
+        assert digests[0][name] == digests[1][name], name
+    losses = metric(broken, "loss")
+    assert sorted(losses) == list(range(1, 301))
+    assert all(len(values) == 1 for values in losses.values()), "no step is logged twice"
+
+    refused = run_job("train", *flags(broken, dataset, steps=300), check=False)
+    assert refused.returncode == 2 and "--resume" in refused.stderr
+    changed = run_job("train", *flags(broken, dataset, steps=300), "--resume", "--seed", "5", check=False)
+    assert changed.returncode == 2 and changed.stderr.startswith("error: seed: the run in")
+
+
+def test_a_diverging_run_stops_and_says_where(dataset: str, tmp_path: Path) -> None:
+    failed = run_job(
+        "train", *flags(tmp_path, dataset, steps=50), "--optimizer.learning-rate", "1e30", "--optimizer.warmup-steps", "0",
+        "--workers.max-failures", "0", check=False,
+    )  # fmt: skip
+    assert failed.returncode == 1
+    (line,) = failed.stderr.strip().splitlines()
+    assert line.startswith("error: step ") and "not finite" in line and "learning_rate" in line
+
+
+def test_a_network_of_ones_own(dataset: str, tmp_path: Path) -> None:
+    own = ["--model", "tests.integration.jobs:scaled_noise", "--model-options", "scale", "0.25"]
+    trained = run_job("train", *flags(tmp_path, dataset, steps=5, workers=1), *own)
+    assert "registered models:/ddpm-digits/1" in trained.stdout
+    made = run_job(
+        "sample", "--model", "models:/ddpm-digits@candidate", "--output", str(tmp_path / "samples"),
+        "--images-per-class", "2", "--sampler.num-steps", "4", "--tracking.uri", f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "--num-actors", "1", cwd=tmp_path,
+    )  # fmt: skip
+    assert "20 images" in made.stdout
