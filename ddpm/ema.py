@@ -23,7 +23,7 @@ class Ema:
         ValueError: If halflife_images is not above 0.
     """
 
-    def __init__(self, model: nn.Module, halflife_images: float) -> None:
+    def __init__(self, model: nn.Module, halflife_images: int | float) -> None:
         """Start from the model's weights."""
         if not halflife_images > 0:
             raise ValueError(f"halflife_images: must be above 0, got {halflife_images}; 500000 is a good start")

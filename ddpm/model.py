@@ -18,7 +18,6 @@ from ddpm.schedules import ScheduleConfig
 from ddpm.unet import UNet, UNetConfig, level_resolutions
 
 _FACTORY_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-
 _IMAGE_KEYWORDS = frozenset({"image_size", "channels", "num_classes"})
 
 
@@ -29,7 +28,7 @@ class ModelConfig:
     model: str = "unet"
     """"unet", or your own network as "package.module:factory": a callable that takes image_size, channels, num_classes
     and the model_options as keywords and returns an nn.Module with forward(x_t, t, label)."""
-    model_options: dict[str, int | float | str | bool] = field(default_factory=dict)
+    model_options: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Further keywords for your own factory; the U-Net takes none."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     """Shape of the U-Net; ignored when model names another network."""
@@ -109,7 +108,8 @@ def flops_per_image(config: ModelConfig) -> int:
         ValueError: As `build_model`.
     """
     try:
-        with torch.device("meta"):  # shapes only: no memory and no arithmetic, whatever the size of the network
+        # Shapes only: no memory and no arithmetic, whatever the size of the network.
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
             return _count_flops(_construct(config), config)
     except Exception:  # a network of the user's own may look at values, which fails in many ways
         return _count_flops(build_model(config), config)
@@ -152,8 +152,9 @@ def _import_factory(path: str) -> Callable[..., object]:
     try:
         found: object = importlib.import_module(module_name)
     except Exception as error:  # importing runs the user's code, which may fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())  # one line, whatever the error says
         raise ValueError(
-            f"model: cannot import {module_name!r} of {path!r} ({type(error).__name__}: {error}); "
+            f"model: cannot import {module_name!r} of {path!r} ({reason}); "
             "is it installed, or in the folder where the job was started?"
         ) from error
     for name in attributes.split("."):

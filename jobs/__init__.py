@@ -1,0 +1,1 @@
+"""Entry points: parse, validate, call the pipeline, exit code."""

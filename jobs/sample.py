@@ -1,4 +1,4 @@
-"""Make images with a registered model or a checkpoint: `python jobs/sample.py --model models:/ddpm-digits@candidate`."""
+"""Make images with a model: `python jobs/sample.py --model models:/ddpm-digits@candidate`."""
 
 import sys
 

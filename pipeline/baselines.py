@@ -77,15 +77,15 @@ class ClassGaussians:
             t: Step index [B] in [0, T-1].
             label: Class [B]; None means class 0.
         """
-        alpha_bar = schedule.alpha_bar[t][:, None]
-        flat = x_t.flatten(1).to(torch.float64)
+        alpha_bar = schedule.alpha_bar[t.cpu()][:, None]
+        flat = x_t.flatten(1).to("cpu", torch.float64)
         eps_hat = torch.empty_like(flat)
         for k, rows in _rows_by_class(label, len(flat)):
             a = alpha_bar[rows]
             along = (flat[rows] - a.sqrt() * self.mean[k]) @ self.eigenvectors[k]
             along = along * (1 - a).sqrt() / (a * self.variance[k] + 1 - a)
             eps_hat[rows] = along @ self.eigenvectors[k].T
-        return eps_hat.to(x_t.dtype).reshape(x_t.shape)
+        return eps_hat.to(x_t).reshape(x_t.shape)
 
     def sample(
         self, seed: int, sample_ids: Int[Tensor, " b"], label: Int[Tensor, " b"] | None

@@ -7,6 +7,7 @@ a run after its first third.
 """
 
 import dataclasses
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -16,18 +17,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed
-import torch.multiprocessing
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm import Ema, ModelConfig, build_model, images_to_x_0, make_schedule, q_sample, simple_loss
 from pipeline.cluster import ray_session
+from pipeline.errors import TrainingFailedError
 from pipeline.prepare import PrepareConfig, prepare
 from pipeline.progress import say
 from pipeline.shards import decode_png, read_shard
 from pipeline.storage import open_store
-from pipeline.tracking import TrackingConfig, metric_history
+from pipeline.tracking import TrackingConfig, TrackingRun
 from pipeline.train import load_plan, train
 from pipeline.train_config import TrainConfig
 
@@ -122,7 +123,8 @@ def _pipeline_config(config: BenchmarkConfig, dataset: str, place: Path, number:
 
 def _pipeline_rate(config: TrainConfig) -> float:
     result = train(config)
-    return _steady([value for _, value in metric_history(config.tracking, result.run_id, "images_per_s")])
+    run = TrackingRun.join(config.tracking, result.run_id)
+    return _steady([value for _, value in run.metric_history("images_per_s")])
 
 
 def _bare_rate(config: TrainConfig, place: Path) -> float:
@@ -135,8 +137,17 @@ def _bare_rate(config: TrainConfig, place: Path) -> float:
         images=np.stack([decode_png(sample.png) for sample in samples]),
         labels=np.array([sample.cls or 0 for sample in samples]),
     )
-    arguments = (config, network, str(place))
-    torch.multiprocessing.spawn(_bare_worker, args=arguments, nprocs=config.workers.num_workers)
+    workers = multiprocessing.get_context("spawn")
+    processes = [
+        workers.Process(target=_bare_worker, args=(rank, config, network, str(place)))
+        for rank in range(config.workers.num_workers)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise TrainingFailedError(f"bare workers ended with {[process.exitcode for process in processes]}")
     return _steady([float(line) for line in (place / "rates").read_text().split()])
 
 
@@ -149,7 +160,10 @@ def _bare_worker(rank: int, config: TrainConfig, model_config: ModelConfig, plac
     torch.set_num_threads(config.workers.cpus_per_worker)
     device = torch.device("cuda", rank) if config.workers.use_gpu else torch.device("cpu")
     torch.distributed.init_process_group(
-        "nccl" if config.workers.use_gpu else "gloo", init_method=f"file://{place}/rendezvous", rank=rank, world_size=world
+        "nccl" if config.workers.use_gpu else "gloo",
+        init_method=f"file://{place}/rendezvous",
+        rank=rank,
+        world_size=world,
     )
     with np.load(f"{place}/data.npz") as arrays:
         data = images_to_x_0(torch.from_numpy(arrays["images"])).to(device)
@@ -167,7 +181,7 @@ def _bare_worker(rank: int, config: TrainConfig, model_config: ModelConfig, plac
         x_0, t = data[chosen], torch.randint(schedule.num_timesteps, (local_batch,), device=device)
         eps = torch.randn_like(x_0)
         eps_hat = ddp(q_sample(schedule, x_0, t, eps), t, None if labels is None else labels[chosen])
-        simple_loss(eps, eps_hat).mean().backward()
+        torch.autograd.backward(simple_loss(eps, eps_hat).mean())
         torch.nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.grad_clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

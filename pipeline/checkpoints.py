@@ -104,7 +104,9 @@ class CheckpointStore:
             try:
                 data = self._store.read(key)
             except ObjectMissingError as error:
-                raise CheckpointError(f"{join_uri(self._store.uri, key)}: missing, though its record names it") from error
+                raise CheckpointError(
+                    f"{join_uri(self._store.uri, key)}: missing, though its record names it"
+                ) from error
             if len(data) != file.size_bytes or hashlib.sha256(data).hexdigest() != file.sha256:
                 raise CheckpointError(
                     f"{join_uri(self._store.uri, key)}: {len(data)} bytes that are not the {file.size_bytes} recorded"

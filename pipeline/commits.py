@@ -81,10 +81,6 @@ class CommitRecord:
         """What a reader needs to fetch and verify the tar."""
         return ShardRecord(key=self.key, size_bytes=self.size_bytes, sha256=self.sha256, num_samples=self.num_samples)
 
-    def same_as(self, other: "CommitRecord") -> bool:
-        """Whether both commit the same bytes under the same ids."""
-        return (self.shard, self.tar) == (other.shard, other.tar)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Commit:
@@ -153,15 +149,15 @@ def write_once(store: ObjectStore, spec: SamplingSpec, shard: OutputShard, tar: 
     if store.create(part_key(shard.index), config_io.to_json(record)):
         return Commit(record=record, outcome="first")
     standing = read_record(store, shard.index)
-    if standing.same_as(record):
-        return Commit(record=standing, outcome="equal")
     where = f"{store.uri}: {part_key(shard.index)}"
-    if standing.key == record.key or standing.spec_digest != record.spec_digest or standing.shard != record.shard:
+    if (standing.spec_digest, standing.shard) != (record.spec_digest, record.shard):
         raise CommitConflictError(
             f"{where} commits {standing.num_samples} images from id {standing.first_id} of spec "
             f"{standing.spec_digest[:16]}, this run {shard.num_samples} from id {shard.first_id} of spec "
             f"{record.spec_digest[:16]}; choose another output"
         )
+    if standing.tar == record.tar:
+        return Commit(record=standing, outcome="equal")
     store.delete(record.key)  # never the winner's: other bytes, other key
     if store.stat(standing.key) is None:
         raise CommitConflictError(

@@ -184,9 +184,10 @@ def _write_none(hint: Any, value: Any) -> Any:
 
 def _explain(cls: type[Any], data: Any, where: str, error: pydantic.ValidationError) -> str:
     """One line about the first error: file: field path: rule, value."""
+    unknown = ("unexpected_keyword_argument", "extra_forbidden")
     errors = error.errors(include_url=False)
-    first = errors[0]
-    absent = first["type"] in ("missing", "missing_keyword_only_argument", "unexpected_keyword_argument")
+    first = next((one for one in errors if one["type"] in unknown), errors[0])  # a typo may be why another is missing
+    absent = first["type"] in unknown or "missing" in first["type"]
     path: list[str] = []
     level, hint = data, cls
     location = first["loc"][1:]  # without the holder's "value"
@@ -200,7 +201,7 @@ def _explain(cls: type[Any], data: Any, where: str, error: pydantic.ValidationEr
         if index < len(location) - 1:
             hint = _inner(_fields(hint)[str(part)] if part in _fields(hint) else _element(hint))
     message, value = first["msg"], _short(first["input"])
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if first["type"] in unknown:
         near = difflib.get_close_matches(path[-1], _fields(hint), n=1)
         known = f"; known: {', '.join(_fields(hint))}" if _fields(hint) else ""
         message = "unknown key" + (f"; did you mean {near[0]!r}?" if near else known)

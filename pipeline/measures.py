@@ -11,13 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
-from sklearn.svm import SVC
 from torch import Tensor
 
-from ddpm import Moments, Network, NoiseSchedule, Stream, images_to_x_0, q_sample, random_words, simple_loss, standard_normal
+from ddpm import (
+    Moments,
+    Network,
+    NoiseSchedule,
+    Stream,
+    images_to_x_0,
+    q_sample,
+    random_words,
+    simple_loss,
+    standard_normal,
+)
 from pipeline.image_stream import LabelledImages, regroup
 
 _CHUNK_IMAGES = 4096
+_MAX_KEPT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +41,8 @@ class Estimate:
 
 
 def pixels(images: LabelledImages) -> Float64[np.ndarray, "n d"]:
-    """Each image as a vector of H W C values in [0, 1]."""
-    return images.images.reshape(len(images), -1).astype(np.float64) / 255
+    """Each image as a vector of C H W values in [0, 1], channel by channel as in x_0."""
+    return images.images.transpose(0, 3, 1, 2).reshape(len(images), -1).astype(np.float64) / 255
 
 
 def pixel_moments(stream: Iterable[LabelledImages], num_classes: int | None) -> list[Moments]:
@@ -65,7 +75,11 @@ class PixelClassifier:
             ValueError: If there are no labels or fewer than two classes.
         """
         if train.labels is None or len(np.unique(train.labels)) < 2:
-            raise ValueError("train: must have labels of at least two classes; a classifier needs something to tell apart")
+            raise ValueError(
+                "train: must have labels of at least two classes; a classifier needs something to tell apart"
+            )
+        from sklearn.svm import SVC  # two seconds, which jobs that do not evaluate should not wait
+
         self._svm = SVC().fit(pixels(train), train.labels)
 
     def agreement(self, stream: Iterable[LabelledImages]) -> float:
@@ -102,7 +116,7 @@ def eps_mse(
         device: Where the networks are.
 
     Returns:
-        For each network the mean over t, with the standard error that comes from choosing images and noise within each t.
+        For each network the mean over t, with the standard error from the choice of images and noise within each t.
     """
     T = schedule.num_timesteps
     t_of_slot = _shuffled_timesteps(T, images_per_t, seed).to(device)
@@ -138,9 +152,17 @@ def _shuffled_timesteps(num_timesteps: int, images_per_t: int, seed: int) -> Int
 
 
 def _cycle(open_stream: Callable[[], Iterable[LabelledImages]], num_images: int) -> Iterator[LabelledImages]:
+    """The first `num_images` of the stream repeated for ever; a small stream is read once and kept."""
+    kept: list[LabelledImages] | None = []
+    num_bytes = 0
+    repeated = False
     while num_images > 0:
-        for group in open_stream():
+        for group in kept if repeated and kept is not None else open_stream():
             yield group[:num_images]
             num_images -= min(num_images, len(group))
             if num_images == 0:
                 return
+            if not repeated and kept is not None:
+                num_bytes += group.images.nbytes
+                kept = [*kept, group] if num_bytes <= _MAX_KEPT_BYTES else None
+        repeated = True

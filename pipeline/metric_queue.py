@@ -140,7 +140,7 @@ class MetricQueue:
                 self._num_lost += entry.size
                 first_time, self._full = not self._full, True
             else:
-                first_time, self._full = False, False
+                first_time = False
                 self._entries.append(entry)
                 self._count(entry, 1)
                 self._changed.notify_all()
@@ -230,7 +230,7 @@ class MetricQueue:
                 if self._entries and self._entries[0] is entry:  # close() may have emptied the queue meanwhile
                     self._entries.popleft()
                     self._count(entry, -1)
-            back, self._away = self._away, False
+            back, self._away, self._full = self._away, False, False
             num_left = self._num_points
             self._changed.notify_all()
         if back:

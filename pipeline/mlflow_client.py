@@ -109,8 +109,8 @@ def check_server(config: TrackingConfig) -> None:
         thread.join(None if uri.startswith("sqlite") else _CHECK_S)
     if thread.is_alive():
         raise unavailable(uri, f"no answer within {_CHECK_S:.0f} s")
-    if failures:
-        raise unavailable(uri, describe(failures[0])) from failures[0]
+    for error in failures:
+        raise error if isinstance(error, TrackingUnavailableError) else unavailable(uri, describe(error)) from error
 
 
 @functools.cache
@@ -175,7 +175,7 @@ def _prepare_sqlite(uri: str) -> None:
         raise unavailable(uri, str(error)) from error
     if start and start != _SQLITE_START:
         raise unavailable(uri, "the file is no SQLite database")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
+    if not all(os.access(place, os.W_OK) for place in (file, file.parent) if place.exists()):
         raise unavailable(uri, "it may not be written")
 
 

@@ -59,13 +59,13 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(num_units)
-        elif time.monotonic() - self._logged_s >= _LOG_INTERVAL_S:
+        elif self._done > self._first and time.monotonic() - self._logged_s >= _LOG_INTERVAL_S:
             self._logged_s = time.monotonic()
             say(self._line(note))
 
     def _line(self, note: str) -> str:
         rate = (self._done - self._first) / max(time.monotonic() - self._started_s, 1e-9)
-        left = format_duration((self._total - self._done) / rate) if rate > 0 else "unknown"
+        left = format_duration((self._total - self._done) / rate)
         tail = f", {note}" if note else ""
         return f"  {self._title}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s, {left} left{tail}"
 

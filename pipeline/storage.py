@@ -166,7 +166,7 @@ class S3Store:
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
                 for entry in page.get("Contents", ()):
                     key = entry["Key"].removeprefix(self._prefix)
-                    if not key.endswith("/") and not key.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
+                    if not entry["Key"].endswith("/") and not key.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
                         modified_s = entry["LastModified"].timestamp()
                         yield ObjectInfo(key=key, size_bytes=entry["Size"], modified_s=modified_s)
 

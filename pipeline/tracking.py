@@ -5,6 +5,7 @@ it never raises, and is sent later when the server is away.
 """
 
 import functools
+import hashlib
 import sys
 import tempfile
 import time
@@ -49,7 +50,7 @@ class TrackingRun:
         self.uri, self.run_id, self.experiment_id = uri, run_id, experiment_id
         self._skip_logged = False
         self._last_skipped_step: int | None = None
-        self._queue = MetricQueue(self._send, self._ping, say, redact(uri))
+        self._queue = self._new_queue()
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str, str]]:
         """Pickle the names only; the queue stays where it is."""
@@ -159,6 +160,15 @@ class TrackingRun:
         with mlflow_errors(self.uri):
             return self._last_logged_step()
 
+    def metric_history(self, key: str) -> list[tuple[int, float]]:
+        """Every value of a metric, as (step, value) in the order of logging.
+
+        Raises:
+            TrackingUnavailableError: If the server does not answer.
+        """
+        with mlflow_errors(self.uri):
+            return [(entry.step, entry.value) for entry in connect(self.uri).get_metric_history(self.run_id, key)]
+
     def log_image(self, png: bytes, path: str) -> None:
         """Queue an image file for the run's artifacts, such as `samples/step-000001000.png`."""
         self._queue.put_task(path, functools.partial(self._upload, png, path))
@@ -185,23 +195,24 @@ class TrackingRun:
         Returns:
             How many values and files were lost; a line says so if there are any.
         """
-        num_lost = self._queue.close(timeout_s)
+        queue, self._queue = self._queue, self._new_queue()
+        num_lost = queue.close(timeout_s)
         if num_lost:
             say(f"MLflow at {redact(self.uri)}: {num_lost} metrics or files of run {self.run_id} are lost")
         return num_lost
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", timeout_s: float = 30.0) -> int:
-        """Close, and set the run's final status. Never raises.
+        """Close, and set the run's final status as the last thing that is sent. Never raises.
 
         Returns:
             How many values and files were lost.
         """
-        num_lost = self.close(timeout_s)
-        try:
-            connect(self.uri).set_terminated(self.run_id, status)
-        except Exception as error:
-            say(f"MLflow at {redact(self.uri)}: run {self.run_id} could not be marked {status} ({describe(error)})")
-        return num_lost
+        name = f"the status {status} of run {self.run_id}"
+        self._queue.put_task(name, lambda: self._ask(lambda client: client.set_terminated(self.run_id, status)))
+        return self.close(timeout_s)
+
+    def _new_queue(self) -> MetricQueue:
+        return MetricQueue(self._send, self._ping, say, redact(self.uri))
 
     def _send(self, points: Sequence[MetricPoint]) -> None:
         from mlflow.entities import Metric
@@ -214,7 +225,7 @@ class TrackingRun:
             self._ask(lambda client: client.log_batch(self.run_id, metrics=metrics))
 
     def _ping(self) -> None:
-        connect(self.uri).get_run(self.run_id)
+        self._ask(lambda client: client.get_run(self.run_id))
 
     def _last_logged_step(self) -> int:
         run = connect(self.uri).get_run(self.run_id)
@@ -231,10 +242,11 @@ class TrackingRun:
         """What `mlflow.create_external_model` does, on this run's own server and safe to repeat."""
         from mlflow.entities import LoggedModelOutput
 
-        tags = {"mlflow.model.isExternal": "true", "ddpm.uri": uri, "ddpm.digest": digest}
+        key = hashlib.sha256(uri.encode()).hexdigest()[:16]  # MLflow's filters have no escape for a quote
+        tags = {"mlflow.model.isExternal": "true", "ddpm.uri": uri, "ddpm.uri_key": key, "ddpm.digest": digest}
 
         def link(client: "MlflowClient") -> None:
-            mine = f"source_run_id = '{self.run_id}' AND tags.`ddpm.uri` = '{uri}'"
+            mine = f"source_run_id = '{self.run_id}' AND tags.`ddpm.uri_key` = '{key}'"
             found = client.search_logged_models([self.experiment_id], filter_string=mine, max_results=1)
             model = found[0] if found else None
             if model is None:
@@ -257,9 +269,7 @@ class TrackingRun:
         try:
             request(connect(self.uri))
         except Exception as error:
-            if refusal(error):
-                raise RefusedError(describe(error)) from error
-            raise
+            raise (RefusedError if refusal(error) else ConnectionError)(describe(error)) from error
 
 
 def metric_history(config: TrackingConfig, run_id: str, key: str) -> list[tuple[int, float]]:

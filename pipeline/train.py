@@ -8,7 +8,7 @@ import dataclasses
 import json
 import tempfile
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray.train
 import ray.train.torch
@@ -81,7 +81,7 @@ def train(config: TrainConfig) -> TrainResult:
     store = open_store(config.output)
     run = _claim(config, manifest, store)
     checkpoints = CheckpointStore(open_store(join_uri(config.output, "checkpoints")))
-    status = "FAILED"
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         newest = next(checkpoints.records(), None)
         if newest is None or newest.step < config.steps:
@@ -100,7 +100,9 @@ def train(config: TrainConfig) -> TrainResult:
                     )
         last = next(checkpoints.records(), None)
         if last is None or last.step < config.steps:
-            raise TrainingFailedError(f"{config.output}: the workers ended before step {config.steps}; --resume goes on")
+            raise TrainingFailedError(
+                f"{config.output}: the workers ended before step {config.steps}; --resume goes on"
+            )
         version = _register(config, checkpoints, last, run)
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -108,9 +110,7 @@ def train(config: TrainConfig) -> TrainResult:
         raise
     finally:
         run.finish(status)
-    return TrainResult(
-        run_id=run.run_id, checkpoint_uri=checkpoints.uri(last), steps=last.step, version=version
-    )
+    return TrainResult(run_id=run.run_id, checkpoint_uri=checkpoints.uri(last), steps=last.step, version=version)
 
 
 def load_plan(config: TrainConfig) -> tuple[DatasetManifest, ModelConfig]:
@@ -169,7 +169,8 @@ def _claim(config: TrainConfig, manifest: DatasetManifest, store: ObjectStore) -
         record = from_json(RunRecord, store.read(_RUN_RECORD), join_uri(store.uri, _RUN_RECORD))
         if not config.resume:
             raise OutputExistsError(
-                f"output: {store.uri} already holds a training run; pass --resume to go on with it, or name another output"
+                f"output: {store.uri} already holds a training run; "
+                "pass --resume to go on with it, or name another output"
             )
         _refuse_changes(record.identity, identity, store.uri)
         return TrackingRun.join(config.tracking, record.run_id)
@@ -197,7 +198,8 @@ def _refuse_changes(recorded: dict[str, Any], asked: dict[str, Any], where: str)
         before, now = recorded.get(name), asked.get(name)
         if before != now:
             raise ConfigError(
-                f"{name}: the run in {where} has {before!r}, got {now!r}; a resumed run keeps it, a new one needs another output"
+                f"{name}: the run in {where} has {before!r}, got {now!r}; "
+                "a resumed run keeps it, a new one needs another output"
             )
 
 
@@ -226,7 +228,9 @@ def _fit(task: TrainTask) -> None:
 
 def _failed(error: Exception) -> TrainingFailedError:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return TrainingFailedError(f"the training workers failed ({lines[-1].strip()}); --resume goes on from the last checkpoint")
+    return TrainingFailedError(
+        f"the training workers failed ({lines[-1].strip()}); --resume goes on from the last checkpoint"
+    )
 
 
 def _register(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.progress import Progress, say
 
@@ -28,7 +29,6 @@ class BoardState:
     """Lines to print, in order; each is handed out once."""
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
 class _Board:
     def __init__(self, step: int) -> None:
         self._state = BoardState(step=step)
@@ -58,10 +58,8 @@ def progress_board(title: str, total_steps: int, *, done: int = 0) -> Iterator[A
         The actor's handle, for `update.remote(step, note)` and `say.remote(line)` on a worker.
     """
     # The driver's own node: the board must not be lost with a worker's.
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
-    board = _Board.options(scheduling_strategy=here).remote(done)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote(done)
     stop = threading.Event()
     with Progress(title, total_steps, "steps", done=done) as progress:
         follower = threading.Thread(target=_follow, args=(board, progress, done, stop), daemon=True)

@@ -148,7 +148,7 @@ class _Step:
         torch.manual_seed(((config.seed * 1_000_003 + state.step) * 65_537 + self._rank) % 2**63)  # dropout only
         losses = per_sample_loss(self._ddp, noised)
         # DDP averages gradients over ranks; ranks may hold different numbers of images.
-        (losses.sum() * (self._world / config.global_batch)).backward()
+        torch.autograd.backward(losses.sum() * (self._world / config.global_batch))
         this_step, skipped = state.step, len(state.skipped_steps)
         grad_norm = state.apply_gradient(config.global_batch)
         if len(state.skipped_steps) == skipped:
@@ -182,9 +182,7 @@ class _LossTotals:
         """Collective: every rank calls it; the means over the global batches since the last call."""
         torch.distributed.all_reduce(self._sums)
         (sums, counts), _ = self._sums.tolist(), self._sums.zero_()
-        means = {
-            f"loss_t_quartile_{q + 1}": sums[q] / counts[q] for q in range(_NUM_QUARTILES) if counts[q]
-        }
+        means = {f"loss_t_quartile_{q + 1}": sums[q] / counts[q] for q in range(_NUM_QUARTILES) if counts[q]}
         return {"loss": sum(sums) / sum(counts)} | means if sum(counts) else means
 
 

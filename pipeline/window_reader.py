@@ -93,11 +93,13 @@ def read_windows(plan: ReadPlan, windows: Iterable[Window]) -> Iterator[Block]:
 def _groups(windows: Iterable[Window], num_rows: int) -> Iterator[list[Window]]:
     """Runs of windows of about num_rows together: with few rows in each, one gather serves many windows."""
     group: list[Window] = []
+    missing = num_rows
     for window in windows:
         group.append(window)
-        if sum(w.num_rows for w in group) >= num_rows:
+        missing -= window.num_rows
+        if missing <= 0:
             yield group
-            group = []
+            group, missing = [], num_rows
     if group:
         yield group
 

@@ -110,18 +110,30 @@ def postgres_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             if parent.stat().st_uid == 0 and parent != Path("/tmp") and parent != Path("/"):
                 parent.chmod(parent.stat().st_mode | 0o011)
         as_owner = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-    initdb = [str(programs / "initdb"), "-D", str(data), "-U", "ddpm", "-A", "scram-sha-256", f"--pwfile={password_file}"]
+    initdb = [
+        str(programs / "initdb"),
+        "-D",
+        str(data),
+        "-U",
+        "ddpm",
+        "-A",
+        "scram-sha-256",
+        f"--pwfile={password_file}",
+    ]
     subprocess.run([*as_owner, *initdb], check=True, capture_output=True, cwd="/")
     command = [str(programs / "postgres"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", str(folder)]
-    with running(
-        [*as_owner, *command], environment=dict(os.environ), log=folder / "log", ready=lambda: connects(port)
-    ):
+    with running([*as_owner, *command], environment=dict(os.environ), log=folder / "log", ready=lambda: connects(port)):
         yield f"postgresql://ddpm:{password}@127.0.0.1:{port}/postgres"
 
 
 @contextlib.contextmanager
 def mlflow_server(
-    backend_uri: str, artifacts: str, folder: Path, *, port: int | None = None, environment: dict[str, str] | None = None
+    backend_uri: str,
+    artifacts: str,
+    folder: Path,
+    *,
+    port: int | None = None,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[str]:
     """An MLflow server that proxies its artifacts; yields its URI."""
     port = port or free_port()
@@ -163,10 +175,18 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
         "OMP_NUM_THREADS": "1",
     }
     environment.pop("RAY_ADDRESS", None)
-    start = [str(python), "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=2", "--object-store-memory=400000000"]
+    start = [
+        str(python),
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--block",
+        "--num-cpus=2",
+        "--object-store-memory=400000000",
+    ]
     head = [
         *start, "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}", f"--temp-dir={tempfile.mkdtemp(prefix='ray-')}",  # a short path: sockets lie in it
+        f"--dashboard-port={dashboard}", f"--temp-dir={tempfile.mkdtemp(prefix='ray-')}",  # short: sockets lie in it
     ]  # fmt: skip
     node = [*start, f"--address=127.0.0.1:{port}", "--node-ip-address=127.0.0.1"]
 

@@ -50,6 +50,10 @@ class Box:
 def no_module(image_size, channels, num_classes):
     return 7
 
+def draws(image_size, channels, num_classes):
+    torch.rand(5, device="cpu")
+    return Affine(image_size, channels, num_classes, 5)
+
 def any_keywords(**keywords):
     assert set(keywords) == {"image_size", "channels", "num_classes", "width"}
     return Affine(**keywords)
@@ -69,6 +73,7 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     (package / "__init__.py").write_text("")
     (package / "affine.py").write_text(OWN_NETWORK)
     (package / "fails.py").write_text("1 / 0\n")
+    (package / "talks.py").write_text('raise ImportError("first line\\nsecond line")\n')
     monkeypatch.syspath_prepend(tmp_path)
     yield
     for name in [name for name in sys.modules if name.split(".")[0] == "own_networks"]:
@@ -205,11 +210,19 @@ def test_flops_of_own_networks_on_shapes_or_values() -> None:
 
 
 @pytest.mark.usefixtures("own_package")
+def test_counting_flops_disturbs_no_random_state() -> None:
+    before = torch.get_rng_state()
+    flops_per_image(own("own_networks.affine:draws"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.usefixtures("own_package")
 @pytest.mark.parametrize(
     ("factory", "options", "message"),
     [
         ("nowhere.at_all:f", {}, r"^model: cannot import 'nowhere.at_all' .*ModuleNotFoundError: No module named"),
         ("own_networks.fails:f", {}, r"^model: cannot import 'own_networks.fails' .*ZeroDivisionError"),
+        ("own_networks.talks:f", {}, r"^model: .*ImportError: first line second line"),
         ("own_networks.affine:nothing", {}, r"^model: .* has no 'nothing'"),
         ("own_networks.affine:Box.nothing", {}, r"^model: .* has no 'Box.nothing'"),
         ("own_networks.affine:number", {}, r"^model: 'own_networks.affine:number' must be callable, got int"),

@@ -33,7 +33,8 @@ def start_job(name: str, *flags: str) -> subprocess.Popen[str]:
     """Start a job in a process group of its own, to be killed."""
     return subprocess.Popen(
         [sys.executable, str(JOBS / f"{name}.py"), *flags],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment(), start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment(),
+        start_new_session=True,
     )  # fmt: skip
 
 

@@ -42,16 +42,18 @@ def test_train_and_sample_on_a_cluster(
             "--steps", "40", "--checkpoint-interval-steps", "20", "--workers.num-workers", "3", *TINY,
         )  # fmt: skip
         assert "registered models:/ddpm-digits/1" in trained
+        sampling = [
+            "--output", f"s3://{bucket}/samples", "--images-per-class", "10", "--shard-size", "25",
+            "--batch-size", "25", "--sampler.num-steps", "5",
+        ]  # fmt: skip
         made = submit(
             ray_cluster, environment, "sample", "--model", "models:/ddpm-digits@candidate",
-            "--output", f"s3://{bucket}/samples", "--images-per-class", "10", "--shard-size", "25", "--batch-size", "25",
-            "--sampler.num-steps", "5",
+            *sampling,
         )  # fmt: skip
         assert "100 images (100 made now)" in made
         again = submit(
             ray_cluster, environment, "sample", "--model", "models:/ddpm-digits/1",
-            "--output", f"s3://{bucket}/samples", "--images-per-class", "10", "--shard-size", "25", "--batch-size", "25",
-            "--sampler.num-steps", "5",
+            *sampling,
         )  # fmt: skip
         assert "nothing written" in again
 
@@ -62,7 +64,10 @@ def test_train_and_sample_on_a_cluster(
         assert run.info.status == "FINISHED"
         assert run.data.params["workers.num_workers"] == "3"
         checkpoints = client.search_logged_models([run.info.experiment_id], filter_string="name LIKE 'step-%'")
-        assert {model.tags["ddpm.uri"].split("/")[-1][:14] for model in checkpoints} == {"step-000000020", "step-000000040"}
+        assert {model.tags["ddpm.uri"].split("/")[-1][:14] for model in checkpoints} == {
+            "step-000000020",
+            "step-000000040",
+        }
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in storage.items():

@@ -22,7 +22,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def flags(folder: Path, dataset: str, *, steps: int, workers: int = 2) -> list[str]:
     return [
-        "--dataset", dataset, "--output", str(folder / "run"), "--steps", str(steps), "--workers.num-workers", str(workers),
+        "--dataset", dataset, "--output", str(folder / "run"), "--steps", str(steps),
+        "--workers.num-workers", str(workers),
         "--tracking.uri", f"sqlite:///{folder / 'mlflow.db'}", "--cluster.num-cpus", str(workers), *TINY,
     ]  # fmt: skip
 
@@ -93,8 +94,8 @@ def test_killed_and_resumed_equals_unbroken(dataset: str, tmp_path: Path) -> Non
 
 def test_a_diverging_run_stops_and_says_where(dataset: str, tmp_path: Path) -> None:
     failed = run_job(
-        "train", *flags(tmp_path, dataset, steps=50), "--optimizer.learning-rate", "1e30", "--optimizer.warmup-steps", "0",
-        "--workers.max-failures", "0", check=False,
+        "train", *flags(tmp_path, dataset, steps=50), "--optimizer.learning-rate", "1e30",
+        "--optimizer.warmup-steps", "0", "--workers.max-failures", "0", check=False,
     )  # fmt: skip
     assert failed.returncode == 1
     (line,) = failed.stderr.strip().splitlines()

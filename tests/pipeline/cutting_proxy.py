@@ -78,15 +78,18 @@ class CuttingProxy:
         sent = 0
         try:
             while data := server.recv(1 << 16):
-                if state["armed"] and sent + len(data) > self._after_bytes:
+                if data.startswith(b"HTTP/1.1 100"):  # not the answer yet, it only asks for the body
+                    client.sendall(data)
+                elif state["armed"] and sent + len(data) > self._after_bytes:
                     with self._lock:
                         self.num_cut += 1
                     client.sendall(data[: max(self._after_bytes - sent, 0)])
                     if self._reset:
                         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     break
-                client.sendall(data)
-                sent += len(data) if state["armed"] else 0
+                else:
+                    client.sendall(data)
+                    sent += len(data) if state["armed"] else 0
         except OSError:
             pass
         self._close(client)

@@ -1,0 +1,193 @@
+"""Reading and writing config trees and records: strictness, one-line messages, round trips, canonical bytes."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config_io import digest, from_json, read_toml, to_json, to_toml
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampler:
+    name: Literal["ancestral", "ddim"] = "ddim"
+    eta: float = 1.0
+    limit: int | None = 5
+    steps: tuple[int, ...] = (1, 2)
+    options: dict[str, int | float | str | bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.eta < 0:
+            raise ValueError(f"eta: must be at least 0, got {self.eta}; use 0 for none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    output: str
+    note: str | None = None
+    num_images: int = 10
+    sampler: Sampler = field(default_factory=Sampler)
+    many: tuple[Sampler, ...] = ()
+    by_name: dict[str, Sampler] = field(default_factory=dict)
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=10)
+number = st.floats(0, 1e6) | st.integers(0, 1000)
+samplers = st.builds(
+    Sampler,
+    name=st.sampled_from(["ancestral", "ddim"]),
+    eta=number,
+    limit=st.none() | st.integers(-(2**63), 2**63 - 1),
+    steps=st.lists(st.integers(0, 9), max_size=3).map(tuple),
+    options=st.dictionaries(
+        text, st.booleans() | st.integers(0, 9) | st.floats(allow_nan=False, allow_infinity=False) | text
+    ),
+)
+jobs = st.builds(
+    Job,
+    output=text,
+    note=st.none() | text,
+    num_images=st.integers(-5, 5),
+    sampler=samplers,
+    many=st.lists(samplers, max_size=2).map(tuple),
+    by_name=st.dictionaries(text, samplers, max_size=2),
+)
+
+
+@given(job=jobs)
+def test_round_trips(job: Job) -> None:
+    assert read_toml(Job, to_toml(job), "x.toml") == job
+    assert from_json(Job, to_json(job), "x.json") == job
+    assert to_json(from_json(Job, to_json(job), "x.json")) == to_json(job)
+
+
+@given(base=jobs, other=jobs)
+def test_a_file_with_every_field_wins_over_the_base(base: Job, other: Job) -> None:
+    full = to_toml(other)
+    expected = dataclasses.replace(other, note=base.note) if other.note is None else other
+    read = read_toml(Job, full, "x.toml", base)
+    assert read == expected
+
+
+def test_a_file_changes_only_what_it_names() -> None:
+    base = Job(output="a", note="n", sampler=Sampler(name="ancestral", eta=2.0, options={"x": 1}), many=(Sampler(),))
+    read = read_toml(Job, "num_images = 3\n[sampler]\neta = 0\noptions = {y = 2}", "x.toml", base)
+    sampler = dataclasses.replace(base.sampler, eta=0.0, options={"y": 2})
+    assert read == dataclasses.replace(base, num_images=3, sampler=sampler)
+    assert isinstance(read.sampler.eta, float)
+    assert read_toml(Job, b"", "x.toml", base) == base
+
+
+def test_none_is_written_where_it_is_not_the_default() -> None:
+    job = Job(output="a", sampler=Sampler(limit=None))
+    assert 'limit = "none"' in to_toml(job) and "note" not in to_toml(job)
+    base = Job(output="a", note="n")
+    read = read_toml(Job, 'note = "none"\n[sampler]\nlimit = "none"', "x.toml", base)
+    assert read.sampler.limit is None
+    assert read.note == "none", "text stays text"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextNone:
+    name: str | None = "default"
+
+
+def test_none_that_toml_cannot_hold_is_an_error_and_not_another_value() -> None:
+    with pytest.raises(ValueError, match="name: None is not the default"):
+        to_toml(TextNone(name=None))
+
+
+MISTAKES = [
+    ("nun_images = 1", "nun_images", "unknown key; did you mean 'num_images'?"),
+    ("output = 'a'\n[sampler]\nett = 1", "sampler.ett", "unknown key; did you mean 'eta'?"),
+    ("output = 'a'\n[sampler]\nzzzz = 1", "sampler.zzzz", "unknown key; known: name, eta, limit, steps, options"),
+    ("output = 'a'\n[[many]]\nett = 1", "many.0.ett", "did you mean 'eta'?"),
+    ("output = 'a'\n[by_name.x]\nett = 1", "by_name.x.ett", "did you mean 'eta'?"),
+    ("", "output", "is required and missing"),
+    ("output = 1", "output", "string, got 1"),
+    ("output = 'a'\nnum_images = '1'", "num_images", 'integer, got "1"'),
+    ("output = 'a'\nnum_images = true", "num_images", "integer, got true"),
+    ("output = 'a'\nnum_images = 1.5", "num_images", "integer, got 1.5"),
+    ("output = 'a'\nnum_images = 1979-05-27", "x.toml", "write it as text"),
+    ("output = 'a'\nsampler = 3", "sampler", "got 3"),
+    ("output = 'a'\n[sampler]\neta = -1", "sampler.eta", "must be at least 0, got -1.0; use 0 for none"),
+    ("output = 'a'\n[sampler]\neta = 'x'", "sampler.eta", 'number, got "x"'),
+    ("output = 'a'\n[sampler]\neta = nan", "sampler.eta", "finite number, got NaN"),
+    ("output = 'a'\n[sampler]\nname = 'heun'", "sampler.name", "'ancestral' or 'ddim', got \"heun\""),
+    ("output = 'a'\n[sampler]\nsteps = [1, 'b']", "sampler.steps.1", 'integer, got "b"'),
+    ("output = 'a'\n[sampler.options]\nk = [1]", "sampler.options.k", "got [1]"),
+    ("output = 'a'\nnum_images = 'x'\nnote = 3", "note", "(and 1 more)"),
+    ("output = ", "x.toml", "not valid TOML"),
+]
+
+
+@pytest.mark.parametrize(("toml", "field_path", "rule"), MISTAKES)
+def test_mistakes_are_one_line_with_file_field_rule_and_value(toml: str, field_path: str, rule: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_toml(Job, toml, "x.toml")
+    line = str(caught.value)
+    assert "\n" not in line and line.startswith("x.toml: ")
+    assert f"{field_path}:" in line and rule in line, line
+    assert caught.value.exit_code == 2
+
+
+def test_bytes_that_are_not_text() -> None:
+    with pytest.raises(ConfigError, match=r"^x\.toml: not valid TOML"):
+        read_toml(Job, b"\xff\xfe", "x.toml")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"null", b'{"output":"a","other":1}', b'{"output":"a","note":3}', b"\xff"]
+)
+def test_damaged_json_is_refused(data: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"^s3://b/x\.json: ") as caught:
+        from_json(Job, data, "s3://b/x.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_json_is_canonical() -> None:
+    job = Job(output="\u00e4 \U0001f600", by_name={"b": Sampler(), "a": Sampler(eta=2)}, sampler=Sampler(eta=3))
+    data = to_json(job)
+    reference = json.dumps(
+        dataclasses.asdict(from_json(Job, data, "x")), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    )
+    assert data == reference.encode() + b"\n"
+    assert digest(job) == hashlib.sha256(data).hexdigest()
+    # one way to write a number, whatever the caller passed
+    assert b'"eta":3.0' in data and digest(Sampler(eta=3)) == digest(Sampler(eta=3.0))
+    swapped = Job(output=job.output, by_name=dict(reversed(job.by_name.items())), sampler=job.sampler)
+    assert digest(swapped) == digest(job)
+
+
+def test_digest_is_pinned() -> None:
+    # a change here changes the digests of everything stored so far
+    assert to_json(Sampler()) == b'{"eta":1.0,"limit":5,"name":"ddim","options":{},"steps":[1,2]}\n'
+    assert digest(Sampler()) == "3da907877eab1744531decf9ad822d6f3b5d2de8f34c3a8324f0495ca6d9a71b"
+
+
+@given(a=jobs, b=jobs)
+def test_different_objects_have_different_digests(a: Job, b: Job) -> None:
+    assert a == b or digest(a) != digest(b)
+    assert digest(a) == digest(read_toml(Job, to_toml(a), "x.toml"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_json_cannot_hold_are_refused(value: float) -> None:
+    for attempt in (to_json, to_toml, digest):
+        with pytest.raises(ValueError, match="eta"):
+            attempt(Sampler(eta=value))
+    with pytest.raises(ValueError, match="JSON"):
+        to_json({"x": value})
+
+
+def test_objects_that_break_their_own_rules_are_not_written() -> None:
+    wrong: Any = Sampler(steps=("x",))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"Sampler: steps\.0: "):
+        to_json(wrong)

@@ -1,0 +1,417 @@
+"""Runs against a real database and a real server: what was logged is there, once, in order, with its steps."""
+
+import math
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import mlflow_client, tracking
+from pipeline.errors import ConfigError, TrackingUnavailableError
+from pipeline.mlflow_client import connect, redact, tracking_uri
+from pipeline.tracking import TrackingConfig, TrackingRun, check_server, metric_history, resolve_tracking
+from tests.fixtures_services import free_port, mlflow_server
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, made once."""
+    file = tmp_path_factory.mktemp("mlflow") / "template.db"
+    check_server(TrackingConfig(uri=f"sqlite:///{file}"))
+    return file
+
+
+@pytest.fixture
+def config(migrated_database: Path, tmp_path: Path) -> TrackingConfig:
+    shutil.copy(migrated_database, tmp_path / "mlflow.db")
+    return TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="test")
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    said: list[str] = []
+    monkeypatch.setattr(tracking, "say", said.append)
+    return said
+
+
+def history(run: TrackingRun, key: str) -> list[tuple[int, float]]:
+    return metric_history(TrackingConfig(uri=run.uri), run.run_id, key)
+
+
+def test_a_run_keeps_what_was_logged(config: TrackingConfig, tmp_path: Path, lines: list[str]) -> None:
+    run = TrackingRun.create(config, "first", params={"lr": 1e-3, "unet.base": 8}, tags={"ddpm.output": "s3://b/o"})
+    for step in range(2500):
+        run.log_metrics({"loss": 1 / (step + 1), "grad_norm": step}, step)
+    run.log_image(b"\x89PNG pixels", "samples/step-000000001.png")
+    run.log_text("größe = 1\n", "config.toml")
+    assert run.finish() == 0
+    assert history(run, "loss") == [(step, 1 / (step + 1)) for step in range(2500)]
+    assert history(run, "grad_norm") == [(step, float(step)) for step in range(2500)]
+    assert history(run, "nothing") == []
+    stored = connect(run.uri).get_run(run.run_id)
+    assert stored.info.run_name == "first"
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params == {"lr": "0.001", "unet.base": "8"}
+    assert stored.data.tags["ddpm.output"] == "s3://b/o"
+    artifacts = tmp_path / "mlruns" / run.run_id / "artifacts"
+    assert (artifacts / "samples/step-000000001.png").read_bytes() == b"\x89PNG pixels"
+    assert (artifacts / "config.toml").read_text(encoding="utf-8") == "größe = 1\n"
+    assert lines == []
+
+
+def test_logging_a_step_takes_microseconds(config: TrackingConfig) -> None:
+    run = TrackingRun.create(config)
+    started_s = time.perf_counter()
+    for step in range(2000):
+        run.log_metrics({"loss": 0.5, "lr": 0.1, "images_per_s": 3.0}, step)
+    assert (time.perf_counter() - started_s) / 2000 < 1e-3
+    assert run.close() == 0
+
+
+def test_the_handle_travels_and_two_processes_write_at_once(config: TrackingConfig) -> None:
+    run = TrackingRun.create(config)
+    run.log_metrics({"driver": 0.0}, 0)
+    code = """
+        import pickle, sys
+        run = pickle.loads(bytes.fromhex(sys.argv[1]))
+        for step in range(300):
+            run.log_metrics({"loss": step}, step)
+            if step % 100 == 0:
+                run.flush()
+        assert run.close() == 0
+    """
+    worker = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), pickle.dumps(run).hex()])
+    for step in range(1, 60):
+        run.log_metrics({"driver": step}, step)
+        run.flush()
+        time.sleep(0.05)
+    assert worker.wait(60) == 0
+    assert run.finish() == 0
+    assert [step for step, _ in history(run, "loss")] == list(range(300))
+    assert [step for step, _ in history(run, "driver")] == list(range(60))
+
+
+def test_a_resumed_run_logs_no_step_twice(config: TrackingConfig) -> None:
+    run = TrackingRun.create(config)
+    assert run.last_logged_step() == -1
+    for step in range(0, 70, 10):
+        run.log_metrics({"loss": step}, step)
+    run.log_metrics({"other": 1.0}, 30)
+    assert run.close() == 0
+    resumed = TrackingRun.join(config, run.run_id)
+    assert resumed.last_logged_step() == 60
+    resumed.skip_logged_steps()
+    for step in range(40, 100, 10):
+        resumed.log_metrics({"loss": -step}, step)
+    assert resumed.finish() == 0
+    expected = [(step, float(step)) for step in range(0, 70, 10)] + [(70, -70.0), (80, -80.0), (90, -90.0)]
+    assert history(run, "loss") == expected
+
+
+def test_a_point_that_is_sent_twice_is_stored_once(config: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server takes a batch and dies before it answers: the queue cannot know, and sends it again."""
+    run = TrackingRun.create(config)
+    send, calls = run._queue._send, []
+
+    def send_and_lose_the_answer(points: Any) -> None:
+        send(points)
+        calls.append(len(points))
+        if len(calls) == 1:
+            raise ConnectionResetError("connection reset by peer")
+
+    monkeypatch.setattr(run._queue, "_send", send_and_lose_the_answer)
+    for step in range(50):
+        run.log_metrics({"loss": step, "nan": math.nan}, step)
+    assert run.close() == 0
+    assert calls == [100, 100]
+    assert history(run, "loss") == [(step, float(step)) for step in range(50)]
+    assert len(history(run, "nan")) == 50
+
+
+def test_values_that_are_not_finite_and_names_that_mlflow_refuses(config: TrackingConfig, lines: list[str]) -> None:
+    run = TrackingRun.create(config)
+    run.log_metrics({"loss": math.nan, "up": math.inf, "bad!name": 1.0, "fine": 2.0}, 1)
+    run.log_metrics({"text": "no number", "fine": 3.0}, 2)  # type: ignore[dict-item]
+    assert run.close() == 2
+    assert math.isnan(history(run, "loss")[0][1])
+    assert history(run, "up")[0][1] > 1e300
+    assert history(run, "fine") == [(1, 2.0), (2, 3.0)]
+    assert any("metric 'text' of step 2 is no number" in line for line in lines)
+    assert any("refused 'bad!name' of step 1" in line for line in lines)
+    assert lines[-1].endswith(f"2 metrics or files of run {run.run_id} are lost")
+
+
+def test_params_beyond_one_request_and_changed_ones(config: TrackingConfig) -> None:
+    run = TrackingRun.create(config, params={f"p{index}": index for index in range(250)} | {"long": "x" * 7000})
+    TrackingRun.join(config, run.run_id).log_params({"p1": 1, "p2": "changed", "new": None})
+    data = connect(run.uri).get_run(run.run_id).data
+    assert len(data.params) == 252
+    assert (data.params["p2"], data.params["new"], len(data.params["long"])) == ("2", "None", 6000)
+    assert {key: value for key, value in data.tags.items() if key.startswith("resumed.")} == {"resumed.p2": "changed"}
+
+
+def test_a_checkpoint_appears_in_the_run_once(config: TrackingConfig) -> None:
+    run = TrackingRun.create(config)
+    for _ in range(2):  # a link whose answer was lost is made again
+        run.log_checkpoint(500, "s3://bucket/it's/step-000000500-ab", "d1")
+    run.log_checkpoint(1000, "s3://bucket/run/step-000001000-cd", "d2")
+    assert run.finish() == 0
+    client = connect(run.uri)
+    stored = client.get_run(run.run_id)
+    assert sorted(output.step for output in stored.outputs.model_outputs) == [500, 1000]
+    models = client.search_logged_models([run.experiment_id], filter_string=f"source_run_id = '{run.run_id}'")
+    found = {model.name: (model.tags["ddpm.uri"], model.tags["ddpm.digest"], str(model.status)) for model in models}
+    assert found == {
+        "step-000000500": ("s3://bucket/it's/step-000000500-ab", "d1", "READY"),
+        "step-000001000": ("s3://bucket/run/step-000001000-cd", "d2", "READY"),
+    }
+    assert stored.data.tags["ddpm.checkpoint"] == "s3://bucket/run/step-000001000-cd"
+    assert stored.data.tags["ddpm.checkpoint_digest"] == "d2"
+
+
+def test_joining_a_run_that_is_not_there(config: TrackingConfig) -> None:
+    with pytest.raises(ConfigError, match="MLflow run 'f00': not at sqlite"):
+        TrackingRun.join(config, "f00")
+    run = TrackingRun.create(config)
+    connect(run.uri).delete_run(run.run_id)
+    with pytest.raises(ConfigError, match="deleted"):
+        TrackingRun.join(config, run.run_id)
+
+
+def test_a_deleted_experiment_is_named(config: TrackingConfig) -> None:
+    run = TrackingRun.create(config)
+    connect(run.uri).delete_experiment(run.experiment_id)
+    with pytest.raises(ConfigError, match=r"tracking\.experiment: 'test' was deleted"):
+        TrackingRun.create(config)
+
+
+def test_drivers_that_start_at_once_share_the_experiment(config: TrackingConfig) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        runs = list(pool.map(lambda _: TrackingRun.create(config), range(4)))
+    assert len({run.experiment_id for run in runs}) == 1
+    assert len({run.run_id for run in runs}) == 4
+
+
+def test_where_runs_go_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(TrackingConfig()) == f"sqlite:///{tmp_path}/artifacts/mlflow.db"
+    assert resolve_tracking(TrackingConfig()).uri == f"sqlite:///{tmp_path}/artifacts/mlflow.db"
+    assert tracking_uri(TrackingConfig(uri="sqlite:///x/y.db")) == f"sqlite:///{tmp_path}/x/y.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking_uri(TrackingConfig()) == "http://server:5000"
+    assert tracking_uri(TrackingConfig(uri="https://other")) == "https://other"
+    assert list(tmp_path.iterdir()) == [], "looking makes nothing"
+
+
+def test_a_new_database_is_made_without_a_word(tmp_path: Path) -> None:
+    """Its folder, its tables, an experiment and its artifacts: all beside it, nothing in the current folder."""
+    code = """
+        import sys
+        from pipeline.tracking import TrackingConfig, TrackingRun, check_server
+        config = TrackingConfig(uri=sys.argv[1])
+        check_server(config)
+        run = TrackingRun.create(config)
+        run.log_metrics({"loss": 1.0}, 1)
+        run.log_text("x", "a/b.txt")
+        run.log_checkpoint(1, "s3://b/c", "d")
+        assert run.finish() == 0
+    """
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    uri = f"sqlite:///{tmp_path}/new/folder/mlflow.db"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), uri], cwd=elsewhere, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(elsewhere.iterdir()) == []
+    assert sorted(path.name for path in (tmp_path / "new/folder").iterdir()) == ["mlflow.db", "mlruns"]
+
+
+def _closed_port(_: Path) -> Iterator[str]:
+    with socket.socket() as taken:  # bound and not listening: nobody else gets the port meanwhile
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def _silent_port(_: Path) -> Iterator[str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"http://me:secret-word@127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _web_page(_: Path) -> Iterator[str]:
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>\nwelcome</html>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def _no_database(folder: Path) -> Iterator[str]:
+    (folder / "notes.txt").write_text("not a database, but a text of some length")
+    yield f"sqlite:///{folder}/notes.txt"
+
+
+def _no_folder(folder: Path) -> Iterator[str]:
+    (folder / "file").write_text("")
+    yield f"sqlite:///{folder}/file/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        (_closed_port, "Connection refused"),
+        (_silent_port, "timed out"),
+        (_web_page, "answers, but not as MLflow does"),
+        (_no_database, "no SQLite database"),
+        (_no_folder, "File exists|Not a directory"),
+        (lambda _: iter(["http://no-such-host.invalid:5000"]), "Name or service not known|name resolution"),
+        (lambda _: iter(["ftp://somewhere"]), "no MLflow address"),
+        (lambda _: iter(["file:///mlruns"]), "no MLflow address"),
+        (lambda _: iter(["mlruns"]), "no MLflow address"),
+        pytest.param(
+            lambda _: iter(["postgresql+psycopg2://me:secret-word@127.0.0.1:9/db"]),
+            "no answer within 9 s",  # MLflow tries a database ten times before it says what is wrong
+            marks=pytest.mark.services,
+        ),
+    ],
+)
+def test_a_server_that_does_not_answer_is_one_line_within_ten_seconds(
+    place: Callable[[Path], Iterator[str]], reason: str, tmp_path: Path
+) -> None:
+    before = dict(os.environ)
+    uris = place(tmp_path)
+    uri = next(uris)
+    started_s = time.monotonic()
+    with pytest.raises(TrackingUnavailableError, match=reason) as caught:
+        check_server(TrackingConfig(uri=uri))
+    assert time.monotonic() - started_s < 10
+    message = str(caught.value)
+    assert redact(uri) in message
+    assert "secret-word" not in message
+    assert "\n" not in message
+    assert len(message) < 400
+    assert list(uris) == []
+    changed = {name for name in os.environ.keys() | before.keys() if os.environ.get(name) != before.get(name)}
+    assert changed <= set(mlflow_client._ENVIRONMENT), "the short time limits of the check are gone again"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+
+
+def test_redact_keeps_all_but_the_password() -> None:
+    assert redact("postgresql://me:pa:ss@host:5/db?x=1") == "postgresql://me:***@host:5/db?x=1"
+    assert redact("http://host:5000") == "http://host:5000"
+
+
+def test_a_job_without_a_server_goes_on(lines: list[str], tmp_path: Path) -> None:
+    """Joined before the server went away, never seen again: nothing raises, every loss is counted."""
+    uris = _closed_port(tmp_path)
+    run = TrackingRun(next(uris), "a" * 32, "1")
+    run.skip_logged_steps()
+    for step in range(100):
+        run.log_metrics({"loss": 1.0}, step)
+    run.log_image(b"", "a.png")
+    run.log_checkpoint(1, "s3://b/c", "d")
+    started_s = time.monotonic()
+    assert run.flush(10) == 102
+    assert run.finish("FAILED", timeout_s=1) == 103, "with the status, which did not arrive either"
+    assert time.monotonic() - started_s < 20
+    assert len(lines) == 2
+    assert "does not answer ([Errno 111] Connection refused)" in lines[0]
+    assert "103 metrics or files of run" in lines[1]
+    with pytest.raises(TrackingUnavailableError):
+        run.last_logged_step()
+    assert list(uris) == []
+
+
+@pytest.mark.services
+def test_a_server_killed_and_restarted_in_mid_run_loses_nothing(tmp_path: Path, lines: list[str]) -> None:
+    database, port = f"sqlite:///{tmp_path}/server.db", free_port()
+    steps = iter(range(10**6))
+    sent: list[int] = []
+
+    def log(run: TrackingRun, seconds: float) -> None:
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s:
+            step = next(steps)
+            called_s = time.monotonic()
+            run.log_metrics({"loss": 1.0 / (step + 1), "lr": 0.5}, step)
+            assert time.monotonic() - called_s < 0.2, "training does not wait for MLflow"
+            sent.append(step)
+            time.sleep(0.002)
+
+    run = None
+    for outage in range(3):
+        with mlflow_server(database, str(tmp_path / "artifacts"), tmp_path, port=port) as uri:
+            if run is None:
+                run = TrackingRun.create(TrackingConfig(uri=uri))
+            log(run, 4)
+            run.log_checkpoint(outage, f"s3://bucket/step-{outage}", f"digest {outage}")
+            log(run, 0.3)
+            kill_tree(server_pid(port))
+        run.log_image(f"picture {outage}".encode(), f"samples/{outage}.png")
+        log(run, 3)
+    assert run is not None
+    with mlflow_server(database, str(tmp_path / "artifacts"), tmp_path, port=port):
+        assert run.finish(timeout_s=60) == 0
+        assert [step for step, _ in history(run, "loss")] == sent
+        assert [step for step, _ in history(run, "lr")] == sent
+        client = connect(run.uri)
+        stored = client.get_run(run.run_id)
+        assert stored.info.status == "FINISHED"
+        assert sorted(output.step for output in stored.outputs.model_outputs) == [0, 1, 2]
+        assert sorted(info.path for info in client.list_artifacts(run.run_id, "samples")) == [
+            f"samples/{outage}.png" for outage in range(3)
+        ]
+        # A second process resumes while the server is there: nothing of what is stored is sent again.
+        resumed = TrackingRun.join(TrackingConfig(uri=run.uri), run.run_id)
+        resumed.skip_logged_steps()
+        for step in range(len(sent) - 50, len(sent) + 50):
+            resumed.log_metrics({"loss": -1.0}, step)
+        assert resumed.close() == 0
+        assert [step for step, _ in history(run, "loss")] == list(range(len(sent) + 50))
+    assert 1 <= len([line for line in lines if "does not answer" in line]) <= 3
+    assert not any("lost" in line for line in lines)
+
+
+def server_pid(port: int) -> int:
+    """The process that listens on a port of this machine."""
+    import psutil
+
+    return next(
+        connection.pid
+        for connection in psutil.net_connections("tcp")
+        if connection.status == "LISTEN" and connection.laddr.port == port and connection.pid
+    )
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL to a server process: no answer, no clean end."""
+    os.kill(pid, signal.SIGKILL)
+    deadline_s = time.monotonic() + 10
+    while Path(f"/proc/{pid}/stat").exists() and time.monotonic() < deadline_s:
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
