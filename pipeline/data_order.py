@@ -13,7 +13,7 @@ A sample's id is its row number in manifest order within its split. The order, s
               inside each window, sort the rows by (key(ORDER_ROWS, sample id, e), sample id)
     lane c  = lane c of epoch 0, lane c of epoch 1, ...                                              # endless
     batch s = rows [s * b, (s + 1) * b) of lane 0, the same rows of lane 1, ..., of lane C - 1        # B rows
-    rank r of W' reads lanes floor(r * C / W') to floor((r + 1) * C / W') - 1
+    rank r of R reads lanes floor(r * C / R) to floor((r + 1) * C / R) - 1
 
 A batch may straddle epochs. An epoch leaves out N - C * L < C rows, others in each epoch because the shards move.
 A window is permuted only when a row of it is asked for; what is held is one window of ids per lane and the shard table.

@@ -20,7 +20,7 @@ from pipeline import sample as sampling
 from pipeline.baselines import ClassGaussians
 from pipeline.config_io import to_json
 from pipeline.errors import ConfigError, DatasetMissingError, PipelineError, TrackingUnavailableError
-from pipeline.image_stream import LabelledImages, join_images, spread_shards, stream_images
+from pipeline.image_stream import LabelledImages, join_images, read_images, spread_shards, stream_images
 from pipeline.inventory import load_generation_manifest, write_if_changed
 from pipeline.manifest import load_manifest
 from pipeline.measures import Estimate, PixelClassifier, eps_mse, pixel_moments
@@ -37,6 +37,7 @@ _MAX_PIXELS = 4096
 _MAX_COVARIANCE_ENTRIES = 2**28
 _SIGNIFICANT_DIGITS = 6  # what lies beyond depends on the order of summation
 _DRAWN_AT_ONCE = 1000
+_MAX_KEPT_BYTES = 256 << 20  # of a dataset's decoded images
 
 _OpenStream = Callable[[], Iterator[LabelledImages]]
 
@@ -116,7 +117,7 @@ def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> E
 
 
 class _Dataset:
-    """The dataset's splits as streams of images."""
+    """The dataset's splits as streams of images; what is small is read once and kept."""
 
     def __init__(self, config: EvaluateConfig) -> None:
         self._store = open_store(config.dataset)
@@ -127,11 +128,18 @@ class _Dataset:
                 f"{config.dataset}: the dataset has no held-out split to measure on; prepare it with held_out_fraction"
             )
         self._shards = {"train": self.manifest.splits["train"].shards, "held_out": held_out.shards}
+        self._kept: dict[str, LabelledImages] = {}
+        self._bytes_left = _MAX_KEPT_BYTES
 
     def stream(self, split: str, num_images: int | None = None) -> Iterator[LabelledImages]:
         """A split's images, all or about `num_images` spread over it."""
         shards = self._shards[split]
-        return stream_images(self._store, shards if num_images is None else spread_shards(shards, num_images))
+        for shard in shards if num_images is None else spread_shards(shards, num_images):
+            images = self._kept.get(shard.key) or read_images(self._store, [shard])
+            if shard.key not in self._kept and images.images.nbytes <= self._bytes_left:
+                self._kept[shard.key] = images
+                self._bytes_left -= images.images.nbytes
+            yield images
 
     def check_fits(self, card: ModelCard, uri: str) -> None:
         """Refuse a model of other images, or of other classes."""

@@ -37,8 +37,9 @@ __all__ = ["RankBatch", "check_read_buffer", "rank_batches", "read_buffer_bytes"
 _MIN_BLOCK_BYTES = 1 << 20
 _MIN_TASK_BYTES = 4 << 20
 _MIN_STREAM_BYTES, _MAX_STREAM_BYTES = 64 << 20, 256 << 20
-# Ray holds the plan of a stream as one object per task: a longer run is a chain of streams.
-_TASKS_PER_STREAM = 256
+# Ray holds the plan of a stream as one object per task, made before the first is read: a longer run is a chain of
+# streams, and the queues of the lanes bridge the moment between two of them.
+_MAX_TASKS, _MAX_WINDOWS = 256, 4096
 _EXECUTOR_PAUSE_S = 0.1
 _WINDOW_NUMBERS = 5
 
@@ -139,8 +140,7 @@ def _blocks(
 ) -> Generator[Block, None, None]:
     """Blocks of rows in the order of the windows; our own errors come out as themselves."""
     try:
-        all_tasks = _tasks(windows, plan.row_bytes)
-        while tasks := list(islice(all_tasks, _TASKS_PER_STREAM)):
+        while tasks := _next_tasks(windows, plan.row_bytes):
             with DataContext.current(context):
                 stream = _stream(plan, tasks, concurrency)
             blocks = iter(stream.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
@@ -166,7 +166,7 @@ def _stream(plan: ReadPlan, tasks: list[list[Window]], concurrency: int) -> ray.
         batch_size=None,
         batch_format="numpy",
         num_cpus=0,
-        compute=TaskPoolStrategy(size=concurrency),
+        compute=TaskPoolStrategy(size=min(concurrency, len(tasks))),
         # Beside the worker that uses the rows: CPUs are set apart there, and blocks stay on their node. Without this
         # Ray spreads such tasks over all nodes.
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
@@ -187,18 +187,19 @@ def _from_numbers(lane: int, epoch: int, index: int, begin: int, end: int) -> Wi
     return Window(lane=lane, epoch=epoch, index=index, begin=begin, end=end)
 
 
-def _tasks(windows: Iterator[Window], row_bytes: int) -> Iterator[list[Window]]:
-    """Windows that one task reads: at least one, and together about _MIN_TASK_BYTES."""
-    task: list[Window] = []
-    size_bytes = 0
-    for window in windows:
-        task.append(window)
-        size_bytes += window.num_rows * row_bytes
-        if size_bytes >= _MIN_TASK_BYTES:
-            yield task
-            task, size_bytes = [], 0
-    if task:
-        yield task
+def _next_tasks(windows: Iterator[Window], row_bytes: int) -> list[list[Window]]:
+    """Windows that each task of the next stream reads: at least one, and together about _MIN_TASK_BYTES."""
+    tasks: list[list[Window]] = []
+    missing_bytes = 0
+    for window in islice(windows, _MAX_WINDOWS):
+        if missing_bytes <= 0:
+            tasks.append([])
+            missing_bytes = _MIN_TASK_BYTES
+        tasks[-1].append(window)
+        missing_bytes -= window.num_rows * row_bytes
+        if len(tasks) == _MAX_TASKS and missing_bytes <= 0:
+            break
+    return tasks
 
 
 def _stream_context(block_bytes: int, stream_bytes: int) -> DataContext:

@@ -27,7 +27,6 @@ from ddpm import (
 from pipeline.image_stream import LabelledImages, regroup
 
 _CHUNK_IMAGES = 4096
-_MAX_KEPT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,17 +151,9 @@ def _shuffled_timesteps(num_timesteps: int, images_per_t: int, seed: int) -> Int
 
 
 def _cycle(open_stream: Callable[[], Iterable[LabelledImages]], num_images: int) -> Iterator[LabelledImages]:
-    """The first `num_images` of the stream repeated for ever; a small stream is read once and kept."""
-    kept: list[LabelledImages] | None = []
-    num_bytes = 0
-    repeated = False
     while num_images > 0:
-        for group in kept if repeated and kept is not None else open_stream():
+        for group in open_stream():
             yield group[:num_images]
             num_images -= min(num_images, len(group))
             if num_images == 0:
                 return
-            if not repeated and kept is not None:
-                num_bytes += group.images.nbytes
-                kept = [*kept, group] if num_bytes <= _MAX_KEPT_BYTES else None
-        repeated = True

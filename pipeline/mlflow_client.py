@@ -145,16 +145,25 @@ def refusal(error: BaseException) -> str | None:
     return code if code in _REFUSALS else None
 
 
+def is_outage(error: BaseException) -> bool:
+    """Whether the server could not be reached, or broke off: the same request may succeed when it is back."""
+    return refusal(error) is None and isinstance(_root_cause(error), OSError)
+
+
 def describe(error: BaseException) -> str:
     """The root cause in one line of at most 200 characters."""
-    innermost = error
-    while (deeper := innermost.__cause__ or innermost.__context__) is not None:
-        innermost = deeper
+    innermost = _root_cause(error)
     text = " ".join(str(innermost).split()) or type(innermost).__name__
     text, _, body = text.partition(" Response body: ")
     if body:
         text = f"it answers, but not as MLflow does: {text.rstrip('.')}"
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    return error
 
 
 def _set_defaults() -> None:

@@ -26,9 +26,15 @@ def own_error(error: BaseException) -> PipelineError | None:
         wrapped = _causes(current)
         # Ray raises an instance of its own and of our class at once; the plain one is its cause.
         if isinstance(current, PipelineError) and not isinstance(getattr(current, "cause", None), PipelineError):
-            return current
+            return _in_one_line(current)
         waiting.extend(wrapped)
     return None
+
+
+def _in_one_line(error: PipelineError) -> PipelineError:
+    """Our messages have one line; Ray Data appends advice about its own settings to them."""
+    line, *more = str(error).splitlines() or [""]
+    return type(error)(line) if more else error
 
 
 def _causes(error: BaseException) -> list[object]:

@@ -5,6 +5,7 @@ them. Its tag `ddpm.digest` says which bytes they are; what is downloaded is com
 version once, by the driver, so that a job works with one model even when the alias moves meanwhile.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import re
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tenacity
+
 import ddpm
 from pipeline.errors import CheckpointError, ConfigError, ModelMissingError, PipelineError
 from pipeline.mlflow_client import (
@@ -24,6 +27,7 @@ from pipeline.mlflow_client import (
     connect,
     describe,
     environment,
+    is_outage,
     mlflow_errors,
     redact,
     refusal,
@@ -31,6 +35,7 @@ from pipeline.mlflow_client import (
 )
 from pipeline.model_files import MODEL_JSON, SOURCE_JSON, WEIGHTS, ModelCard, ModelFiles, read_card, read_model_files
 from pipeline.model_source import required_distribution
+from pipeline.progress import say
 from pipeline.storage import open_store
 from pipeline.tracking import TrackingRun
 
@@ -39,8 +44,9 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _DIGEST_TAG, _MODEL_ID_TAG = "ddpm.digest", "ddpm.model_id"
-_MODEL_URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@:]+))")
-_NAME = re.compile(r"[^/@:]+")
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@:']+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@:']+))")
+_REGISTER_PATIENCE_S = 120
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _ALIAS = re.compile(r"(?!v[0-9]+$|latest$)[A-Za-z0-9_-]+", re.IGNORECASE)
 
 # What the registered model imports; without the local part ("+cpu") that a package index does not have.
@@ -73,8 +79,22 @@ class ResolvedModel:
     """The model, verified."""
 
 
+def check_model_name(name: str, alias: str = "candidate") -> None:
+    """Refuse, before hours of training, a name or alias that could not be registered in the end.
+
+    Raises:
+        ConfigError: If name or alias is none that MLflow takes.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"model name: must be letters, digits, '_', '-' and '.', got {name!r}")
+    if not _ALIAS.fullmatch(alias):
+        raise ConfigError(f"alias: must be letters, digits, '_' and '-', not 'latest' or 'v1', got {alias!r}")
+
+
 def register_model(run: TrackingRun, files: ModelFiles, name: str, alias: str = "candidate") -> RegisteredVersion:
     """Register a model as a pyfunc and move the alias to it. Safe to repeat: equal files of a run are one version.
+
+    A server that cannot be reached is given two minutes to come back: hours of training may lie behind the model.
 
     `mlflow.pyfunc.log_model` is not used: it reads the whole history of every metric of the run, and it needs
     process-wide state. These are the steps that it takes.
@@ -89,19 +109,24 @@ def register_model(run: TrackingRun, files: ModelFiles, name: str, alias: str = 
         ConfigError: If name or alias is none that MLflow takes.
         TrackingUnavailableError: If the server does not answer.
     """
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"model name: must not be empty or contain '/', ':' or '@', got {name!r}")
-    if not _ALIAS.fullmatch(alias):
-        raise ConfigError(f"alias: letters, digits, '_' and '-', and neither 'latest' nor 'v1', got {alias!r}")
+    check_model_name(name, alias)
     card = read_card(files)
+
+    def wait_for_server(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if state.attempt_number == 1 and error is not None:
+            say(f"MLflow at {redact(run.uri)} does not answer ({describe(error)}); registering {name} waits for it")
+
+    patiently = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_outage),
+        stop=tenacity.stop_after_delay(_REGISTER_PATIENCE_S),
+        wait=tenacity.wait_exponential(max=15),
+        before_sleep=wait_for_server,
+        reraise=True,
+    )
     with mlflow_errors(run.uri):
-        client = connect(run.uri)
-        _make_registered_model(client, name)
-        version = _find_version(client, name, run.run_id, files.digest)
-        if version is None:
-            version = _create_version(client, run, files, card, name)
-        _raise_alias(client, name, alias, int(version.version))
-    return _registered(run.uri, name, int(version.version))
+        version = patiently(_register, connect(run.uri), run, files, card, name, alias)
+    return _registered(run.uri, name, version)
 
 
 def registered_version_of_run(run: TrackingRun, name: str, alias: str = "candidate") -> RegisteredVersion | None:
@@ -184,6 +209,17 @@ def log_version_metrics(
             client.set_model_version_tag(version.name, str(version.version), key, value)
 
 
+def _register(
+    client: "MlflowClient", run: TrackingRun, files: ModelFiles, card: ModelCard, name: str, alias: str
+) -> int:
+    _make_registered_model(client, name)
+    version = _find_version(client, name, run.run_id, files.digest)
+    if version is None:
+        version = _create_version(client, run, files, card, name)
+    _raise_alias(client, name, alias, int(version.version))
+    return int(version.version)
+
+
 def _create_version(
     client: "MlflowClient", run: TrackingRun, files: ModelFiles, card: ModelCard, name: str
 ) -> "ModelVersion":
@@ -193,7 +229,7 @@ def _create_version(
     tags = {_DIGEST_TAG: files.digest, "ddpm.train_step": str(card.train_step), "ddpm.dataset": card.dataset_digest}
     model = client.create_logged_model(
         run.experiment_id,
-        name=name,
+        name=name.replace(".", "-"),  # MLflow takes dots in the names of registered models, not in those of logged ones
         source_run_id=run.run_id,
         tags=tags,
         params={"train_step": str(card.train_step), "model": card.config.model},
@@ -204,7 +240,8 @@ def _create_version(
             _save_pyfunc(Path(folder), files, card, run.run_id, model)
             client.log_model_artifacts(model.model_id, str(Path(folder, "pyfunc")))
     except BaseException:
-        client.finalize_logged_model(model.model_id, "FAILED")
+        with contextlib.suppress(Exception):  # the server may be what failed
+            client.finalize_logged_model(model.model_id, "FAILED")
         raise
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step=card.train_step)])

@@ -4,6 +4,7 @@ Rows go in with `sample_id` (and `label`, if the model has classes) and come out
 that `ddpm.generate` makes for that seed, id and label, so the same ids always give the same images.
 """
 
+import io
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import PIL.Image
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from ddpm import SamplerConfig, generate, make_schedule, x_0_to_images
 from pipeline.model_files import MODEL_JSON, SOURCE_JSON, WEIGHTS, ModelFiles, load_network
-from pipeline.shards import encode_png
 
 _MAX_SAMPLE_ID = 2**48 - 1
 
@@ -80,7 +81,7 @@ class SamplerModel(PythonModel):
             label=None if label is None else label.to(self._device),
             image_shape=(config.channels, config.image_size, config.image_size),
         )
-        return [encode_png(image) for image in x_0_to_images(x_0).cpu().numpy()]
+        return [_png(image) for image in x_0_to_images(x_0).cpu().numpy()]
 
     def _read_rows(self, frame: pd.DataFrame) -> tuple[torch.Tensor, torch.Tensor | None]:
         num_classes = self._config.num_classes
@@ -90,6 +91,13 @@ class SamplerModel(PythonModel):
         if "label" in frame:
             raise ValueError("label: this model has no classes; leave the column out")
         return ids, None
+
+
+def _png(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    """Encodes uint8 [H, W, C]; not `shards.encode_png`, whose module needs packages that serving does not."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _column(frame: pd.DataFrame, name: str, largest: int) -> torch.Tensor:

@@ -13,12 +13,12 @@ import ray.data
 import ray.exceptions
 from ray.util.annotations import RayDeprecationWarning
 
+from pipeline import errors
 from pipeline.cluster import quiet_data_context
 from pipeline.commits import Commit, CommitRecord
 from pipeline.config_io import from_json, to_json
 from pipeline.errors import PipelineError
 from pipeline.model_files import ModelFiles
-from pipeline.ray_errors import own_error
 from pipeline.sampling_plan import OutputShard, SamplingSpec
 from pipeline.shard_maker import ShardMaker
 from pipeline.storage import open_store
@@ -70,10 +70,12 @@ def make_shards(
         dataset = _pool_dataset(wave, (files_ref, spec, store_uri, pool.cpus_per_actor, pool.use_gpu), pool)
         try:
             for row in dataset.iter_rows():
-                record = from_json(CommitRecord, row["record"].encode(), "commit of an actor")
+                if row["error"]:
+                    raise getattr(errors, row["error"])(row["message"])
+                record = from_json(CommitRecord, row["message"].encode(), "commit of an actor")
                 yield Commit(record=record, outcome=row["outcome"])
-        except ray.exceptions.RayError as error:
-            raise own_error(error) or PipelineError(_lost_actor_message(error, spec, pool)) from error
+        except ray.exceptions.RayActorError as error:
+            raise PipelineError(_lost_actor_message(error, spec, pool)) from error
 
 
 def _pool_dataset(
@@ -95,7 +97,7 @@ def _pool_dataset(
 
 
 class _ShardActor:
-    """Turns rows of Ray Data into shards and commits into rows."""
+    """Turns rows of Ray Data into shards, and commits or errors into rows."""
 
     def __init__(self, files: Any, spec: SamplingSpec, store_uri: str, num_threads: int, use_gpu: bool) -> None:
         self._files, self._spec, self._store_uri = files, spec, store_uri
@@ -103,14 +105,20 @@ class _ShardActor:
         self._maker: ShardMaker | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        # The network is loaded here, not in __init__: an actor that dies while it is made is replaced without end.
+        shard = OutputShard(**{name: int(column[0]) for name, column in batch.items()})
+        try:
+            commit = self._load()(shard)
+        except PipelineError as error:  # as data: an exception would come back wrapped in Ray's, without its class
+            return {"error": [type(error).__name__], "message": [str(error)], "outcome": [""]}
+        return {"error": [""], "message": [to_json(commit.record).decode()], "outcome": [commit.outcome]}
+
+    def _load(self) -> ShardMaker:
+        # Not in __init__: an actor that dies while it is made is replaced without end.
         if self._maker is None:
             files = ray.get(self._files) if isinstance(self._files, ray.ObjectRef) else self._files
             store = open_store(self._store_uri)
             self._maker = ShardMaker(files, self._spec, store, num_threads=self._num_threads, device=self._device)
-        shard = OutputShard(**{name: int(column[0]) for name, column in batch.items()})
-        commit = self._maker(shard)
-        return {"record": [to_json(commit.record).decode()], "outcome": [commit.outcome]}
+        return self._maker
 
 
 def _lost_actor_message(error: Exception, spec: SamplingSpec, pool: PoolConfig) -> str:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from pipeline.errors import ConfigError
 from pipeline.metric_queue import MetricPoint, MetricQueue, RefusedError
@@ -31,7 +31,9 @@ from pipeline.progress import say
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["TrackingConfig", "TrackingRun", "check_server", "metric_history", "resolve_tracking"]
+__all__ = ["TrackingConfig", "TrackingRun", "check_server", "resolve_tracking"]
+
+T = TypeVar("T")
 
 _PARAMS_PER_REQUEST, _MAX_PARAM_LENGTH = 100, 6000  # limits of MLflow's API
 
@@ -161,13 +163,14 @@ class TrackingRun:
             return self._last_logged_step()
 
     def metric_history(self, key: str) -> list[tuple[int, float]]:
-        """Every value of a metric, as (step, value) in the order of logging.
+        """Every value of a metric as (step, value), by step; empty if the run has no such metric.
 
         Raises:
             TrackingUnavailableError: If the server does not answer.
         """
         with mlflow_errors(self.uri):
-            return [(entry.step, entry.value) for entry in connect(self.uri).get_metric_history(self.run_id, key)]
+            entries = connect(self.uri).get_metric_history(self.run_id, key)
+        return sorted((entry.step, entry.value) for entry in entries)
 
     def log_image(self, png: bytes, path: str) -> None:
         """Queue an image file for the run's artifacts, such as `samples/step-000001000.png`."""
@@ -218,7 +221,7 @@ class TrackingRun:
         from mlflow.entities import Metric
 
         if self._skip_logged and self._last_skipped_step is None:
-            self._last_skipped_step = self._last_logged_step()
+            self._last_skipped_step = self._ask(lambda _: self._last_logged_step())
         last = self._last_skipped_step if self._last_skipped_step is not None else -1
         metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in points if p.step > last or not self._skip_logged]
         if metrics:
@@ -258,30 +261,21 @@ class TrackingRun:
                     params={"step": str(step)},
                     model_type="checkpoint",
                 )
-            client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=step)])
+            outputs = client.get_run(self.run_id).outputs
+            if not outputs or model.model_id not in {output.model_id for output in outputs.model_outputs}:
+                client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=step)])
             client.finalize_logged_model(model.model_id, "READY")
             client.set_tag(self.run_id, "ddpm.checkpoint", uri)
             client.set_tag(self.run_id, "ddpm.checkpoint_digest", digest)
 
         self._ask(link)
 
-    def _ask(self, request: "Callable[[MlflowClient], object]") -> None:
+    def _ask(self, request: "Callable[[MlflowClient], T]") -> T:
+        """One request; what it raises says in one line what went wrong, and whether to try again."""
         try:
-            request(connect(self.uri))
+            return request(connect(self.uri))
         except Exception as error:
             raise (RefusedError if refusal(error) else ConnectionError)(describe(error)) from error
-
-
-def metric_history(config: TrackingConfig, run_id: str, key: str) -> list[tuple[int, float]]:
-    """The values of one metric of a run as (step, value), by step; empty if the run has no such metric.
-
-    Raises:
-        TrackingUnavailableError: If the server does not answer, or has no such run.
-    """
-    uri = tracking_uri(config)
-    with mlflow_errors(uri):
-        points = connect(uri).get_metric_history(run_id, key)
-    return sorted((point.step, point.value) for point in points)
 
 
 def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:

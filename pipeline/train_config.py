@@ -163,13 +163,7 @@ def data_order(config: TrainConfig, manifest: DatasetManifest) -> DataOrder:
     Raises:
         ValueError: If the dataset is too small for the lanes; names the field.
     """
-    return DataOrder(
-        shard_sizes=[shard.num_samples for shard in manifest.splits["train"].shards],
-        seed=config.seed,
-        lanes=config.data.lanes,
-        global_batch=config.global_batch,
-        window_shards=config.data.window_shards,
-    )
+    return DataOrder.for_split(manifest, "train", config.data, seed=config.seed, global_batch=config.global_batch)
 
 
 # A resumed run may change how long, where and how it runs, and what it shows, but not what it computes.

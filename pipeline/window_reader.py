@@ -163,6 +163,8 @@ class _ShardCache:
                 found = _decode_all(plan, record)
                 with self._lock:
                     self._shards[key] = found
+            with self._lock:
+                self._decoding.pop(key, None)
             return found
 
 

@@ -41,7 +41,13 @@ def make_order(dataset: SmallDataset, config: DataConfig = CONFIG, global_batch:
 
 
 def read(
-    dataset: SmallDataset, *, rank: int = 0, world: int = 1, start: int = 0, stop: int = NUM_STEPS
+    dataset: SmallDataset,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    stop: int = NUM_STEPS,
+    config: DataConfig = CONFIG,
 ) -> list[RankBatch]:
     return list(
         rank_batches(
@@ -49,7 +55,7 @@ def read(
             dataset.manifest,
             "train",
             make_order(dataset),
-            CONFIG,
+            config,
             rank=rank,
             world=world,
             start_step=start,
@@ -92,14 +98,15 @@ def test_a_stream_may_start_anywhere_and_reads_no_other_shard(
         np.testing.assert_array_equal(batch.images, dataset.images[batch.sample_ids])
 
 
-def test_a_long_run_is_a_chain_of_streams(
+def test_a_long_run_is_a_chain_of_streams_of_concurrent_tasks(
     ray_session: None, dataset: SmallDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.ingest, "_TASKS_PER_STREAM", 3)
+    monkeypatch.setattr(pipeline.ingest, "_MAX_TASKS", 3)
+    monkeypatch.setattr(pipeline.ingest, "_MAX_WINDOWS", 7)
     monkeypatch.setattr(pipeline.ingest, "_MIN_TASK_BYTES", 50 * 64)
     monkeypatch.setattr(pipeline.ingest, "_MIN_BLOCK_BYTES", 10 * 64)
     order = make_order(dataset)
-    batches = read(dataset)
+    batches = read(dataset, config=replace(CONFIG, read_concurrency=3))
     assert [b.sample_ids.tolist() for b in batches] == [
         order.global_batch_rows(step).sample_id.tolist() for step in range(NUM_STEPS)
     ]
@@ -220,7 +227,7 @@ class Rank:
 @pytest.mark.timeout(120)
 def test_two_ranks_in_lockstep_on_two_cpus_do_not_hang(ray_session: None, large_images: SmallDataset) -> None:
     """No CPU is left for read tasks, and either rank waits for the other at every step."""
-    num_steps = 150  # nine epochs
+    num_steps = 80  # five epochs
     actor: Any = ray.remote(num_cpus=1)(Rank)
     ranks = [actor.remote(large_images, rank, 2, num_steps) for rank in range(2)]
     order = make_order(large_images)
@@ -229,6 +236,42 @@ def test_two_ranks_in_lockstep_on_two_cpus_do_not_hang(ray_session: None, large_
         assert parts[0] + parts[1] == order.global_batch_rows(step).sample_id.tolist()
     for rank in ranks:
         ray.kill(rank)
+
+
+def train_in_lockstep(config: dict[str, Any]) -> None:
+    """A train function: at every step the ranks add up their sample ids, which no rank can do alone."""
+    import ray.train
+    import torch
+
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    sums = []
+    for batch in large_stream(config["dataset"], rank, world, config["num_steps"]):
+        total = torch.tensor(int(batch.sample_ids.sum()))
+        torch.distributed.all_reduce(total)
+        sums.append(str(int(total)))
+    if rank == 0:
+        Path(config["result"]).write_text(" ".join(sums))
+
+
+@pytest.mark.services
+@pytest.mark.timeout(180)
+def test_two_ddp_workers_of_ray_train_on_two_cpus_do_not_hang(
+    ray_session: None, large_images: SmallDataset, tmp_path: Path
+) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    num_steps, result = 200, tmp_path / "sums"
+    TorchTrainer(
+        train_in_lockstep,
+        train_loop_config={"dataset": large_images, "num_steps": num_steps, "result": str(result)},
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name="lockstep", storage_path=str(tmp_path)),
+    ).fit()
+    order = make_order(large_images)
+    expected = [int(order.global_batch_rows(step).sample_id.sum()) for step in range(num_steps)]
+    assert [int(word) for word in result.read_text().split()] == expected
 
 
 def test_the_read_buffer_is_bounded(dataset: SmallDataset) -> None:

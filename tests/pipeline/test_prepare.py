@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-import webdataset
 from sklearn.datasets import load_digits
 
 from pipeline.config_io import to_toml
@@ -29,6 +28,7 @@ from pipeline.prepare import PrepareConfig, describe_plan, open_source, prepare,
 from pipeline.shards import decode_png, read_shard
 from pipeline.storage import ObjectStore, join_uri, open_store
 from tests.fixtures_s3 import S3Server
+from tests.pipeline.webdataset_reader import read_with_webdataset
 
 # Most tests run the stage without Ray, which only carries it out; two run all of it.
 
@@ -84,15 +84,13 @@ def check_digits(output: Path, manifest: DatasetManifest) -> None:
         pixels = np.stack([image for image, _, _ in read])[..., 0]
         assert np.array_equal(np.rint(pixels / 255 * 16), table.images[expected])  # the scans themselves
         assert np.array_equal(pixels, np.rint(table.images[expected] * 255 / 16))
-        urls = [str(output / record.key) for record in manifest.splits[split].shards]
-        theirs = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("png", "cls", "json"))
-        assert [(label, meta["source"]) for _, label, meta in theirs] == [row[1:] for row in read]
-        assert np.array_equal(np.stack([np.asarray(image) for image, _, _ in theirs]), pixels)
+        theirs = read_with_webdataset([output / record.key for record in manifest.splits[split].shards])
+        assert [(row["cls"], row["json"]["source"]) for row in theirs] == [row[1:] for row in read]
+        assert np.array_equal(np.stack([np.asarray(row["png"].convert("L")) for row in theirs]), pixels)
     labels = Counter(label for _, label, _ in rows(store, manifest, "train"))
     assert [labels[label] for label in range(10)] == np.bincount(table.target[order[:1500]]).tolist()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files open
 def test_digits_on_ray(ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = PrepareConfig(output=str(tmp_path / "ray"), shard_size=250)
     manifest = prepare(config)

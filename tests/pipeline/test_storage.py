@@ -2,29 +2,21 @@
 
 import os
 import pickle
-import resource
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, ObjectMissingError, StorageAccessError, StorageError
-from pipeline.object_store import TEMPORARY_PREFIX
-from pipeline.storage import LocalStore, ObjectStore, S3Store, join_uri, open_store
+from pipeline.storage import ObjectStore, S3Store, join_uri, open_store
 from tests.fixtures_s3 import S3Server
 from tests.pipeline.cutting_proxy import CuttingProxy
+from tests.pipeline.storage_checks import check_one_line, keys_of
 
 ODD_KEYS = [
     *(
@@ -62,17 +54,6 @@ def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return s3_uri(request, monkeypatch)
 
 
-def keys(store: ObjectStore, prefix: str = "") -> list[str]:
-    return [info.key for info in store.list(prefix)]
-
-
-def one_line(error: BaseException, *parts: str) -> None:
-    text = str(error)
-    assert "\n" not in text and len(text) < 500, text
-    for part in parts:
-        assert part in text, f"{part!r} not in {text!r}"
-
-
 # ---------------------------------------------------------------- the contract
 
 
@@ -87,11 +68,11 @@ def test_write_read_stat_delete(store: ObjectStore) -> None:
     listed = next(store.list())
     assert (listed.key, listed.size_bytes) == ("a/b", 5) and abs(listed.modified_s - info.modified_s) <= 1
     store.write("empty", b"")
-    assert store.read("empty") == b"" and keys(store) == ["a/b", "empty"]
+    assert store.read("empty") == b"" and keys_of(store) == ["a/b", "empty"]
     store.delete("a/b")
     store.delete("a/b")
     store.delete("never/was")
-    assert keys(store) == ["empty"]
+    assert keys_of(store) == ["empty"]
 
 
 def test_missing_object_is_its_own_error(store: ObjectStore) -> None:
@@ -99,7 +80,7 @@ def test_missing_object_is_its_own_error(store: ObjectStore) -> None:
     for key in ("nothing", "a", "a/b/c", "a/bb"):
         with pytest.raises(ObjectMissingError) as caught:
             store.read(key)
-        one_line(caught.value, store.uri, key)
+        check_one_line(caught.value, store.uri, key)
         assert store.stat(key) is None
 
 
@@ -155,22 +136,22 @@ def test_list_is_sorted_complete_and_filters_by_prefix(store: ObjectStore) -> No
     names |= {"a.b", "a/z", "a/b/c", "a/b.c", "a0", "ab/c", "manyfold"}
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: store.write(key, key.encode()), names))
-    assert keys(store) == sorted(names)
+    assert keys_of(store) == sorted(names)
     assert {info.key: info.size_bytes for info in store.list()} == {key: len(key) for key in names}
     for prefix in ("many/", "many", "many/0500", "a", "a/", "a/b", "a/b/", "ab/c", "zzz", "a/zz", "nothing/at/all"):
-        assert keys(store, prefix) == sorted(key for key in names if key.startswith(prefix)), prefix
+        assert keys_of(store, prefix) == sorted(key for key in names if key.startswith(prefix)), prefix
 
 
 def test_keys_with_odd_characters(store: ObjectStore) -> None:
     for key in ODD_KEYS:
         assert store.create(key, key.encode()) is True
         assert store.create(key, b"other") is False
-    assert keys(store) == sorted(ODD_KEYS, key=lambda key: key.encode())
+    assert keys_of(store) == sorted(ODD_KEYS, key=lambda key: key.encode())
     for key in ODD_KEYS:
         assert store.read(key) == key.encode()
-        assert keys(store, key) == [key]
+        assert keys_of(store, key) == [key]
         store.delete(key)
-    assert keys(store) == []
+    assert keys_of(store) == []
 
 
 @pytest.mark.parametrize(
@@ -184,7 +165,7 @@ def test_keys_that_leave_the_store_are_refused(store: ObjectStore, key: str) -> 
         for look in (store.read, store.stat, store.delete):
             with pytest.raises(ValueError, match="key"):
                 look(key)
-    assert keys(store) == []
+    assert keys_of(store) == []
 
 
 def test_a_store_travels_to_other_processes(store: ObjectStore) -> None:
@@ -230,162 +211,7 @@ def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_uris_that_cannot_be_opened(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
         open_store(uri)
-    one_line(caught.value, repr(uri), "write")
-
-
-# ---------------------------------------------------------------- local folder
-
-
-@given(
-    steps=st.lists(
-        st.tuples(
-            st.sampled_from(["write", "create", "delete"]),
-            st.sampled_from(["x", "d/x", "d/y", "d.x", "e/f/z"]),
-            st.binary(max_size=3),
-        ),
-        max_size=12,
-    )
-)
-@settings(max_examples=40, deadline=None)
-def test_local_store_behaves_like_a_dict(steps: list[tuple[str, str, bytes]]) -> None:
-    expected: dict[str, bytes] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        store = LocalStore(Path(folder))
-        for action, key, data in steps:
-            if action == "delete":
-                store.delete(key)
-                expected.pop(key, None)
-            elif action == "create":
-                assert store.create(key, data) is (key not in expected)
-                expected.setdefault(key, data)
-            else:
-                store.write(key, data)
-                expected[key] = data
-        assert {key: store.read(key) for key in keys(store)} == expected
-        assert keys(store) == sorted(expected)
-
-
-WRITER = """
-import sys; from pathlib import Path; from pipeline.local_store import LocalStore
-store, method = LocalStore(Path(sys.argv[1])), sys.argv[2]
-print("ready", flush=True)
-getattr(store, method)("folder/key", b"n" * (256 << 20))
-"""
-
-
-@pytest.mark.parametrize("method", ["write", "create"])
-def test_killed_writers_leave_the_old_object_or_none(tmp_path: Path, method: str) -> None:
-    store = LocalStore(tmp_path)
-    (tmp_path / "folder").mkdir()
-    if method == "write":
-        store.write("folder/key", b"old")
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), method], stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-
-    def partial() -> list[Path]:
-        files = (tmp_path / "folder").glob(f"{TEMPORARY_PREFIX}*")
-        return [path for path in files if path.stat().st_size > 1 << 20]
-
-    while not partial():
-        assert process.poll() is None, "the writer finished before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert 0 < partial()[0].stat().st_size < 256 << 20, "killed in mid-write"
-    if method == "write":
-        assert store.read("folder/key") == b"old" and keys(store) == ["folder/key"]
-    else:
-        assert store.stat("folder/key") is None and keys(store) == []
-        assert store.create("folder/key", b"new") and store.read("folder/key") == b"new"
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """Permissions mean nothing to root: act as nobody for a while."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-def test_a_folder_without_permission() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        LocalStore(folder).write("readable/key", b"x")
-        LocalStore(folder).write("closed/key", b"x")
-        folder.chmod(0o555)
-        (folder / "readable").chmod(0o555)
-        (folder / "closed").chmod(0o000)
-        store = LocalStore(folder)
-        try:
-            with unprivileged():
-                assert store.read("readable/key") == b"x"
-                for attempt in (
-                    lambda: store.write("new/key", b"x"),
-                    lambda: store.write("readable/key", b"x"),
-                    lambda: store.create("readable/other", b"x"),
-                    lambda: store.delete("readable/key"),
-                    lambda: store.read("closed/key"),
-                    lambda: store.stat("closed/key"),
-                    lambda: keys(store),
-                ):
-                    with pytest.raises(StorageAccessError) as caught:
-                        attempt()
-                    one_line(caught.value, name, "Permission denied", "check")
-        finally:
-            for path in (folder, folder / "readable", folder / "closed"):
-                path.chmod(0o755)
-        assert store.read("readable/key") == b"x"
-
-
-def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"x")
-    for attempt in (
-        lambda: LocalStore(tmp_path / "file").write("key", b"x"),
-        lambda: list(LocalStore(tmp_path / "file").list()),
-        lambda: LocalStore(tmp_path).write("file/key", b"x"),
-        lambda: LocalStore(tmp_path.parent).write(tmp_path.name, b"x"),
-        lambda: LocalStore(tmp_path.parent).create(tmp_path.name, b"x"),
-    ):
-        with pytest.raises(StorageAccessError) as caught:
-            attempt()
-        one_line(caught.value, str(tmp_path), "cannot")
-    assert (tmp_path / "file").read_bytes() == b"x"
-
-
-def test_a_full_disk_publishes_nothing(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
-    store.write("key", b"old")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
-    try:
-        for attempt in (lambda: store.write("key", bytes(1 << 17)), lambda: store.create("new", bytes(1 << 17))):
-            with pytest.raises(StorageAccessError) as caught:
-                attempt()
-            one_line(caught.value, str(tmp_path), "File too large", "free space")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [path.name for path in tmp_path.iterdir()] == ["key"] and store.read("key") == b"old"
-
-
-def test_listing_follows_links_but_not_in_circles(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path / "store")
-    store.write("real/key", b"x")
-    (tmp_path / "store/link").symlink_to(tmp_path / "store/real")
-    (tmp_path / "store/real/loop").symlink_to(tmp_path / "store")
-    (tmp_path / "store/dangling").symlink_to(tmp_path / "nowhere")
-    assert keys(store) == ["link/key", "real/key"]
-    assert keys(LocalStore(tmp_path / "nowhere")) == []
-
-
-def test_objects_have_ordinary_permissions(tmp_path: Path) -> None:
-    LocalStore(tmp_path).write("key", b"x")
-    (tmp_path / "plain").write_bytes(b"x")
-    assert (tmp_path / "key").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    check_one_line(caught.value, repr(uri), "write")
 
 
 # ---------------------------------------------------------------- S3
@@ -405,7 +231,7 @@ def test_listing_skips_markers_and_reads_what_others_wrote(s3: str) -> None:
         client.put_object(Bucket=bucket, Key=key, Body=b"" if key.endswith("/") else b"x")
     client.close()
     store = open_store(f"{s3}/{prefix}")
-    assert keys(store) == ["folder//double", "folder/key"]
+    assert keys_of(store) == ["folder//double", "folder/key"]
     assert store.read("folder//double") == b"x"
 
 
@@ -442,11 +268,11 @@ def refused_everywhere(store: ObjectStore, *parts: str) -> None:
         lambda: store.create("key", b"x"),
         lambda: store.stat("key"),
         lambda: store.delete("key"),
-        lambda: keys(store),
+        lambda: keys_of(store),
     ):
         with pytest.raises(StorageAccessError) as caught:
             attempt()
-        one_line(caught.value, store.uri, *parts)
+        check_one_line(caught.value, store.uri, *parts)
 
 
 @pytest.fixture
@@ -476,7 +302,7 @@ def test_an_answer_that_never_completes_is_one_clear_line(
     proxy.cut("GET", times=1000, after_bytes=5000)
     with pytest.raises(StorageError) as caught:
         store.read("key")
-    one_line(caught.value, f"{store.uri}/key", "no complete answer after all retries")
+    check_one_line(caught.value, f"{store.uri}/key", "no complete answer after all retries")
     assert proxy.num_cut == 6
 
 

@@ -1,6 +1,9 @@
 """Models that are made in milliseconds, as a folder of model files, for tests of generation."""
 
+import uuid
 from pathlib import Path
+
+import pytest
 
 from ddpm import ModelConfig, ScheduleConfig, UNetConfig, build_model
 from pipeline.model_files import ModelCard, encode_model
@@ -37,3 +40,48 @@ def write_model(
     for name, data in files.as_dict().items():
         (folder / name).write_bytes(data)
     return str(folder)
+
+
+OWN_NETWORK = '''
+"""Networks that misbehave, as a user's own module."""
+import os
+import signal
+from pathlib import Path
+
+import torch
+
+
+class Network(torch.nn.Module):
+    def __init__(self, what, where):
+        super().__init__()
+        self.what, self.where = what, where
+        self.scale = torch.nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x_t, t, label):
+        if self.what == "kills once" and not Path(self.where).exists():
+            Path(self.where).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "kills":
+            with Path(self.where).open("a") as file:
+                file.write("killed\\\\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "hungry" and len(x_t) > 4:
+            torch.empty(2**55)
+        if self.what == "diverged":
+            return x_t * float("nan")
+        return x_t * self.scale
+
+
+def make(image_size, channels, num_classes, what, where=""):
+    return Network(what, where)
+'''
+
+
+def write_own_model(folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, where: str = "") -> str:
+    """A model of a user's own network, whose module is importable in this process only: workers get its source."""
+    module = f"own_network_{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
+    (folder / f"{module}.py").write_text(OWN_NETWORK)
+    monkeypatch.syspath_prepend(str(folder))
+    options: dict[str, int | float | str | bool] = {"what": what, "where": where}
+    return write_model(folder / "model", model=f"{module}:make", model_options=options)

@@ -1,6 +1,7 @@
 """Image i is image i in any batch; the draws are the documented ones; the config refuses what would be ignored."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,11 @@ def elementwise(x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
     """A network without sums: rounding cannot depend on the batch. Labels shift it."""
     shift = t / 100 if label is None else t / 100 + label
     return torch.tanh(x_t * 0.7 + shift.to(x_t)[:, None, None, None])
+
+
+def faint(x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+    """A network that takes almost all of x_t for noise: images stay within [-1, 1] though the predictions leave it."""
+    return 0.97 * x_t
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{s.name}-{s.spacing}")
@@ -67,27 +73,37 @@ def test_seed_and_label_matter() -> None:
     assert not torch.equal(images(0, 0), images(0, 1))
 
 
-@pytest.mark.parametrize("name", ["ancestral", "ddim"])
-def test_generate_uses_the_documented_draws(name: str) -> None:
+@pytest.mark.parametrize("clip", [True, False], ids=["clip", "no_clip"])
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize(
+    ("name", "option"), [("ancestral", "fixed_small"), ("ancestral", "fixed_large"), ("ddim", 0.5), ("ddim", 1.0)]
+)
+def test_generate_uses_the_config_and_the_documented_draws(name: str, option: Any, spacing: Any, clip: bool) -> None:
     """x_T is draw 0 of its stream; the steps are draws 1, 2, ... of theirs, and the last step draws nothing."""
     ids, drawn = torch.arange(4), []
-    sampler = SamplerConfig(name=name, num_steps=10)  # type: ignore[arg-type]
-    got = generate(elementwise, SCHEDULE, sampler, seed=5, sample_ids=ids, label=None, image_shape=SHAPE)
 
     def noise(draw: int) -> Tensor:
         drawn.append(draw)
         return standard_normal(5, Stream.STEP, ids, draw, SHAPE)
 
-    x_T, denoise = standard_normal(5, Stream.X_T, ids, 0, SHAPE), EpsDenoiser(network=elementwise, schedule=SCHEDULE)
-    timesteps = spaced_timesteps(100, 10, "linspace")
+    x_T = standard_normal(5, Stream.X_T, ids, 0, SHAPE)
+    denoise = EpsDenoiser(network=faint, schedule=SCHEDULE, clip_x_0=clip)
+    timesteps = spaced_timesteps(100, 10, spacing)
+    options: dict[str, Any] = {"name": name, "num_steps": 10, "spacing": spacing, "clip_x_0": clip}
     if name == "ancestral":
-        expected = ancestral_sample(
-            denoise, SCHEDULE, x_T, None, timesteps=timesteps, noise=noise, variance="fixed_small"
-        )
+        options["variance"] = option
+        x_0 = ancestral_sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, noise=noise, variance=option)
     else:
-        expected = ddim_sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, noise=noise, eta=1.0)
-    assert torch.equal(got, expected.clamp(-1, 1))
+        options["eta"] = option
+        x_0 = ddim_sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, noise=noise, eta=option)
     assert drawn == list(range(1, 10))
+
+    def images(**changed: Any) -> Tensor:
+        config = SamplerConfig(**{**options, **changed})
+        return generate(faint, SCHEDULE, config, seed=5, sample_ids=ids, label=None, image_shape=SHAPE)
+
+    assert torch.equal(images(), x_0.clamp(-1, 1))
+    assert not torch.equal(images(clip_x_0=not clip), x_0.clamp(-1, 1))
 
 
 def test_ddim_with_eta_1_is_ancestral_sampling_with_the_posterior_variance() -> None:
