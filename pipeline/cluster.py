@@ -21,6 +21,8 @@ _QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS": "0",
+    # Ray's core writes its advice to the terminal as errors.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # Ray 2.60 announces a change of a default that this project does not depend on.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ddpm import Moments, Network, NoiseSchedule, frechet_distance, make_schedule, x_0_to_images
+from ddpm import ModelConfig, Moments, Network, frechet_distance, make_schedule, x_0_to_images
 from pipeline import sample as sampling
 from pipeline.baselines import ClassGaussians
 from pipeline.config_io import to_json
@@ -183,7 +183,7 @@ def _measure(
             f"images of {math.prod(image_shape)} values are too large for pixel statistics: "
             "only the eps error is measured"
         )
-    figures["eps_mse"] = _eps_error(config, dataset, make_schedule(card.config.schedule), network, gaussians, device)
+    figures["eps_mse"] = _eps_error(config, dataset, card.config, network, gaussians, device)
     return figures
 
 
@@ -226,16 +226,22 @@ def _label_agreement(
 def _eps_error(
     config: EvaluateConfig,
     dataset: _Dataset,
-    schedule: NoiseSchedule,
+    network_config: ModelConfig,
     network: torch.nn.Module,
     gaussians: ClassGaussians | None,
     device: torch.device,
 ) -> Figure:
+    schedule = make_schedule(network_config.schedule)
+
     def measure(split: str, networks: list[Network]) -> list[Estimate]:
+        def open_stream() -> Iterator[LabelledImages]:
+            stream = dataset.stream(split, schedule.num_timesteps * config.eps_images_per_t)
+            return stream if network_config.num_classes else (group.without_labels() for group in stream)
+
         return eps_mse(
             networks,
             schedule,
-            lambda: dataset.stream(split, schedule.num_timesteps * config.eps_images_per_t),
+            open_stream,
             images_per_t=config.eps_images_per_t,
             seed=config.seed,
             batch_size=config.batch_size,

@@ -29,6 +29,10 @@ class LabelledImages:
         """Some of the images, as views."""
         return LabelledImages(images=self.images[rows], labels=None if self.labels is None else self.labels[rows])
 
+    def without_labels(self) -> "LabelledImages":
+        """The images alone."""
+        return LabelledImages(images=self.images, labels=None)
+
 
 def stream_images(
     store: ObjectStore, shards: Sequence[ShardRecord], stop: int | None = None

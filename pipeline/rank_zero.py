@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.train_loop import TrainTask
 
 _GRID_ROWS, _GRID_COLUMNS = 4, 10
+_FLUSH_TIMEOUT_S = 5.0
 
 
 class RankZero:
@@ -68,6 +69,8 @@ class RankZero:
 
     def _save(self) -> None:
         task, state = self._task, self._state
+        # What was logged before a checkpoint is not logged again by a run that goes on from it.
+        task.run.flush(timeout_s=_FLUSH_TIMEOUT_S)
         card = ModelCard(
             config=task.model_config,
             class_names=task.manifest.class_names if task.model_config.num_classes else (),

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from ddpm import SamplerConfig, spaced_timesteps
 from ddpm.model import count_parameters, flops_per_image
 from pipeline.cluster import ClusterConfig, ray_session
-from pipeline.commits import Commit
 from pipeline.config_io import to_toml
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.image_stream import read_images
@@ -132,27 +131,24 @@ def sample(config: SampleConfig, *, model: ResolvedModel | None = None) -> Sampl
     """
     started_s = time.monotonic()
     job = resolve_job(config, model)
-    known, num_made, num_evaluated, making_s = dict(job.known), 0, 0, 0.0
+    known, made, making_s = dict(job.known), _Made(), 0.0
     for _ in range(_MAX_ROUNDS):
         found = survey(job.store, job.plan, known)
         if 0 not in found.done:
             break
         round_started_s = time.monotonic()
-        commits = _make_missing(config, job, found)
+        known = {**found.tars, **_make_missing(config, job, found, made)}
         making_s += time.monotonic() - round_started_s
-        known = {**found.tars, **{commit.record.index: commit.record.tar for commit in commits}}
-        num_evaluated += sum(commit.record.num_samples for commit in commits)
-        num_made += sum(commit.record.num_samples for commit in commits if commit.outcome != "lost")
     else:
         raise PipelineError(f"{job.store.uri}: shards disappear as they are made; does something else delete there?")
     _publish(config, job, found)
     return SampleResult(
         uri=job.store.uri,
         num_images=job.plan.num_images,
-        num_made=num_made,
+        num_made=made.num_images,
         contact_sheet_uri=join_uri(job.store.uri, CONTACT_SHEET_KEY),
         wall_s=time.monotonic() - started_s,
-        evaluations_per_s=num_evaluated * config.sampler.num_steps / making_s if num_evaluated else 0.0,
+        evaluations_per_s=made.num_sampled * config.sampler.num_steps / making_s if made.num_sampled else 0.0,
     )
 
 
@@ -215,8 +211,17 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
     return SampleJob(model=model, card=card, spec=spec, plan=plan, store=store, known=known)
 
 
-def _make_missing(config: SampleConfig, job: SampleJob, found: Survey) -> list[Commit]:
-    """Have the missing shards made; what became of each."""
+@dataclass(kw_only=True, slots=True)
+class _Made:
+    """What this run has made so far."""
+
+    num_sampled: int = 0
+    num_images: int = 0
+    """Those of num_sampled that are in the output: another writer may have been quicker, with other bytes."""
+
+
+def _make_missing(config: SampleConfig, job: SampleJob, found: Survey, made: _Made) -> dict[int, ShardRecord]:
+    """Have the missing shards made; their tars by index."""
     if found.lost:
         say(f"{len(found.lost)} committed shards have lost their tar (the first is {found.lost[0]}): making them again")
     done = sum(tar.num_samples for tar in found.tars.values())
@@ -229,19 +234,26 @@ def _make_missing(config: SampleConfig, job: SampleJob, found: Survey) -> list[C
         max_shard_retries=config.max_shard_retries,
         ray_logs=config.cluster.ray_logs,
     )
-    commits = []
+    tars: dict[int, ShardRecord] = {}
+    num_lost = 0
     with ray_session(config.cluster), Progress("sampling", num_images, "img", done=done) as progress:
         missing = job.plan.missing(found.done)
         for commit in make_shards(job.model.files, job.spec, job.store.uri, missing, pool):
-            commits.append(commit)
-            progress.advance(commit.record.num_samples, f"shard {commit.record.index}")
-    lost = [commit.record for commit in commits if commit.outcome == "lost"]
-    if lost:
-        say(
-            f"{len(lost)} shards were committed first by another writer, with other bytes (the first is "
-            f"{lost[0].index}, made on {lost[0].made.host}, {lost[0].made.device}): those stand, ours are removed"
-        )
-    return commits
+            record = commit.record
+            tars[record.index] = record.tar
+            made.num_sampled += record.num_samples
+            made.num_images += record.num_samples if commit.outcome != "lost" else 0
+            progress.advance(record.num_samples, f"shard {record.index}")
+            if commit.outcome == "lost":
+                num_lost += 1
+                if num_lost == 1:
+                    say(
+                        f"shard {record.index} was committed first on {record.made.host} ({record.made.device}), with "
+                        "other bytes: that commit stands, ours is removed"
+                    )
+    if num_lost > 1:
+        say(f"{num_lost} shards were committed first elsewhere, with other bytes: those commits stand")
+    return tars
 
 
 def _publish(config: SampleConfig, job: SampleJob, found: Survey) -> None:

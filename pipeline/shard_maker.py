@@ -44,6 +44,7 @@ class ShardMaker:
             ConfigError: If a network of your own cannot be built here.
         """
         torch.set_num_threads(num_threads)
+        torch.backends.cudnn.deterministic = True  # a retry on the same kind of GPU makes the same bytes
         try:
             card, network = load_network(files)
         except ValueError as error:

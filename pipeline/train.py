@@ -25,7 +25,7 @@ from pipeline.model_files import read_model_files
 from pipeline.model_source import collect_source
 from pipeline.progress import format_bytes
 from pipeline.ray_errors import own_error
-from pipeline.registry import RegisteredVersion, register_model, registered_version_of_run
+from pipeline.registry import RegisteredVersion, check_model_name, register_model, registered_version_of_run
 from pipeline.storage import ObjectStore, join_uri, open_store
 from pipeline.tracking import TrackingRun, check_server, resolve_tracking
 from pipeline.train_board import progress_board
@@ -123,6 +123,7 @@ def load_plan(config: TrainConfig) -> tuple[DatasetManifest, ModelConfig]:
         ConfigError: If the configuration does not fit the dataset, or its network cannot be built.
         DatasetMissingError: If there is no dataset.
     """
+    check_model_name(config.register_as)
     manifest = load_manifest(open_store(config.dataset))
     try:
         network_config = model_config(config, manifest)

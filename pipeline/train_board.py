@@ -59,7 +59,7 @@ def progress_board(title: str, total_steps: int, *, done: int = 0) -> Iterator[A
     """
     # The driver's own node: the board must not be lost with a worker's.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote(done)
+    board: Any = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote(done)
     stop = threading.Event()
     with Progress(title, total_steps, "steps", done=done) as progress:
         follower = threading.Thread(target=_follow, args=(board, progress, done, stop), daemon=True)

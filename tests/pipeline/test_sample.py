@@ -320,3 +320,10 @@ def test_a_driver_killed_at_any_moment_changes_no_byte_of_the_result(tmp_path: P
         before = snapshot(output)
         finish(config, file)
         assert snapshot(output) == before, "a run after that writes nothing"
+
+    # Two drivers by mistake, at once: one result, and neither fails.
+    config = dataclasses.replace(unbroken, output=str(tmp_path / "twice"))
+    drivers = [start_driver(config, tmp_path / f"twice {number}.toml") for number in range(2)]
+    assert [driver.wait(timeout=300) for driver in drivers] == [0, 0]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "twice").glob("*/*.tar")} == expected
+    assert names(tmp_path / "twice", "manifest.json")
