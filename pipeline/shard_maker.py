@@ -66,7 +66,7 @@ class ShardMaker:
         try:
             tar = make_tar(self._network, self._schedule, self._spec, shard, self._device)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
             raise PipelineError(self._out_of_memory_message(shard)) from error
         except ValueError as error:  # images that are not numbers, or a network that answers in another shape
@@ -106,7 +106,7 @@ class ShardMaker:
         try:
             make_tar(self._network, self._schedule, dataclasses.replace(spec, sampler=one_step), first, self._device)
         except (MemoryError, RuntimeError) as error:
-            if is_out_of_memory(error):
+            if _is_out_of_memory(error):
                 return False
             raise
         return True
@@ -154,7 +154,7 @@ def make_tar(
     return pack_shard(samples)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: torch has a class for accelerators and only a text for the CPU."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 

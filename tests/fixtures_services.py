@@ -95,9 +95,10 @@ def _postgres_programs() -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_uri() -> Iterator[str]:
     """An empty database of a Postgres server, with a password."""
-    programs, folder = _postgres_programs(), tmp_path_factory.mktemp("postgres")
+    programs = _postgres_programs()
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own folders are closed to other users
     data, password, port = folder / "data", secrets.token_hex(12), free_port()
     data.mkdir()
     password_file = folder / "password"
@@ -106,9 +107,6 @@ def postgres_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if os.geteuid() == 0:  # Postgres refuses to run as root
         for path in (folder, data, password_file):
             shutil.chown(path, "postgres", "postgres")
-        for parent in folder.parents:
-            if parent.stat().st_uid == 0 and parent != Path("/tmp") and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o011)
         as_owner = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
     initdb = [
         str(programs / "initdb"),
@@ -123,7 +121,7 @@ def postgres_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     subprocess.run([*as_owner, *initdb], check=True, capture_output=True, cwd="/")
     command = [str(programs / "postgres"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", str(folder)]
     with running([*as_owner, *command], environment=dict(os.environ), log=folder / "log", ready=lambda: connects(port)):
-        yield f"postgresql://ddpm:{password}@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://ddpm:{password}@127.0.0.1:{port}/postgres"
 
 
 @contextlib.contextmanager
@@ -172,6 +170,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{python.parent}:{os.environ['PATH']}",  # the `python` of a job's entry point
         "OMP_NUM_THREADS": "1",
     }
     environment.pop("RAY_ADDRESS", None)

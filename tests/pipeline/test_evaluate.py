@@ -127,7 +127,9 @@ def test_a_second_evaluation_writes_nothing(digits: str, model: str, tmp_path: P
     assert evaluate(config) == first
     assert snapshot(tmp_path / "out") == before
     fewer = dataclasses.replace(config, sample=dataclasses.replace(config.sample, images_per_class=10))
-    assert evaluate(fewer).record.num_images == 100, "the images asked for are measured, however many there are"
+    of_fewer = evaluate(fewer)
+    assert of_fewer.record.num_images == 100, "the images asked for are measured, however many there are"
+    assert of_fewer.figures["frechet_pixels"] != first.figures["frechet_pixels"]
 
 
 def write_dataset(folder: Path, *, size: int, channels: int = 3, held_out: bool = True) -> str:

@@ -128,5 +128,6 @@ def test_every_t_gets_as_many_images_and_its_own_label_however_batches_are_cut()
     assert torch.equal(t.bincount(), torch.full((50,), 6))
     assert torch.equal(label, torch.arange(300) % 60 % 2), "the images in the order of the stream, again and again"
     assert len(t[::60].unique()) > 1, "an image meets another t each time"
+    assert len(t[:60].unique()) > 25, "the beginning of a sorted dataset meets all t, not the first few"
     second = measure(images, records, images_per_t=6, batch_size=7)
     assert first[0].value == pytest.approx(second[0].value, rel=1e-6)
