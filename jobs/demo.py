@@ -14,13 +14,13 @@ from typing import TypeVar
 
 from jobs.cli import one_line
 from pipeline.cluster import ray_session
+from pipeline.data.prepare import prepare
 from pipeline.errors import PipelineError
-from pipeline.evaluate import evaluate
-from pipeline.prepare import prepare
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.generation.sample import sample
 from pipeline.presets import digits
 from pipeline.progress import format_duration, say
-from pipeline.sample import sample
-from pipeline.train import train
+from pipeline.training.train import train
 
 T = TypeVar("T")
 

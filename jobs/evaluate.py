@@ -3,7 +3,7 @@
 import sys
 
 from jobs.cli import run_job
-from pipeline.evaluate import EvaluateConfig, describe_plan, evaluate
+from pipeline.evaluation.evaluate import EvaluateConfig, describe_plan, evaluate
 from pipeline.progress import say
 
 

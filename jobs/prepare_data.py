@@ -3,7 +3,7 @@
 import sys
 
 from jobs.cli import run_job
-from pipeline.prepare import PrepareConfig, describe_plan, prepare
+from pipeline.data.prepare import PrepareConfig, describe_plan, prepare
 from pipeline.progress import say
 
 

@@ -3,8 +3,8 @@
 import sys
 
 from jobs.cli import run_job
+from pipeline.generation.sample import SampleConfig, describe_plan, sample
 from pipeline.progress import say
-from pipeline.sample import SampleConfig, describe_plan, sample
 
 
 def _run(config: SampleConfig) -> None:

@@ -4,8 +4,8 @@ import sys
 
 from jobs.cli import run_job
 from pipeline.progress import say
-from pipeline.train import describe_plan, train
-from pipeline.train_config import TrainConfig
+from pipeline.training.train import describe_plan, train
+from pipeline.training.train_config import TrainConfig
 
 
 def _run(config: TrainConfig) -> None:

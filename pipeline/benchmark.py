@@ -23,14 +23,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddpm import Ema, ModelConfig, build_model, images_to_x_0, make_schedule, q_sample, simple_loss
 from pipeline.cluster import ray_session
+from pipeline.data.prepare import PrepareConfig, prepare
+from pipeline.data.shards import decode_png, read_shard
 from pipeline.errors import TrainingFailedError
-from pipeline.prepare import PrepareConfig, prepare
 from pipeline.progress import say
-from pipeline.shards import decode_png, read_shard
-from pipeline.storage import open_store
-from pipeline.tracking import TrackingConfig, TrackingRun
-from pipeline.train import load_plan, train
-from pipeline.train_config import TrainConfig
+from pipeline.stores.storage import open_store
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun
+from pipeline.training.train import load_plan, train
+from pipeline.training.train_config import TrainConfig
 
 _INTERVALS_PER_RUN = 15
 

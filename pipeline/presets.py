@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ddpm import SamplerConfig, ScheduleConfig, UNetConfig
-from pipeline.data_order import DataConfig
-from pipeline.evaluate import EvaluateConfig
-from pipeline.prepare import PrepareConfig
-from pipeline.sample import SampleConfig
-from pipeline.train_config import OptimizerConfig, TrainConfig, WorkerConfig
+from pipeline.data.data_order import DataConfig
+from pipeline.data.prepare import PrepareConfig
+from pipeline.evaluation.evaluate import EvaluateConfig
+from pipeline.generation.sample import SampleConfig
+from pipeline.training.train_config import OptimizerConfig, TrainConfig, WorkerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,17 +1,16 @@
 """`ray job submit` to a cluster of two nodes, with an MLflow server on Postgres and an S3 server."""
 
-import io
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
-import webdataset
 from mlflow import MlflowClient
 
-from pipeline.storage import open_store
+from pipeline.stores.storage import open_store
 from tests.fixtures_services import RayCluster, mlflow_server
 from tests.integration.jobs import ROOT, TINY
+from tests.pipeline.webdataset_reader import read_with_webdataset
 
 pytestmark = pytest.mark.services
 
@@ -75,9 +74,10 @@ def test_train_and_sample_on_a_cluster(
         store = open_store(f"s3://{bucket}/samples")
         tars = [info.key for info in store.list() if info.key.endswith(".tar")]
         assert len(tars) == 4
-        images = [
-            sample for key in tars for sample in webdataset.tariterators.tar_file_expander(
-                [{"url": key, "stream": io.BytesIO(store.read(key))}]
-            ) if sample["fname"].endswith(".png")
-        ]  # fmt: skip
-        assert len(images) == 100
+        paths = []
+        for number, key in enumerate(tars):
+            paths.append(tmp_path / f"{number}.tar")
+            paths[-1].write_bytes(store.read(key))
+        samples = read_with_webdataset(paths)
+        assert sorted(sample["json"]["sample_id"] for sample in samples) == list(range(100))
+        assert all(sample["cls"] == sample["json"]["sample_id"] % 10 for sample in samples)

@@ -3,7 +3,7 @@
 import torch
 
 from ddpm import ModelConfig, ScheduleConfig, UNetConfig, build_model
-from pipeline.model_files import ModelCard, ModelFiles, encode_model
+from pipeline.models.model_files import ModelCard, ModelFiles, encode_model
 
 _UNET = UNetConfig(base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=4)
 CONFIG = ModelConfig(

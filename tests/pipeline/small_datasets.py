@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config_io import to_json
-from pipeline.manifest import MANIFEST_KEY, DatasetManifest, ShardRecord, Split
-from pipeline.shards import Sample, encode_png, pack_shard
-from pipeline.storage import open_store
-from pipeline.window_reader import UInt8Array
+from pipeline.data.manifest import MANIFEST_KEY, DatasetManifest, ShardRecord, Split
+from pipeline.data.shards import Sample, encode_png, pack_shard
+from pipeline.data.window_reader import UInt8Array
+from pipeline.stores.storage import open_store
 
 NUM_CLASSES = 7
 

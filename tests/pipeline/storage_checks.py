@@ -1,6 +1,6 @@
 """What several tests of object stores check."""
 
-from pipeline.storage import ObjectStore
+from pipeline.stores.storage import ObjectStore
 
 
 def keys_of(store: ObjectStore, prefix: str = "") -> list[str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ddpm import ModelConfig, ScheduleConfig, UNetConfig, build_model
-from pipeline.model_files import ModelCard, encode_model
-from pipeline.model_source import collect_source
+from pipeline.models.model_files import ModelCard, encode_model
+from pipeline.models.model_source import collect_source
 
 TINY_UNET = UNetConfig(
     base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), dropout=0.0, num_groups=4

@@ -1,0 +1,1 @@
+"""Datasets: made, verified, ordered, streamed."""

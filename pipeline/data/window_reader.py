@@ -1,0 +1,222 @@
+"""Reading windows of a data order: the part of ingest that runs inside Ray Data's read tasks.
+
+Every shard is fetched whole and verified before a row of it is used. Decoded shards stay in a cache that is bounded in
+bytes and shared by the tasks that run in one process, because a small dataset is read hundreds of times over. Threads
+fetch and decode the shards of one group of windows while the group before it is handed on.
+"""
+
+import functools
+import threading
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from cachetools import LRUCache
+
+from pipeline.data.data_order import DataOrder, Int64Array, Window
+from pipeline.data.manifest import ShardRecord
+from pipeline.data.shards import Sample, decode_png, read_shard
+from pipeline.errors import ShardCorruptError
+from pipeline.stores.object_store import ObjectStore
+from pipeline.stores.storage import open_store
+
+UInt8Array = npt.NDArray[np.uint8]
+# Columns `image` uint8 [n, H, W, C], `sample_id` int64 [n] and, with classes, `label` int64 [n].
+Block = dict[str, npt.NDArray[Any]]
+
+_NUM_THREADS = 4
+_GROUPS_AHEAD = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadPlan:
+    """What a read task must know beside its windows; pickled once for each stream."""
+
+    store_uri: str
+    """Root of the dataset."""
+    shards: tuple[ShardRecord, ...]
+    """Shards of the split, in manifest order."""
+    order: DataOrder
+    """Order of the rows."""
+    image_shape: tuple[int, int, int]
+    """Height, width and channels of every image."""
+    num_classes: int | None
+    """Number of labels; None if the samples have none."""
+    cache_bytes: int
+    """Decoded shards to keep in each process, in bytes."""
+    chunk_rows: int
+    """Rows handed on at a time."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one decoded image."""
+        return int(np.prod(self.image_shape))
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    images: UInt8Array
+    labels: Int64Array
+
+    @property
+    def num_bytes(self) -> int:
+        return self.images.nbytes + self.labels.nbytes
+
+
+def read_windows(plan: ReadPlan, windows: Iterable[Window]) -> Iterator[Block]:
+    """Rows of the windows, in order, in chunks of at most `plan.chunk_rows`.
+
+    Args:
+        plan: The dataset and its order.
+        windows: Windows of that order.
+
+    Yields:
+        Blocks of rows.
+
+    Raises:
+        ShardCorruptError: If a shard is not the one that the manifest describes, on a second reading too.
+        StorageError: If a shard cannot be read.
+    """
+    started: deque[_Group] = deque()
+    for group in _groups(windows, plan.chunk_rows):
+        started.append(_Group(plan, group))
+        if len(started) > _GROUPS_AHEAD:
+            yield from started.popleft().chunks()
+    while started:
+        yield from started.popleft().chunks()
+
+
+def _groups(windows: Iterable[Window], num_rows: int) -> Iterator[list[Window]]:
+    """Runs of windows of about num_rows together: with few rows in each, one gather serves many windows."""
+    group: list[Window] = []
+    missing = num_rows
+    for window in windows:
+        group.append(window)
+        missing -= window.num_rows
+        if missing <= 0:
+            yield group
+            group, missing = [], num_rows
+    if group:
+        yield group
+
+
+class _Group:
+    """Windows that are gathered together; the gathering starts at once, in threads."""
+
+    def __init__(self, plan: ReadPlan, windows: list[Window]) -> None:
+        rows = plan.order.window_rows(*windows)
+        self._plan, self._ids = plan, rows.sample_id
+        self._images = np.empty((len(rows.sample_id), *plan.image_shape), np.uint8)
+        self._labels = np.empty(len(rows.sample_id), np.int64)
+        by_shard = np.argsort(rows.shard, kind="stable")
+        shards, begins = np.unique(rows.shard[by_shard], return_index=True)
+        places = np.split(by_shard, begins[1:])
+        self._filled: list[Future[None]] = [
+            _threads().submit(self._fill, int(shard), rows.row[at], at)
+            for shard, at in zip(shards, places, strict=True)
+        ]
+
+    def _fill(self, shard: int, rows: Int64Array, at: Int64Array) -> None:
+        """Put rows of one shard in their places."""
+        record = self._plan.shards[shard]
+        whole = _cached(self._plan, record)
+        if whole is not None:
+            self._images[at] = whole.images[rows]
+            self._labels[at] = whole.labels[rows]
+            return
+        samples = _read(_store(self._plan.store_uri), record)
+        for place, row in zip(at, rows, strict=True):
+            self._images[place], self._labels[place] = _decode(self._plan, record, samples[row])
+
+    def chunks(self) -> Iterator[Block]:
+        """The rows, when they are all there."""
+        for future in self._filled:
+            future.result()
+        for begin in range(0, len(self._ids), self._plan.chunk_rows):
+            cut = slice(begin, begin + self._plan.chunk_rows)
+            chunk: Block = {"image": self._images[cut], "sample_id": self._ids[cut]}
+            if self._plan.num_classes is not None:
+                chunk["label"] = self._labels[cut]
+            yield chunk
+
+
+class _ShardCache:
+    """Decoded shards, the least recently used leave first; each is decoded once, however many threads ask for it."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._shards: LRUCache[tuple[str, str], _Decoded] = LRUCache(max_bytes, getsizeof=lambda d: d.num_bytes)
+        self._lock = threading.Lock()
+        self._decoding: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
+
+    def get(self, plan: ReadPlan, record: ShardRecord) -> _Decoded:
+        key = (plan.store_uri, record.sha256)
+        with self._lock:
+            decoding = self._decoding[key]
+        with decoding:
+            with self._lock:
+                found = self._shards.get(key)
+            if found is None:
+                found = _decode_all(plan, record)
+                with self._lock:
+                    self._shards[key] = found
+            with self._lock:
+                self._decoding.pop(key, None)
+            return found
+
+
+def _cached(plan: ReadPlan, record: ShardRecord) -> _Decoded | None:
+    """The whole shard decoded; None if it alone would fill the cache."""
+    size_bytes = record.num_samples * (plan.row_bytes + np.dtype(np.int64).itemsize)
+    return _cache(plan.cache_bytes).get(plan, record) if size_bytes <= plan.cache_bytes else None
+
+
+def _decode_all(plan: ReadPlan, record: ShardRecord) -> _Decoded:
+    samples = _read(_store(plan.store_uri), record)
+    images = np.empty((len(samples), *plan.image_shape), np.uint8)
+    labels = np.empty(len(samples), np.int64)
+    for row, sample in enumerate(samples):
+        images[row], labels[row] = _decode(plan, record, sample)
+    return _Decoded(images, labels)
+
+
+def _read(store: ObjectStore, record: ShardRecord) -> list[Sample]:
+    """The verified samples; a second reading tells a bad transfer from a bad object."""
+    try:
+        return read_shard(store, record)
+    except ShardCorruptError:
+        return read_shard(store, record)
+
+
+def _decode(plan: ReadPlan, record: ShardRecord, sample: Sample) -> tuple[UInt8Array, int]:
+    """Image and label, -1 for none; both must be what the manifest announces."""
+    label = -1 if sample.cls is None else sample.cls
+    try:
+        image = decode_png(sample.png)
+        if image.shape != plan.image_shape:
+            raise ValueError(f"the image has the shape {image.shape}, the manifest says {plan.image_shape}")
+        if plan.num_classes is not None and not 0 <= label < plan.num_classes:
+            raise ValueError(f"the label is {sample.cls}, the manifest has {plan.num_classes} classes")
+    except ValueError as error:
+        raise ShardCorruptError(
+            f"{plan.store_uri}/{record.key}: sample {sample.key!r}: {error}; prepare the dataset again"
+        ) from None
+    return image, label
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="shards")
+
+
+@functools.lru_cache(maxsize=1)
+def _cache(max_bytes: int) -> _ShardCache:
+    return _ShardCache(max_bytes)
+
+
+@functools.lru_cache(maxsize=4)
+def _store(uri: str) -> ObjectStore:
+    return open_store(uri)

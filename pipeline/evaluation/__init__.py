@@ -1,0 +1,1 @@
+"""Evaluation: figures of a model beside real images and a naive model."""

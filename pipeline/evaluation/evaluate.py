@@ -1,0 +1,297 @@
+"""Measure a model on a labelled dataset: every figure beside real images and beside a naive model.
+
+    label agreement     share of images that a classifier fitted to real training images reads as the class asked for
+    Frechet distance    between Gaussians fitted to raw pixels in [0, 1], against the held-out images
+    eps error           mean squared error of the predicted noise on held-out images, over all t
+
+The naive model is a Gaussian per class (baselines.py). A figure that makes no sense for a dataset or
+a model is left out: labels need classes, and pixel statistics need small images.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ddpm import ModelConfig, Moments, Network, frechet_distance, make_schedule, x_0_to_images
+from pipeline.config_io import to_json
+from pipeline.data.image_stream import LabelledImages, join_images, read_images, spread_shards, stream_images
+from pipeline.data.manifest import load_manifest
+from pipeline.errors import ConfigError, DatasetMissingError, PipelineError, TrackingUnavailableError
+from pipeline.evaluation.baselines import ClassGaussians
+from pipeline.evaluation.measures import Estimate, PixelClassifier, eps_mse, pixel_moments
+from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
+from pipeline.generation import sample as sampling
+from pipeline.generation.inventory import load_generation_manifest, write_if_changed
+from pipeline.generation.sample import SampleConfig
+from pipeline.models.model_files import ModelCard, load_network, read_card
+from pipeline.models.registry import ResolvedModel, log_version_metrics, resolve_model
+from pipeline.progress import say
+from pipeline.stores.storage import join_uri, open_store
+
+REPORT_KEY = "evaluation.json"
+# Covariances of pixels: 4096 values per image take 128 MiB, and all classes together at most 2 GiB.
+_MAX_PIXELS = 4096
+_MAX_COVARIANCE_ENTRIES = 2**28
+_SIGNIFICANT_DIGITS = 6  # what lies beyond depends on the order of summation
+_DRAWN_AT_ONCE = 1000
+_MAX_KEPT_BYTES = 256 << 20  # of a dataset's decoded images
+
+_OpenStream = Callable[[], Iterator[LabelledImages]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """What to measure, on what."""
+
+    dataset: str
+    """Folder or s3://bucket/prefix of a prepared dataset with a held-out split."""
+    sample: SampleConfig
+    """The model, and the images to measure; those that exist already are not made again."""
+    seed: int = 0
+    """Seed of the noise of the eps error and of the naive model's images, in [0, 2^64)."""
+    eps_images_per_t: int = 4
+    """Images on which the eps error is measured, for each diffusion step and split; 1,000 steps on the digits' held-out
+    images have a standard error of 0.0009 with 4."""
+    batch_size: int = 250
+    """Images per evaluation of the network in the eps error."""
+    max_train_images: int = 50_000
+    """Training images, spread over the split, for the real-against-real distance and the naive model."""
+    max_classifier_images: int = 10_000
+    """Training images, spread over the split, to which the classifier is fitted."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed: must be in [0, 2^64), got {self.seed}; choose another seed")
+        if self.eps_images_per_t < 2:
+            raise ValueError(f"eps_images_per_t: must be at least 2 (for an error bar), got {self.eps_images_per_t}")
+        for name in ("batch_size", "max_train_images", "max_classifier_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}; choose a positive number")
+
+
+def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> Evaluation:
+    """Make the images that are missing, measure them and the model, and record the figures.
+
+    Args:
+        config: What to measure.
+        model: The model that config.sample.model names, if it has been resolved already.
+
+    Returns:
+        The figures, and where the report is. They are logged to the model's version if it comes from a registry.
+
+    Raises:
+        DatasetMissingError: If there is no dataset, or it has no held-out split.
+        ConfigError: If the model makes other images than the dataset holds.
+        PipelineError: As sample.
+    """
+    dataset = _Dataset(config)
+    model = model or resolve_model(config.sample.model, config.sample.tracking)
+    dataset.check_fits(read_card(model.files, model.uri), model.uri)
+    made = sampling.sample(config.sample, model=model)
+    images = open_store(made.uri)
+    manifest = load_generation_manifest(images)
+    assert manifest is not None, "sample publishes it"
+    card, network = load_network(model.files, model.uri)
+    num_images = config.sample.images_per_class * (card.config.num_classes or 1)
+
+    def generated() -> Iterator[LabelledImages]:
+        return stream_images(images, manifest.shards, stop=num_images)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    figures = _measure(config, dataset, card, network.to(device), generated, num_images, device)
+    record = EvaluationRecord(
+        model=model.uri,
+        model_digest=model.files.digest,
+        spec_digest=manifest.spec_digest,
+        dataset_digest=dataset.manifest.digest,
+        num_images=num_images,
+        figures=figures,
+    )
+    write_if_changed(images, REPORT_KEY, to_json(record))
+    evaluation = Evaluation(uri=join_uri(made.uri, REPORT_KEY), record=record)
+    _log(evaluation, model)
+    return evaluation
+
+
+class _Dataset:
+    """The dataset's splits as streams of images; what is small is read once and kept."""
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self._store = open_store(config.dataset)
+        self.manifest = load_manifest(self._store)
+        held_out = self.manifest.splits.get("held_out")
+        if held_out is None or not held_out.shards:
+            raise DatasetMissingError(
+                f"{config.dataset}: the dataset has no held-out split to measure on; prepare it with held_out_fraction"
+            )
+        self._shards = {"train": self.manifest.splits["train"].shards, "held_out": held_out.shards}
+        self._kept: dict[str, LabelledImages] = {}
+        self._bytes_left = _MAX_KEPT_BYTES
+
+    def stream(self, split: str, num_images: int | None = None) -> Iterator[LabelledImages]:
+        """A split's images, all or about `num_images` spread over it."""
+        shards = self._shards[split]
+        for shard in shards if num_images is None else spread_shards(shards, num_images):
+            images = self._kept.get(shard.key) or read_images(self._store, [shard])
+            if shard.key not in self._kept and images.images.nbytes <= self._bytes_left:
+                self._kept[shard.key] = images
+                self._bytes_left -= images.images.nbytes
+            yield images
+
+    def check_fits(self, card: ModelCard, uri: str) -> None:
+        """Refuse a model of other images, or of other classes."""
+        network, manifest = card.config, self.manifest
+        ours = (manifest.image_size, manifest.channels, network.num_classes and manifest.num_classes)
+        theirs = (network.image_size, network.channels, network.num_classes)
+        if ours != theirs:
+            raise ConfigError(
+                f"dataset: {self._store.uri} holds images of {ours[0]} pixels, {ours[1]} channels, "
+                f"{manifest.num_classes} classes; {uri} makes {theirs[0]} pixels, {theirs[1]} channels, "
+                f"{theirs[2]} classes; name the dataset that it was trained on"
+            )
+
+
+def _measure(
+    config: EvaluateConfig,
+    dataset: _Dataset,
+    card: ModelCard,
+    network: torch.nn.Module,
+    generated: _OpenStream,
+    num_images: int,
+    device: torch.device,
+) -> dict[str, Figure]:
+    """Every figure that makes sense for this dataset and model."""
+    image_shape = (card.config.channels, card.config.image_size, card.config.image_size)
+    num_classes = card.config.num_classes
+    num_entries = (num_classes or 1) * math.prod(image_shape) ** 2
+    gaussians = None
+    figures = {}
+    if math.prod(image_shape) <= _MAX_PIXELS:
+        by_class = num_classes if num_entries <= _MAX_COVARIANCE_ENTRIES else None
+        train = _class_moments(dataset, config, by_class)
+        if by_class == num_classes:
+            gaussians = ClassGaussians.fit([_in_x_0_scale(moments) for moments in train], image_shape)
+        naive = None if gaussians is None else functools.partial(_draw, gaussians, config.seed, num_images, num_classes)
+        figures["frechet_pixels"] = _frechet(functools.reduce(Moments.__add__, train), dataset, generated, naive)
+        if num_classes is not None and num_classes > 1:
+            figures["label_agreement"] = _label_agreement(config, dataset, generated, naive)
+    else:
+        say(
+            f"images of {math.prod(image_shape)} values are too large for pixel statistics: "
+            "only the eps error is measured"
+        )
+    figures["eps_mse"] = _eps_error(config, dataset, card.config, network, gaussians, device)
+    return figures
+
+
+def _class_moments(dataset: _Dataset, config: EvaluateConfig, num_classes: int | None) -> list[Moments]:
+    try:
+        return pixel_moments(dataset.stream("train", config.max_train_images), num_classes)
+    except ValueError as error:
+        raise ConfigError(f"max_train_images: {error} among {config.max_train_images}; take more") from error
+
+
+def _in_x_0_scale(moments: Moments) -> Moments:
+    """Moments of 2 p - 1 from those of p."""
+    return Moments(count=moments.count, mean=2 * moments.mean - 1, m2=4 * moments.m2)
+
+
+def _frechet(train: Moments, dataset: _Dataset, generated: _OpenStream, naive: _OpenStream | None) -> Figure:
+    held_out = pixel_moments(dataset.stream("held_out"), None)[0]
+
+    def distance(stream: Iterator[LabelledImages]) -> float:
+        return _figure(frechet_distance(pixel_moments(stream, None)[0], held_out))
+
+    return Figure(
+        model=distance(generated()),
+        real=_figure(frechet_distance(train, held_out)),
+        gaussian=None if naive is None else distance(naive()),
+    )
+
+
+def _label_agreement(
+    config: EvaluateConfig, dataset: _Dataset, generated: _OpenStream, naive: _OpenStream | None
+) -> Figure:
+    classifier = PixelClassifier(join_images(list(dataset.stream("train", config.max_classifier_images))))
+    return Figure(
+        model=_figure(classifier.agreement(generated())),
+        real=_figure(classifier.agreement(dataset.stream("held_out"))),
+        gaussian=None if naive is None else _figure(classifier.agreement(naive())),
+    )
+
+
+def _eps_error(
+    config: EvaluateConfig,
+    dataset: _Dataset,
+    network_config: ModelConfig,
+    network: torch.nn.Module,
+    gaussians: ClassGaussians | None,
+    device: torch.device,
+) -> Figure:
+    schedule = make_schedule(network_config.schedule)
+
+    def measure(split: str, networks: list[Network]) -> list[Estimate]:
+        def open_stream() -> Iterator[LabelledImages]:
+            stream = dataset.stream(split, schedule.num_timesteps * config.eps_images_per_t)
+            return stream if network_config.num_classes else (group.without_labels() for group in stream)
+
+        return eps_mse(
+            networks,
+            schedule,
+            open_stream,
+            images_per_t=config.eps_images_per_t,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            device=device,
+        )
+
+    naive = [] if gaussians is None else [functools.partial(gaussians.eps_hat, schedule)]
+    of_model, *of_naive = measure("held_out", [network, *naive])
+    return Figure(
+        model=_figure(of_model.value),
+        real=_figure(measure("train", [network])[0].value),
+        gaussian=_figure(of_naive[0].value) if of_naive else None,
+        standard_error=_figure(of_model.standard_error),
+    )
+
+
+def _draw(gaussians: ClassGaussians, seed: int, num_images: int, num_classes: int | None) -> Iterator[LabelledImages]:
+    """As many images of the naive model, with the same labels, in the same 8 bits."""
+    for start in range(0, num_images, _DRAWN_AT_ONCE):
+        ids = torch.arange(start, min(start + _DRAWN_AT_ONCE, num_images))
+        label = None if num_classes is None else ids % num_classes
+        images = x_0_to_images(gaussians.sample(seed, ids, label)).numpy()
+        yield LabelledImages(images=images, labels=None if label is None else label.numpy())
+
+
+def _figure(value: float) -> float:
+    if not math.isfinite(value):
+        raise PipelineError(f"evaluation: a figure is {value}; the network has diverged, choose an earlier checkpoint")
+    return float(f"{value:.{_SIGNIFICANT_DIGITS}g}")
+
+
+def _log(evaluation: Evaluation, model: ResolvedModel) -> None:
+    if model.version is None:
+        return
+    metrics = {f"eval/{name}": value for name, value in evaluation.figures.items()}
+    try:
+        log_version_metrics(model.version, metrics, {"ddpm.evaluation": evaluation.uri})
+    except TrackingUnavailableError as error:
+        say(f"the figures are in {evaluation.uri} but not in MLflow ({error}); evaluate again to log them")
+
+
+def describe_plan(config: EvaluateConfig) -> list[tuple[str, str]]:
+    """What an evaluation would do, as names and values; reads the dataset's manifest and the model, starts nothing."""
+    dataset = _Dataset(config)
+    splits = {name: split.num_samples for name, split in dataset.manifest.splits.items()}
+    job = sampling.resolve_job(config.sample)
+    dataset.check_fits(job.card, job.model.uri)
+    num_evaluated = job.card.config.schedule.num_timesteps * config.eps_images_per_t
+    return [
+        *sampling.describe_plan(config.sample),
+        ("dataset", f"{config.dataset}: {splits['train']:,} training, {splits['held_out']:,} held-out images"),
+        ("eps error", f"{num_evaluated:,} held-out and as many training images, one evaluation each"),
+    ]

@@ -1,0 +1,1 @@
+"""Generation: what to make, making it, committing it once."""

@@ -1,0 +1,208 @@
+"""A model as three files: its card, its weights and, for a network of your own, that network's source.
+
+JSON and safetensors only: reading a model unpickles nothing. The card holds the digests of the other two files, so a
+model is verified wherever it was copied to. The same three files lie in a checkpoint's folder and in a registered
+model.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ddpm.model import ModelConfig, build_model
+from pipeline.config_io import from_json, to_json
+from pipeline.errors import CheckpointError, ConfigError, ModelMissingError, ObjectMissingError
+from pipeline.models.model_source import activate_source
+from pipeline.stores.object_store import ObjectStore
+
+MODEL_JSON = "model.json"
+WEIGHTS = "weights.safetensors"
+SOURCE_JSON = "source.json"
+
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """What a model is, and what it was trained on."""
+
+    format_version: int = _FORMAT_VERSION
+    """Version of this record's form."""
+    config: ModelConfig
+    """Network, images and noise schedule."""
+    class_names: tuple[str, ...] = ()
+    """Names of the dataset's classes, by label; empty if it has none."""
+    dataset_digest: str = ""
+    """Digest of the dataset manifest that it was trained on."""
+    train_step: int = 0
+    """Optimiser steps behind the weights."""
+    weights_sha256: str = ""
+    """Digest of the weights file, hexadecimal; `pack_model` fills it in."""
+    source_sha256: str | None = None
+    """Digest of the source file of a network of your own; None without one; `pack_model` fills it in."""
+
+    def __post_init__(self) -> None:
+        """Check that names and classes agree."""
+        num_classes = self.config.num_classes
+        if num_classes is not None and self.class_names and len(self.class_names) != num_classes:
+            raise ValueError(f"class_names: one per class, got {len(self.class_names)} names for {num_classes} classes")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFiles:
+    """The bytes of a model; a plain value that travels to other processes."""
+
+    card_json: bytes
+    """Contents of model.json."""
+    weights: bytes
+    """Contents of weights.safetensors."""
+    source: bytes | None = None
+    """Contents of source.json, for a network of your own."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the names, lengths and contents of the files, hexadecimal: the model's identity."""
+        whole = hashlib.sha256()
+        for name, data in self.as_dict().items():
+            whole.update(f"{name}\0{len(data)}\0".encode())
+            whole.update(data)
+        return whole.hexdigest()
+
+    def as_dict(self) -> dict[str, bytes]:
+        """Contents by file name, in a fixed order."""
+        files = {MODEL_JSON: self.card_json, WEIGHTS: self.weights}
+        if self.source is not None:
+            files[SOURCE_JSON] = self.source
+        return files
+
+
+def encode_model(card: ModelCard, state_dict: Mapping[str, Tensor], source: bytes | None) -> ModelFiles:
+    """The files of a model; equal inputs give equal bytes.
+
+    Args:
+        card: What the model is; its two digests are filled in here.
+        state_dict: The network's weights and buffers, on any device.
+        source: What `collect_source` gave for the network's factory.
+
+    Returns:
+        The model's files.
+    """
+    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state_dict.items()}
+    return pack_model(card, safetensors.torch.save(tensors), source)
+
+
+def pack_model(card: ModelCard, weights: bytes, source: bytes | None) -> ModelFiles:
+    """The files of a model whose weights are safetensors bytes already; otherwise as `encode_model`."""
+    complete = replace(
+        card,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        source_sha256=None if source is None else hashlib.sha256(source).hexdigest(),
+    )
+    return ModelFiles(card_json=to_json(complete), weights=weights, source=source)
+
+
+def read_card(files: ModelFiles, where: str = "model") -> ModelCard:
+    """The card of a model, after its weights and source have been compared with it.
+
+    Args:
+        files: The model's files.
+        where: What messages call the model: its URI.
+
+    Raises:
+        CheckpointError: If the card cannot be read, or another file is not the one that it names.
+    """
+    card = _parse_card(files.card_json, where)
+    if hashlib.sha256(files.weights).hexdigest() != card.weights_sha256:
+        raise CheckpointError(
+            f"{where}: {WEIGHTS} ({len(files.weights)} bytes) is not the file that {MODEL_JSON} names: sha256 differs, "
+            "so it was altered or cut short; use another checkpoint or version"
+        )
+    source_sha256 = None if files.source is None else hashlib.sha256(files.source).hexdigest()
+    if source_sha256 != card.source_sha256:
+        raise CheckpointError(
+            f"{where}: {SOURCE_JSON} is not the file that {MODEL_JSON} names (sha256 differs, or it is missing); "
+            "use another checkpoint or version"
+        )
+    return card
+
+
+def load_network(files: ModelFiles, where: str = "model") -> tuple[ModelCard, nn.Module]:
+    """The network with its weights, on the CPU, in evaluation mode.
+
+    Args:
+        files: The model's files; verified first.
+        where: What messages call the model: its URI.
+
+    Returns:
+        The card, and the network with forward(x_t [B, C, H, W], t [B], label [B] | None) -> eps_hat [B, C, H, W].
+
+    Raises:
+        CheckpointError: If the files are damaged, or the weights do not fit the network.
+        ValueError: If a network of your own cannot be built; see `activate_source` and `build_model`.
+    """
+    card = read_card(files, where)
+    if files.source is not None:
+        activate_source(files.source, card.config.model)
+    network = build_model(card.config)
+    try:
+        network.load_state_dict(safetensors.torch.load(files.weights), strict=True)
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{where}: the weights do not fit the network {card.config.model!r}: {reason}") from error
+    return card, network.eval()
+
+
+def read_model_files(store: ObjectStore, prefix: str = "") -> ModelFiles:
+    """Read a model from object storage and verify it.
+
+    Args:
+        store: The object store.
+        prefix: Folder of the files inside the store; empty for its root.
+
+    Returns:
+        The model's files, verified against the card.
+
+    Raises:
+        ModelMissingError: If there is no model.json.
+        CheckpointError: If a file is missing, cut short or altered.
+    """
+    folder = prefix.strip("/")
+    where = f"{store.uri.rstrip('/')}/{folder}".rstrip("/")
+    keys = {name: f"{folder}/{name}" if folder else name for name in (MODEL_JSON, WEIGHTS, SOURCE_JSON)}
+    try:
+        card_json = store.read(keys[MODEL_JSON])
+    except ObjectMissingError as error:
+        raise ModelMissingError(
+            f"{where}: no {MODEL_JSON} there, so it is no checkpoint; give a checkpoint's own folder (step-...)"
+        ) from error
+    card = _parse_card(card_json, where)
+    try:
+        files = ModelFiles(
+            card_json=card_json,
+            weights=store.read(keys[WEIGHTS]),
+            source=None if card.source_sha256 is None else store.read(keys[SOURCE_JSON]),
+        )
+    except ObjectMissingError as error:
+        raise CheckpointError(f"{where}: incomplete, use another checkpoint ({error})") from error
+    read_card(files, where)
+    return files
+
+
+def _parse_card(card_json: bytes, where: str) -> ModelCard:
+    place = f"{where}/{MODEL_JSON}"
+    try:
+        version = json.loads(card_json)["format_version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{place}: is not a model card; it was altered or cut short") from error
+    if version != _FORMAT_VERSION:
+        raise CheckpointError(f"{place}: has format_version {version}, this program reads {_FORMAT_VERSION}; update it")
+    try:
+        return from_json(ModelCard, card_json, place)
+    except ConfigError as error:  # nobody typed this file: it is damaged, not a mistake in a config
+        raise CheckpointError(str(error)) from error

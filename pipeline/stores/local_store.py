@@ -1,0 +1,163 @@
+"""An object store in a local folder; the contract is in pipeline/stores/object_store.py.
+
+Limit: unlike in S3, one key cannot be both an object and the folder of others ("a" and "a/b").
+"""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline.errors import ObjectMissingError, StorageAccessError
+from pipeline.stores.object_store import TEMPORARY_PREFIX, ObjectInfo, check_key, one_line
+
+
+class LocalStore:
+    """A folder. Atomic by a temporary file in the same folder, fsync, then rename (write) or hard link (create)."""
+
+    def __init__(self, root: Path) -> None:
+        """Name the folder `root` (absolute); it is made by the first write."""
+        self._root = root.absolute()
+
+    @property
+    def uri(self) -> str:
+        """The absolute path."""
+        return str(self._root)
+
+    def __repr__(self) -> str:
+        """Show the URI."""
+        return f"LocalStore({self.uri!r})"
+
+    def read(self, key: str) -> bytes:
+        """See ObjectStore.read."""
+        path = self._path(key)
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise ObjectMissingError(f"{path}: does not exist") from None
+        except OSError as error:
+            self._refuse(path, "read", error)
+
+    def write(self, key: str, data: bytes) -> None:
+        """See ObjectStore.write."""
+        with self._temporary_file(self._path(key), data) as (temporary, path):
+            temporary.replace(path)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """See ObjectStore.create."""
+        path = self._path(key)
+        if path.is_file():
+            return False
+        with self._temporary_file(path, data) as (temporary, _):
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                if path.is_dir():
+                    raise
+                return False
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See ObjectStore.list. A missing folder is empty; links to folders are followed, loops are not."""
+        folder = prefix.rpartition("/")[0]
+        if folder:
+            check_key(folder)
+        yield from self._walk(folder + "/" if folder else "", prefix, ())
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """See ObjectStore.stat."""
+        path = self._path(key)
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            self._refuse(path, "read", error)
+        if path.is_dir():
+            return None
+        return ObjectInfo(key=key, size_bytes=status.st_size, modified_s=status.st_mtime)
+
+    def delete(self, key: str) -> None:
+        """See ObjectStore.delete."""
+        path = self._path(key)
+        try:
+            path.unlink(missing_ok=True)
+        except NotADirectoryError:
+            return
+        except OSError as error:
+            self._refuse(path, "delete", error)
+
+    def _path(self, key: str) -> Path:
+        return self._root / check_key(key)
+
+    @contextmanager
+    def _temporary_file(self, path: Path, data: bytes) -> Iterator[tuple[Path, Path]]:
+        """Write and sync a temporary file beside `path`; sync the folder after the body has published it."""
+        temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+        try:
+            _make_folder(path.parent)
+            try:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield temporary, path
+            finally:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+        except OSError as error:
+            self._refuse(path, "write", error)
+
+    def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[ObjectInfo]:
+        """Objects below `folder` ("" or "a/b/") in key order; `above` holds the folders on the way, to end loops."""
+        try:
+            status = (self._root / folder).stat()
+            if (status.st_dev, status.st_ino) in above:
+                return
+            with os.scandir(self._root / folder) as entries:
+                # a folder sorts as its keys do: "a/..." comes after "a.txt"
+                names = sorted((entry.name + "/" if entry.is_dir() else entry.name, entry) for entry in entries)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._refuse(self._root / folder, "list", error)
+        for name, entry in names:
+            key = folder + name
+            if name.endswith("/"):
+                if key.startswith(prefix) or prefix.startswith(key):
+                    yield from self._walk(key, prefix, (*above, (status.st_dev, status.st_ino)))
+            elif key.startswith(prefix) and not name.startswith(TEMPORARY_PREFIX):
+                with suppress(FileNotFoundError):  # deleted since, or a dangling link
+                    info = entry.stat()
+                    yield ObjectInfo(key=key, size_bytes=info.st_size, modified_s=info.st_mtime)
+
+    def _refuse(self, path: Path, verb: str, error: OSError) -> NoReturn:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP) and verb == "write":
+            advice = "check the permissions, and that the file system supports hard links"
+        else:
+            advice = "check the path, the permissions and the free space"
+        raise StorageAccessError(f"{path}: cannot {verb}: {error.strerror or one_line(error)}; {advice}") from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents, each entry synced, so that a crash cannot lose the path to a synced file."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some network file systems cannot sync a folder
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+    finally:
+        os.close(descriptor)

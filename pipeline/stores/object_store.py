@@ -1,0 +1,86 @@
+"""The contract of an object store. Implementations: pipeline/stores/local_store.py, pipeline/stores/storage.py.
+
+Conventions:
+    A key is a relative "/"-separated path; "..", ".", empty parts, a leading "/" and NUL are refused with ValueError.
+    Readers see an object whole or not at all; `create` publishes a key at most once.
+    Listings are sorted by key (UTF-8 byte order), skip directory markers (keys ending in "/") and temporary files.
+    Every failure is a class of pipeline/errors.py with a one-line message that names the URI.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+TEMPORARY_PREFIX = ".tmp-ddpm-"
+"""File names that LocalStore.write and LocalStore.create use before the object is published."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectInfo:
+    """What a listing knows about an object."""
+
+    key: str
+    """Key relative to the store."""
+    size_bytes: int
+    """Size in bytes."""
+    modified_s: float
+    """Time of the last change, seconds since 1970, on the storage's clock."""
+
+
+class ObjectStore(Protocol):
+    """A flat map from keys to bytes under one URI. Implementations are picklable and thread-safe."""
+
+    @property
+    def uri(self) -> str:
+        """Where the store is: an absolute path or s3://bucket/prefix; `open_store` opens it again."""
+
+    def read(self, key: str) -> bytes:
+        """Return the whole object.
+
+        Raises:
+            ObjectMissingError: If the key does not exist.
+            StorageAccessError: If access is refused.
+            StorageError: If no complete answer came after all retries.
+        """
+
+    def write(self, key: str, data: bytes) -> None:
+        """Create or replace an object; a reader sees the old bytes or the new ones, never a part.
+
+        Raises:
+            StorageAccessError: If access is refused.
+            StorageError: If no answer came after all retries.
+        """
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Publish an object once: of any number of concurrent callers exactly one creates it.
+
+        Returns:
+            True if this call created the object. False if the key exists; nothing was changed then. On S3, False can
+            also follow a lost answer to our own first attempt: compare the bytes before calling it a conflict.
+
+        Raises:
+            StorageAccessError: If access is refused.
+            StorageError: If no answer came after all retries.
+        """
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects whose keys start with `prefix` (any string, not only a folder), sorted by key."""
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """Size and time of an object, None if the key does not exist."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; a missing key is fine."""
+
+
+def check_key(key: str) -> str:
+    """Refuse keys that leave the store or that a file system cannot hold as they are."""
+    parts = key.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\0" in key or parts[-1].startswith(TEMPORARY_PREFIX):
+        raise ValueError(f"key: must be a relative path without '', '.' or '..' parts, got {key!r}")
+    return key
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error of another library, without its line breaks."""
+    return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""Training: the driver, the workers, what they keep."""

@@ -1,0 +1,155 @@
+"""Training checkpoints in the object store: verified before they count, found by their digest, pruned last.
+
+A checkpoint is a folder `step-SSSSSSSSS-<attempt>/` of files and, written after all of them have been read back and
+compared, a record `_records/step-SSSSSSSSS.json` that is created once. Only the record makes a checkpoint exist, so a
+writer that is killed half way leaves a folder that nobody reads. This store is the one authority: Ray Train is given
+no checkpoints.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from pipeline.config_io import from_json, to_json
+from pipeline.errors import CheckpointError, ObjectMissingError
+from pipeline.progress import say
+from pipeline.stores.storage import ObjectStore, join_uri
+
+_RECORDS = "_records/"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileRecord:
+    """One file of a checkpoint."""
+
+    name: str
+    """File name inside the checkpoint's folder."""
+    size_bytes: int
+    """Length in bytes."""
+    sha256: str
+    """Digest of its bytes, hexadecimal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointRecord:
+    """What makes a checkpoint exist."""
+
+    format_version: int = 1
+    """Version of this record's form."""
+    step: int
+    """Optimiser steps behind the checkpoint; the next global batch is the one with this index."""
+    prefix: str
+    """The checkpoint's folder, relative to the store."""
+    files: tuple[FileRecord, ...]
+    """Every file, by name."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the files' digests: equal for equal contents, wherever they lie."""
+        return hashlib.sha256("".join(f"{f.name}:{f.sha256}\n" for f in self.files).encode()).hexdigest()
+
+
+class CheckpointStore:
+    """The checkpoints of one training run.
+
+    Args:
+        store: Object store rooted at the run's checkpoint folder.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        """Use the folder that `store` is rooted at."""
+        self._store = store
+
+    def uri(self, record: CheckpointRecord) -> str:
+        """The checkpoint's URI, as `sample` and `evaluate` take it."""
+        return join_uri(self._store.uri, record.prefix)
+
+    def save(self, step: int, files: Mapping[str, bytes]) -> CheckpointRecord:
+        """Write the files, read each back, and only then record the checkpoint.
+
+        Args:
+            step: Optimiser steps behind these files.
+            files: Contents by file name.
+
+        Returns:
+            The record that stands for this step: this one, or an equal or earlier one of another attempt.
+
+        Raises:
+            CheckpointError: If what was read back differs from what was written.
+        """
+        prefix = f"step-{step:09d}-{uuid.uuid4().hex[:8]}"
+        records = tuple(
+            FileRecord(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            for name, data in sorted(files.items())
+        )
+        for record in records:
+            self._store.write(f"{prefix}/{record.name}", files[record.name])
+        checkpoint = CheckpointRecord(step=step, prefix=prefix, files=records)
+        self.read(checkpoint)
+        if self._store.create(_record_key(step), to_json(checkpoint)):
+            return checkpoint
+        self._remove_files(checkpoint)
+        return from_json(CheckpointRecord, self._store.read(_record_key(step)), _record_key(step))
+
+    def read(self, record: CheckpointRecord) -> dict[str, bytes]:
+        """The files of a checkpoint, each compared with its record.
+
+        Raises:
+            CheckpointError: If a file is missing, cut short or altered; names the file.
+        """
+        files = {}
+        for file in record.files:
+            key = f"{record.prefix}/{file.name}"
+            try:
+                data = self._store.read(key)
+            except ObjectMissingError as error:
+                raise CheckpointError(
+                    f"{join_uri(self._store.uri, key)}: missing, though its record names it"
+                ) from error
+            if len(data) != file.size_bytes or hashlib.sha256(data).hexdigest() != file.sha256:
+                raise CheckpointError(
+                    f"{join_uri(self._store.uri, key)}: {len(data)} bytes that are not the {file.size_bytes} recorded"
+                )
+            files[file.name] = data
+        return files
+
+    def records(self) -> Iterator[CheckpointRecord]:
+        """Every recorded checkpoint, newest first; their files are not read."""
+        for info in sorted(self._store.list(_RECORDS), key=lambda info: info.key, reverse=True):
+            yield from_json(CheckpointRecord, self._store.read(info.key), join_uri(self._store.uri, info.key))
+
+    def newest_good(self, report: Callable[[str], None] = say) -> CheckpointRecord | None:
+        """The newest checkpoint whose files are all as recorded; reports a line for each that is not.
+
+        The record of a damaged checkpoint is removed, so that the step can be recorded again.
+
+        Args:
+            report: Takes the lines about damaged checkpoints.
+
+        Returns:
+            Its record; None if there is no good checkpoint.
+        """
+        for record in self.records():
+            try:
+                self.read(record)
+            except CheckpointError as error:
+                report(f"checkpoint of step {record.step} is damaged and left out ({error}); trying the one before it")
+                self._store.delete(_record_key(record.step))
+                continue
+            return record
+        return None
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest `keep` checkpoints: the record first, then the files."""
+        for record in list(self.records())[keep:]:
+            self._store.delete(_record_key(record.step))
+            self._remove_files(record)
+
+    def _remove_files(self, record: CheckpointRecord) -> None:
+        for file in record.files:
+            self._store.delete(f"{record.prefix}/{file.name}")
+
+
+def _record_key(step: int) -> str:
+    return f"{_RECORDS}step-{step:09d}.json"

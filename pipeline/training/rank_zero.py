@@ -1,0 +1,103 @@
+"""What rank 0 keeps besides training: metrics, sample grids, checkpoints, the driver's progress."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ddpm import build_model, generate, make_schedule, x_0_to_images
+from pipeline.config_io import to_toml
+from pipeline.generation.pictures import image_grid
+from pipeline.models.model_files import ModelCard
+from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.telemetry import Throughput
+from pipeline.training.training_state import TrainingState
+
+if TYPE_CHECKING:
+    from pipeline.training.train_loop import TrainTask
+
+_GRID_ROWS, _GRID_COLUMNS = 4, 10
+_FLUSH_TIMEOUT_S = 5.0
+
+
+class RankZero:
+    """The run's record, kept by one rank.
+
+    Args:
+        task: What the worker was given.
+        checkpoints: The run's checkpoints.
+        state: The state in training; read, never changed.
+        device: Where the network lives.
+    """
+
+    def __init__(
+        self, task: "TrainTask", checkpoints: CheckpointStore, state: TrainingState, device: torch.device
+    ) -> None:
+        """Join the MLflow run; steps that it already holds are not logged again."""
+        self._task, self._checkpoints, self._state, self._device = task, checkpoints, state, device
+        task.run.skip_logged_steps()
+
+    def log(self, metrics: dict[str, float], throughput: Throughput) -> None:
+        """Log an interval's figures under the present step and show them on the driver's terminal."""
+        state = self._state
+        metrics = metrics | {
+            "learning_rate": state.learning_rate,
+            "images_per_s": throughput.images_per_s,
+            "data_wait_share": throughput.data_wait_share,
+            "skipped_batches": float(len(state.skipped_steps)),
+        }
+        self._task.run.log_metrics(metrics, state.step)
+        loss = f"loss {metrics['loss']:.4f}, " if "loss" in metrics else ""
+        self._task.board.update.remote(state.step, f"{loss}{throughput.images_per_s:.0f} img/s")
+
+    def after_step(self) -> bool:
+        """Draw a grid and write a checkpoint where they are due; says whether that took time."""
+        config, step = self._task.config, self._state.step
+        last = step == config.steps
+        due_grid = last or step % config.grid_interval_steps == 0
+        due_checkpoint = last or step % config.checkpoint_interval_steps == 0
+        if due_checkpoint:
+            self._save()
+        if due_grid:
+            self._task.run.log_image(self._grid(), f"samples/step-{step:09d}.png")
+        return due_grid or due_checkpoint
+
+    def close(self) -> None:
+        """Send what is still to be logged."""
+        lost = self._task.run.close()
+        if lost:
+            self._task.board.say.remote(f"MLflow did not answer: {lost} metrics and pictures of this run are lost")
+
+    def _save(self) -> None:
+        task, state = self._task, self._state
+        # What was logged before a checkpoint is not logged again by a run that goes on from it.
+        task.run.flush(timeout_s=_FLUSH_TIMEOUT_S)
+        card = ModelCard(
+            config=task.model_config,
+            class_names=task.manifest.class_names if task.model_config.num_classes else (),
+            dataset_digest=task.manifest.digest,
+            train_step=state.step,
+        )
+        files = state.to_files(card, task.source) | {"config.toml": to_toml(task.config).encode()}
+        record = self._checkpoints.save(state.step, files)
+        task.run.log_checkpoint(state.step, self._checkpoints.uri(record), record.digest)
+        self._checkpoints.prune(task.config.keep_checkpoints)
+
+    @torch.no_grad()
+    def _grid(self) -> bytes:
+        """A PNG of samples of the averaged network: the same noise at every step of the run."""
+        task, model_config = self._task, self._task.model_config
+        assert self._state.ema is not None
+        network = build_model(model_config).to(self._device).eval()
+        network.load_state_dict(self._state.ema.state_dict())
+        columns = min(model_config.num_classes or _GRID_COLUMNS, _GRID_COLUMNS)
+        ids = torch.arange(_GRID_ROWS * columns, device=self._device)
+        images = generate(
+            network,
+            make_schedule(model_config.schedule),
+            task.config.grid_sampler,
+            seed=task.config.seed,
+            sample_ids=ids,
+            label=ids % columns if model_config.num_classes else None,
+            image_shape=(model_config.channels, model_config.image_size, model_config.image_size),
+        )
+        return image_grid(x_0_to_images(images).cpu().numpy(), columns=columns)

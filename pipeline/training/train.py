@@ -1,0 +1,254 @@
+"""The driver of a training run: claims its output, runs the workers, registers the model.
+
+Ray Train starts and replaces the workers. It is handed neither datasets nor checkpoints: each worker builds its own
+stream and finds the newest good checkpoint itself, so that there is one authority on where a run stands.
+"""
+
+import dataclasses
+import json
+import tempfile
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray.train
+import ray.train.torch
+
+from ddpm import ModelConfig, build_model
+from ddpm.model import count_parameters, flops_per_image
+from pipeline.cluster import ray_session
+from pipeline.config_io import from_json, to_json, to_toml
+from pipeline.data.ingest import check_read_buffer, read_buffer_bytes
+from pipeline.data.manifest import DatasetManifest, load_manifest
+from pipeline.errors import ConfigError, OutputExistsError, PipelineError, TrainingFailedError
+from pipeline.models.model_files import read_model_files
+from pipeline.models.model_source import collect_source
+from pipeline.models.registry import RegisteredVersion, check_model_name, register_model, registered_version_of_run
+from pipeline.progress import format_bytes
+from pipeline.ray_errors import own_error
+from pipeline.stores.storage import ObjectStore, join_uri, open_store
+from pipeline.tracking.tracking import TrackingRun, check_server, resolve_tracking
+from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
+from pipeline.training.train_board import progress_board
+from pipeline.training.train_config import TrainConfig, data_order, model_config, run_identity
+from pipeline.training.train_loop import TrainTask, train_worker
+
+_RUN_RECORD = "run.json"
+_GLOO_TIMEOUT_S = 1800
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """What an output folder says about the run that it holds; created once."""
+
+    format_version: int = 1
+    """Version of this record's form."""
+    run_id: str
+    """The MLflow run."""
+    identity: dict[str, Any]
+    """The fields that a resumed run must share."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """Where a finished training run left its results."""
+
+    run_id: str
+    """The MLflow run."""
+    checkpoint_uri: str
+    """The last checkpoint; `sample` takes it as a model."""
+    steps: int
+    """Steps behind it."""
+    version: RegisteredVersion
+    """The registered model."""
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train, or go on training, and register the averaged weights under the alias `candidate`.
+
+    Args:
+        config: What to train on what; places may be relative.
+
+    Returns:
+        Where the results are.
+
+    Raises:
+        PipelineError: As its subclasses say; nothing that was recorded is lost, and `resume` goes on.
+    """
+    config = _absolute(config)
+    manifest, network_config = load_plan(config)
+    check_server(config.tracking)
+    source = collect_source(config.model)
+    store = open_store(config.output)
+    run = _claim(config, manifest, store)
+    checkpoints = CheckpointStore(open_store(join_uri(config.output, "checkpoints")))
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    try:
+        newest = next(checkpoints.records(), None)
+        if newest is None or newest.step < config.steps:
+            with ray_session(config.cluster):
+                done = newest.step if newest else 0
+                with progress_board("training", config.steps, done=done) as board:
+                    _fit(
+                        TrainTask(
+                            config=config,
+                            manifest=manifest,
+                            model_config=network_config,
+                            source=source,
+                            run=run,
+                            board=board,
+                        )
+                    )
+        last = next(checkpoints.records(), None)
+        if last is None or last.step < config.steps:
+            raise TrainingFailedError(
+                f"{config.output}: the workers ended before step {config.steps}; --resume goes on"
+            )
+        version = _register(config, checkpoints, last, run)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        run.finish(status)
+    return TrainResult(run_id=run.run_id, checkpoint_uri=checkpoints.uri(last), steps=last.step, version=version)
+
+
+def load_plan(config: TrainConfig) -> tuple[DatasetManifest, ModelConfig]:
+    """Everything that can be checked before a cluster is touched.
+
+    Returns:
+        The dataset and the network's configuration.
+
+    Raises:
+        ConfigError: If the configuration does not fit the dataset, or its network cannot be built.
+        DatasetMissingError: If there is no dataset.
+    """
+    check_model_name(config.register_as)
+    manifest = load_manifest(open_store(config.dataset))
+    try:
+        network_config = model_config(config, manifest)
+        check_read_buffer(manifest, data_order(config, manifest), config.data, config.workers.num_workers)
+        build_model(network_config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return manifest, network_config
+
+
+def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
+    """What a run would do and cost, for `--dry-run`: names and values."""
+    manifest, network_config = load_plan(config)
+    split = manifest.splits["train"]
+    flops = flops_per_image(network_config)
+    images = config.steps * config.global_batch
+    buffer_bytes = read_buffer_bytes(manifest, data_order(config, manifest), config.workers.num_workers)
+    return [
+        ("network", f"{count_parameters(build_model(network_config)):,} parameters"),
+        ("forward pass", f"{flops / 1e9:.3f} GFLOP per image"),
+        ("training", f"{3 * flops * images / 1e15:.3f} PFLOP in all (a step costs about three forward passes)"),
+        ("images", f"{images:,} ({images / split.num_samples:.1f} epochs of {split.num_samples:,})"),
+        ("steps", f"{config.steps:,} of {config.global_batch} images"),
+        ("workers", f"{config.workers.num_workers} with {'a GPU' if config.workers.use_gpu else 'CPUs only'}"),
+        ("shards", f"{len(split.shards)}, {format_bytes(sum(shard.size_bytes for shard in split.shards))}"),
+        ("read buffer", f"about {format_bytes(buffer_bytes)} per worker"),
+        ("checkpoints", f"{-(-config.steps // config.checkpoint_interval_steps)}, {config.keep_checkpoints} kept"),
+    ]
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    return dataclasses.replace(
+        config,
+        dataset=open_store(config.dataset).uri,
+        output=open_store(config.output).uri,
+        tracking=resolve_tracking(config.tracking),
+    )
+
+
+def _claim(config: TrainConfig, manifest: DatasetManifest, store: ObjectStore) -> TrackingRun:
+    """The MLflow run of this output folder: a new one, or the one to go on with."""
+    identity = run_identity(config, manifest)
+    if store.stat(_RUN_RECORD) is not None:
+        record = from_json(RunRecord, store.read(_RUN_RECORD), join_uri(store.uri, _RUN_RECORD))
+        if not config.resume:
+            raise OutputExistsError(
+                f"output: {store.uri} already holds a training run; "
+                "pass --resume to go on with it, or name another output"
+            )
+        _refuse_changes(record.identity, identity, store.uri)
+        return TrackingRun.join(config.tracking, record.run_id)
+    run = TrackingRun.create(
+        config.tracking,
+        config.run_name,
+        params=_flat(json.loads(to_json(config))) | {"dataset_digest": manifest.digest},
+        tags={"ddpm.output": config.output},
+    )
+    try:
+        created = store.create(_RUN_RECORD, to_json(RunRecord(run_id=run.run_id, identity=identity)))
+    except PipelineError:
+        run.finish("FAILED")
+        raise
+    if not created:
+        run.finish("KILLED")
+        raise OutputExistsError(f"output: another driver has just started a run in {store.uri}; name another output")
+    run.log_text(to_toml(config), "config.toml")
+    return run
+
+
+def _refuse_changes(recorded: dict[str, Any], asked: dict[str, Any], where: str) -> None:
+    recorded, asked = _flat(recorded), _flat(asked)
+    for name in sorted(recorded.keys() | asked.keys()):
+        before, now = recorded.get(name), asked.get(name)
+        if before != now:
+            raise ConfigError(
+                f"{name}: the run in {where} has {before!r}, got {now!r}; "
+                "a resumed run keeps it, a new one needs another output"
+            )
+
+
+def _fit(task: TrainTask) -> None:
+    workers = task.config.workers
+    resources = {"CPU": float(workers.cpus_per_worker)} | ({"GPU": 1.0} if workers.use_gpu else {})
+    with tempfile.TemporaryDirectory(prefix="ddpm-train-", ignore_cleanup_errors=True) as scratch:
+        trainer = ray.train.torch.TorchTrainer(
+            lambda loop_config: train_worker(loop_config["task"]),
+            train_loop_config={"task": task},
+            torch_config=ray.train.torch.TorchConfig(timeout_s=_GLOO_TIMEOUT_S),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                name=task.run.run_id,
+                storage_path=scratch,  # Ray Train's own snapshots, which nothing here reads
+                failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise (own_error(error) or _failed(error)) from error
+
+
+def _failed(error: Exception) -> TrainingFailedError:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return TrainingFailedError(
+        f"the training workers failed ({lines[-1].strip()}); --resume goes on from the last checkpoint"
+    )
+
+
+def _register(
+    config: TrainConfig, checkpoints: CheckpointStore, last: CheckpointRecord, run: TrackingRun
+) -> RegisteredVersion:
+    """Register once: a driver killed between the last checkpoint and here leaves that to the resumed one."""
+    existing = registered_version_of_run(run, config.register_as)
+    if existing is not None:
+        return existing
+    files = read_model_files(open_store(checkpoints.uri(last)))
+    return register_model(run, files, config.register_as)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names, which MLflow can show and a message can name."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return flat

@@ -1,0 +1,191 @@
+"""Configuration of a training run, and the part of it that makes it this run and no other."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from ddpm import ModelConfig, SamplerConfig, ScheduleConfig, UNetConfig
+from pipeline.cluster import ClusterConfig
+from pipeline.config_io import to_json
+from pipeline.data.data_order import DataConfig, DataOrder
+from pipeline.data.manifest import DatasetManifest
+from pipeline.tracking.tracking import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """Adam with warm-up, gradient clipping and an exponential moving average of the weights."""
+
+    learning_rate: float = 2e-4
+    """Step size of Adam after the warm-up."""
+    warmup_steps: int = 5000
+    """Steps over which the step size rises linearly from 0."""
+    beta_1: float = 0.9
+    """Adam's decay of the first moment."""
+    beta_2: float = 0.999
+    """Adam's decay of the second moment."""
+    grad_clip_norm: float = 1.0
+    """Global gradient norm above which the gradient is scaled down."""
+    ema_halflife_images: int = 900_000
+    """Images after which a weight's share in the moving average has halved."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "learning_rate", "grad_clip_norm", "ema_halflife_images")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps: at least 0, got {self.warmup_steps}")
+        for name in ("beta_1", "beta_2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: in [0, 1), got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerConfig:
+    """The training workers: one DDP rank each."""
+
+    num_workers: int = 2
+    """Ranks; the data order and the noise do not depend on it."""
+    use_gpu: bool = False
+    """Give each worker one GPU."""
+    cpus_per_worker: int = 1
+    """Logical CPUs, and threads of torch, of each worker."""
+    max_failures: int = 3
+    """Times that lost workers are replaced, going on from the last good checkpoint, before the run fails."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_workers", "cpus_per_worker")
+        if self.max_failures < 0:
+            raise ValueError(f"max_failures: at least 0, got {self.max_failures}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Train a DDPM on a prepared dataset, with checkpoints, an MLflow run and a registered model."""
+
+    dataset: str = "artifacts/dataset"
+    """Folder or s3:// URI that prepare_data wrote."""
+    output: str = "artifacts/train"
+    """Folder or s3:// URI for checkpoints and the run's record."""
+    model: str = "unet"
+    """The network: "unet", or "package.module:factory" of your own, called with image_size, channels, num_classes."""
+    model_options: dict[str, int | float | str | bool] = field(default_factory=dict)
+    """Further keyword arguments of your own factory."""
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    """The U-Net of Ho et al., where `model` is "unet"."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """The forward process."""
+    class_conditional: bool = False
+    """Give the network the class of each image; the dataset must have classes."""
+    label_drop: float = 0.0
+    """Share of images whose class is hidden from the network (classifier-free guidance needs about 0.1)."""
+    horizontal_flip: bool = False
+    """Mirror half of the images."""
+    steps: int = 800_000
+    """Optimiser steps in all."""
+    global_batch: int = 128
+    """Images per optimiser step over all workers."""
+    seed: int = 0
+    """Seed of the weights, the data order and the noise."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Adam, warm-up, clipping, EMA."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The order of the data and how it is read."""
+    workers: WorkerConfig = field(default_factory=WorkerConfig)
+    """How many workers, and what each is given."""
+    checkpoint_interval_steps: int = 5000
+    """Steps between checkpoints; the last step always makes one."""
+    keep_checkpoints: int = 3
+    """Checkpoints kept; older ones are removed once a newer one is verified."""
+    log_interval_steps: int = 100
+    """Steps over which logged metrics are averaged."""
+    grid_interval_steps: int = 10_000
+    """Steps between grids of samples in the MLflow run."""
+    grid_sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """How the grids are sampled."""
+    max_skipped_batches: int = 3
+    """Global batches with a loss or gradient that is not finite, left out before the run stops with an error."""
+    register_as: str = "ddpm"
+    """Name in the model registry; the version gets the alias `candidate`."""
+    run_name: str = "train"
+    """Name of the MLflow run."""
+    resume: bool = False
+    """Go on with the run that `output` holds, if it holds one."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Ray."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "global_batch", "checkpoint_interval_steps", "keep_checkpoints")
+        _positive(self, "log_interval_steps", "grid_interval_steps")
+        if not 0 <= self.label_drop < 1:
+            raise ValueError(f"label_drop: in [0, 1), got {self.label_drop}")
+        if self.label_drop and not self.class_conditional:
+            raise ValueError(f"label_drop: needs class_conditional, got {self.label_drop} without it; set it to 0")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: in [0, 2^63), got {self.seed}")
+        if self.max_skipped_batches < 0:
+            raise ValueError(f"max_skipped_batches: at least 0, got {self.max_skipped_batches}")
+        if self.global_batch % self.data.lanes:
+            raise ValueError(
+                f"global_batch: a multiple of data.lanes ({self.data.lanes}), got {self.global_batch}; change either"
+            )
+        if self.workers.num_workers > self.data.lanes:
+            raise ValueError(
+                f"workers.num_workers: at most data.lanes ({self.data.lanes}), got {self.workers.num_workers}; "
+                "raise data.lanes"
+            )
+
+
+def model_config(config: TrainConfig, manifest: DatasetManifest) -> ModelConfig:
+    """The network's configuration: what the run asks for, in the shape of the dataset.
+
+    Raises:
+        ValueError: If the run wants classes and the dataset has none; names the field.
+    """
+    if config.class_conditional and manifest.num_classes is None:
+        raise ValueError(
+            f"class_conditional: the dataset {manifest.name!r} has no classes; prepare one sub-folder per class"
+        )
+    return ModelConfig(
+        model=config.model,
+        model_options=config.model_options,
+        unet=config.unet,
+        schedule=config.schedule,
+        image_size=manifest.image_size,
+        channels=manifest.channels,
+        num_classes=manifest.num_classes if config.class_conditional else None,
+    )
+
+
+def data_order(config: TrainConfig, manifest: DatasetManifest) -> DataOrder:
+    """The order in which a run reads the dataset's train split.
+
+    Raises:
+        ValueError: If the dataset is too small for the lanes; names the field.
+    """
+    return DataOrder.for_split(manifest, "train", config.data, seed=config.seed, global_batch=config.global_batch)
+
+
+# A resumed run may change how long, where and how it runs, and what it shows, but not what it computes.
+_IDENTITY = (
+    "model", "model_options", "unet", "schedule", "class_conditional", "label_drop", "horizontal_flip",
+    "global_batch", "seed", "optimizer",
+)  # fmt: skip
+
+
+def run_identity(config: TrainConfig, manifest: DatasetManifest) -> dict[str, Any]:
+    """The fields that a resumed run must share with the run that it goes on with, as plain values."""
+    plain = json.loads(to_json(config))
+    identity = {name: plain[name] for name in _IDENTITY}
+    return identity | {
+        "dataset_digest": manifest.digest,
+        "data.lanes": config.data.lanes,
+        "data.window_shards": config.data.window_shards,
+    }
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not value > 0:
+            raise ValueError(f"{name}: above 0, got {value}")

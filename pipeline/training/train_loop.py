@@ -1,0 +1,198 @@
+"""What one training worker does: read its lanes, step the network, and on rank 0 keep the run's record.
+
+Runs inside a Ray Train worker, one DDP rank each. The global batch and all of its noise are functions of the step, so
+nothing here depends on the number of workers except the order of floating-point sums; dropout alone is seeded by step
+and rank.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ddpm import ModelConfig, build_model, images_to_x_0, make_schedule, make_training_batch, per_sample_loss
+from pipeline.data.ingest import RankBatch, rank_batches
+from pipeline.data.manifest import DatasetManifest
+from pipeline.errors import TrainingDivergedError
+from pipeline.models.model_source import activate_source
+from pipeline.stores.storage import join_uri, open_store
+from pipeline.tracking.tracking import TrackingRun
+from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
+from pipeline.training.rank_zero import RankZero
+from pipeline.training.telemetry import StepClock
+from pipeline.training.train_config import TrainConfig, data_order
+from pipeline.training.training_state import TrainingState
+
+_NUM_QUARTILES = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainTask:
+    """Everything that a worker is given; the driver makes it once."""
+
+    config: TrainConfig
+    """The run's configuration, its places absolute: a worker runs in another folder than the driver."""
+    manifest: DatasetManifest
+    """The dataset, so that no worker reads another one."""
+    model_config: ModelConfig
+    """The network in the shape of the dataset."""
+    source: bytes | None
+    """Source of the caller's own network."""
+    run: TrackingRun
+    """The MLflow run that rank 0 joins."""
+    board: Any
+    """Handle of the driver's progress board."""
+
+
+def train_worker(task: TrainTask) -> None:
+    """Train to the last step, from the newest good checkpoint if there is one.
+
+    Raises:
+        PipelineError: As its subclasses say; the run can be resumed.
+    """
+    config = task.config
+    torch.set_num_threads(config.workers.cpus_per_worker)
+    if task.source is not None:
+        activate_source(task.source, config.model)
+    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    device = ray.train.torch.get_device()
+    checkpoints = CheckpointStore(open_store(join_uri(config.output, "checkpoints")))
+    state = _initial_state(task, device, keep_ema=rank == 0)
+    record = _agree_on_checkpoint(task, checkpoints, rank)
+    if record is not None:
+        state.restore(checkpoints.read(record))
+    rank_zero = RankZero(task, checkpoints, state, device) if rank == 0 else None
+    batches = rank_batches(
+        config.dataset,
+        task.manifest,
+        "train",
+        data_order(config, task.manifest),
+        config.data,
+        rank=rank,
+        world=world,
+        start_step=state.step,
+        stop_step=config.steps,
+    )
+    _fit(task, state, batches, rank_zero, device)
+
+
+def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool) -> TrainingState:
+    network = build_model(task.model_config, seed=task.config.seed).to(device)
+    return TrainingState(network, task.config.optimizer, keep_ema=keep_ema)
+
+
+def _agree_on_checkpoint(task: TrainTask, checkpoints: CheckpointStore, rank: int) -> CheckpointRecord | None:
+    """Rank 0 chooses and the others follow: two listings can differ while a checkpoint is being removed."""
+    chosen = [checkpoints.newest_good(task.board.say.remote) if rank == 0 else None]
+    torch.distributed.broadcast_object_list(chosen, src=0)
+    return chosen[0]
+
+
+def _fit(
+    task: TrainTask,
+    state: TrainingState,
+    batches: Iterator[RankBatch],
+    rank_zero: RankZero | None,
+    device: torch.device,
+) -> None:
+    config = task.config
+    step = _Step(task, state, device)
+    clock, totals = StepClock(), _LossTotals(task.model_config.schedule.num_timesteps, device)
+    for batch, waited_s in _timed(batches):
+        clock.waited(waited_s)
+        grad_norm = step(batch, totals)
+        clock.stepped(config.global_batch)
+        if state.step % config.log_interval_steps == 0 or state.step == config.steps:
+            losses, throughput = totals.reduce(), clock.interval()
+            if rank_zero is not None:
+                rank_zero.log(losses | {"grad_norm": grad_norm}, throughput)
+        if rank_zero is not None and rank_zero.after_step():
+            clock.interval()  # grids and checkpoints are not training's throughput
+    if rank_zero is not None:
+        rank_zero.close()
+
+
+class _Step:
+    """One optimiser step on one rank."""
+
+    def __init__(self, task: TrainTask, state: TrainingState, device: torch.device) -> None:
+        self._config, self._state, self._device = task.config, state, device
+        self._null_label = task.model_config.num_classes
+        self._schedule = make_schedule(task.model_config.schedule)
+        self._ddp = DistributedDataParallel(
+            state.network.train(), device_ids=[device.index] if device.type == "cuda" else None
+        )
+        self._rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    def __call__(self, batch: RankBatch, totals: "_LossTotals") -> float:
+        config, state = self._config, self._state
+        label = None if batch.labels is None or self._null_label is None else self._on_device(batch.labels)
+        noised = make_training_batch(
+            self._schedule,
+            images_to_x_0(self._on_device(batch.images)),
+            label,
+            seed=config.seed,
+            sample_ids=self._on_device(batch.sample_ids),
+            epochs=self._on_device(batch.epochs),
+            flip=config.horizontal_flip,
+            label_drop=config.label_drop,
+            null_label=self._null_label,
+        )
+        torch.manual_seed(((config.seed * 1_000_003 + state.step) * 65_537 + self._rank) % 2**63)  # dropout only
+        losses = per_sample_loss(self._ddp, noised)
+        # DDP averages gradients over ranks; ranks may hold different numbers of images.
+        torch.autograd.backward(losses.sum() * (self._world / config.global_batch))
+        this_step, skipped = state.step, len(state.skipped_steps)
+        grad_norm = state.apply_gradient(config.global_batch)
+        if len(state.skipped_steps) == skipped:
+            totals.add(noised.t, losses.detach())
+        elif len(state.skipped_steps) > config.max_skipped_batches:
+            worst = batch.sample_ids[int(losses.detach().nan_to_num(torch.inf, torch.inf).argmax())]
+            raise TrainingDivergedError(
+                f"step {this_step}: the loss or its gradient is not finite, for the {len(state.skipped_steps)}th time "
+                f"(max_skipped_batches is {config.max_skipped_batches}); highest loss on this rank at sample {worst}; "
+                "lower optimizer.learning_rate or look at the data, then --resume"
+            )
+        return grad_norm
+
+    def _on_device(self, array: Any) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+class _LossTotals:
+    """Losses since the last report, in all and by quartile of t, summed over ranks when reported."""
+
+    def __init__(self, num_timesteps: int, device: torch.device) -> None:
+        self._num_timesteps = num_timesteps
+        self._sums = torch.zeros(2, _NUM_QUARTILES, dtype=torch.float64, device=device)
+
+    def add(self, t: Tensor, losses: Tensor) -> None:
+        quartile = t * _NUM_QUARTILES // self._num_timesteps
+        self._sums[0].index_add_(0, quartile, losses.double())
+        self._sums[1].index_add_(0, quartile, torch.ones_like(losses, dtype=torch.float64))
+
+    def reduce(self) -> dict[str, float]:
+        """Collective: every rank calls it; the means over the global batches since the last call."""
+        torch.distributed.all_reduce(self._sums)
+        (sums, counts), _ = self._sums.tolist(), self._sums.zero_()
+        means = {f"loss_t_quartile_{q + 1}": sums[q] / counts[q] for q in range(_NUM_QUARTILES) if counts[q]}
+        return {"loss": sum(sums) / sum(counts)} | means if sum(counts) else means
+
+
+def _timed(batches: Iterator[RankBatch]) -> Iterator[tuple[RankBatch, float]]:
+    """Each batch with the seconds that it was waited for."""
+    iterator = iter(batches)
+    while True:
+        started_s = time.perf_counter()
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        yield batch, time.perf_counter() - started_s

@@ -1,0 +1,151 @@
+"""Image files of every kind that people have, and the ones that must be refused."""
+
+import io
+import zlib
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.data.image_input import load_square_image
+
+RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
+
+
+def encode(image: PIL.Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def load(data: bytes, image_size: int = 8, channels: int = 3, max_pixels: int = 10_000) -> NDArray[np.uint8]:
+    pixels = load_square_image(data, image_size=image_size, channels=channels, max_pixels=max_pixels)
+    assert pixels.dtype == np.uint8 and pixels.shape == (image_size, image_size, channels)
+    return pixels
+
+
+def random_pixels(*shape: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_of_the_right_size_is_not_touched(channels: int) -> None:
+    pixels = random_pixels(8, 8, channels)
+    image = PIL.Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+    for kind, options in (("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})):
+        if (kind, channels) != ("WEBP", 1):  # WebP has no grey
+            assert np.array_equal(load(encode(image, kind, **options), channels=channels), pixels), kind
+
+
+def test_grey_becomes_rgb_and_rgb_becomes_grey() -> None:
+    grey = random_pixels(8, 8)
+    assert np.array_equal(load(encode(PIL.Image.fromarray(grey))), np.repeat(grey[:, :, None], 3, axis=2))
+    colour = random_pixels(8, 8, 3)
+    luma = (colour @ np.array([0.299, 0.587, 0.114]))[:, :, None]  # ITU-R 601
+    assert np.abs(load(encode(PIL.Image.fromarray(colour)), channels=1) - luma).max() <= 1
+
+
+def test_transparency_is_laid_over_white() -> None:
+    image = PIL.Image.new("RGBA", (8, 8), (*RED, 255))
+    image.paste((*GREEN, 0), (0, 0, 4, 8))  # the colour under full transparency must not show
+    pixels = load(encode(image))
+    assert (pixels[:, :4] == WHITE).all() and (pixels[:, 4:] == RED).all()
+    half = load(encode(PIL.Image.new("RGBA", (8, 8), (0, 0, 0, 128))))
+    assert np.abs(half.astype(int) - 127).max() <= 1
+    grey = load(encode(PIL.Image.new("LA", (8, 8), (0, 0))), channels=1)
+    assert (grey == 255).all()
+
+
+def test_palettes_with_and_without_transparency() -> None:
+    image = PIL.Image.new("P", (8, 8), 0)
+    image.putpalette([*RED, *GREEN])
+    image.paste(1, (0, 0, 4, 8))
+    pixels = load(encode(image))
+    assert (pixels[:, :4] == GREEN).all() and (pixels[:, 4:] == RED).all()
+    pixels = load(encode(image, transparency=1))
+    assert (pixels[:, :4] == WHITE).all() and (pixels[:, 4:] == RED).all()
+
+
+def test_sixteen_bit_and_one_bit_grey() -> None:
+    ramp = (np.arange(64, dtype=np.uint16) * 1024).reshape(8, 8)
+    pixels = load(encode(PIL.Image.fromarray(ramp)), channels=1)
+    assert np.array_equal(pixels[:, :, 0], ramp >> 8)
+    assert (load(encode(PIL.Image.new("1", (8, 8), 1))) == 255).all()
+
+
+def test_cmyk_jpeg() -> None:
+    pixels = load(encode(PIL.Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100))
+    assert np.abs(pixels.astype(int) - RED).max() <= 40
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_rotation_of_a_camera_is_applied(orientation: int) -> None:
+    upright = random_pixels(8, 8, 3)
+    # EXIF 1..8: what the camera stored is the upright picture after the inverse of this
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.swapaxes(0, 1),
+        6: np.rot90(upright, 1), 7: upright[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    image = PIL.Image.fromarray(np.ascontiguousarray(stored))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(load(encode(image, exif=exif)), upright)
+
+
+def test_the_centre_square_is_kept() -> None:
+    for size, box in (((24, 8), (8, 0, 16, 8)), ((8, 24), (0, 8, 8, 16))):
+        image = PIL.Image.new("RGB", size, GREEN)
+        image.paste(RED, box)
+        pixels = load(encode(image))
+        assert (pixels == RED).all()
+
+
+def test_shrinking_averages_instead_of_picking_pixels() -> None:
+    board = np.indices((64, 64)).sum(0) % 2 * np.uint8(255)
+    pixels = load(encode(PIL.Image.fromarray(board.astype(np.uint8))), channels=1)
+    assert np.abs(pixels[1:-1, 1:-1].astype(int) - 127).max() <= 2
+    ramp = np.tile(np.linspace(0, 255, 64).round().astype(np.uint8), (64, 1))
+    expected = ramp.reshape(8, 8, 8, 8).mean((1, 3))
+    assert np.abs(load(encode(PIL.Image.fromarray(ramp)), channels=1)[:, 1:-1, 0] - expected[:, 1:-1]).max() <= 1
+
+
+def test_small_images_are_enlarged() -> None:
+    assert (load(encode(PIL.Image.new("RGB", (1, 3), RED))) == RED).all()
+
+
+def broken_images() -> dict[str, bytes]:
+    image = PIL.Image.fromarray(random_pixels(32, 32, 3))
+    png, jpeg = encode(image), encode(image, "JPEG")
+    damaged = bytearray(png)
+    damaged[len(png) // 2] ^= 0xFF
+    return {
+        "empty": b"",
+        "text": b"not an image\n" * 10,
+        "cut png": png[: len(png) // 2],
+        "cut jpeg": jpeg[: len(jpeg) // 2],
+        "png header only": png[:33],
+        "damaged png": bytes(damaged),
+        "gif": encode(image, "GIF"),  # whatever its name says
+        "tiff": encode(image, "TIFF"),
+    }
+
+
+@pytest.mark.parametrize("kind", list(broken_images()))
+def test_what_does_not_decode_is_refused_with_a_reason(kind: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        load(broken_images()[kind])
+    assert str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_huge_images_are_refused_before_they_are_decoded() -> None:
+    assert load(encode(PIL.Image.new("L", (100, 100))), max_pixels=10_000).shape == (8, 8, 3)
+    with pytest.raises(ValueError, match="101 x 100 pixels are more than max_pixels = 10000"):
+        load(encode(PIL.Image.new("L", (101, 100))), max_pixels=10_000)
+    bomb = bytearray(encode(PIL.Image.new("L", (8, 8))))
+    for side in (12_000, 60_000):  # Pillow warns of the first and refuses the second
+        bomb[16:24] = side.to_bytes(4, "big") * 2
+        bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
+        with pytest.raises(ValueError, match="pixels"):
+            load(bytes(bomb), max_pixels=50_000_000)

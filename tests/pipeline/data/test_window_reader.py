@@ -1,0 +1,155 @@
+"""The read tasks' work without Ray: the right pixels, every shard verified, nothing read or decoded twice."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import pipeline.data.window_reader
+from pipeline.data.data_order import DataOrder
+from pipeline.data.window_reader import ReadPlan, read_windows
+from pipeline.errors import ShardCorruptError
+from pipeline.stores.object_store import ObjectStore
+from pipeline.stores.storage import open_store
+from tests.pipeline.small_datasets import NUM_CLASSES, SmallDataset, make_dataset
+
+SIZES = (9, 4, 12, 7, 5, 11)
+
+
+class CountingStore:
+    """A store that counts what is read from it, and spoils the first answers if asked to."""
+
+    def __init__(self, store: ObjectStore, num_spoiled: int = 0) -> None:
+        self.uri = store.uri
+        self.reads: Counter[str] = Counter()
+        self._store, self._num_spoiled = store, num_spoiled
+
+    def read(self, key: str) -> bytes:
+        self.reads[key] += 1
+        data = self._store.read(key)
+        return data[:-1] if self.reads[key] <= self._num_spoiled else data
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> SmallDataset:
+    return make_dataset(tmp_path_factory.mktemp("dataset"), SIZES)
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_from_other_tests() -> Iterator[None]:
+    pipeline.data.window_reader._cache.cache_clear()
+    pipeline.data.window_reader._store.cache_clear()
+    yield
+    pipeline.data.window_reader._store.cache_clear()
+
+
+def make_plan(dataset: SmallDataset, *, cache_bytes: int = 1 << 20, chunk_rows: int = 10, lanes: int = 3) -> ReadPlan:
+    manifest = dataset.manifest
+    return ReadPlan(
+        store_uri=dataset.uri,
+        shards=dataset.shards,
+        order=DataOrder(
+            shard_sizes=[r.num_samples for r in dataset.shards], seed=1, lanes=lanes, global_batch=6, window_shards=2
+        ),
+        image_shape=(manifest.image_size, manifest.image_size, manifest.channels),
+        num_classes=manifest.num_classes,
+        cache_bytes=cache_bytes,
+        chunk_rows=chunk_rows,
+    )
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    chunk_rows=st.integers(1, 40),
+    cache_bytes=st.sampled_from([0, 300, 900, 1 << 20]),
+    lanes=st.sampled_from([1, 2, 3, 6]),
+    start=st.integers(0, 20),
+)
+def test_rows_come_in_order_with_their_pixels_and_labels(
+    dataset: SmallDataset, chunk_rows: int, cache_bytes: int, lanes: int, start: int
+) -> None:
+    plan = make_plan(dataset, chunk_rows=chunk_rows, cache_bytes=cache_bytes, lanes=lanes)
+    windows = list(plan.order.windows(range(lanes), start, start + 15))
+    chunks = list(read_windows(plan, windows))
+    ids = np.concatenate([chunk["sample_id"] for chunk in chunks])
+    np.testing.assert_array_equal(ids, plan.order.window_rows(*windows).sample_id)
+    np.testing.assert_array_equal(np.concatenate([chunk["image"] for chunk in chunks]), dataset.images[ids])
+    np.testing.assert_array_equal(np.concatenate([chunk["label"] for chunk in chunks]), ids % NUM_CLASSES)
+    assert all(0 < len(chunk["sample_id"]) <= chunk_rows for chunk in chunks)
+
+
+def test_a_dataset_that_fits_the_cache_is_read_once(dataset: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CountingStore(open_store(dataset.uri))
+    monkeypatch.setattr(pipeline.data.window_reader, "_store", lambda uri: store)
+    plan = make_plan(dataset)
+    for start in (0, 100):
+        list(read_windows(plan, plan.order.windows(range(3), start, start + 40)))
+    assert store.reads == {record.key: 1 for record in dataset.shards}
+
+
+def test_the_cache_keeps_to_its_bytes(dataset: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CountingStore(open_store(dataset.uri))
+    monkeypatch.setattr(pipeline.data.window_reader, "_store", lambda uri: store)
+    plan = make_plan(dataset, cache_bytes=1000)  # a shard of 12 images of 64 bytes and their labels takes 864
+    list(read_windows(plan, plan.order.windows(range(3), 0, 80)))
+    assert pipeline.data.window_reader._cache(1000)._shards.currsize <= 1000
+    assert max(store.reads.values()) > 5
+
+
+def test_one_bad_transfer_is_read_again(dataset: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CountingStore(open_store(dataset.uri), num_spoiled=1)
+    monkeypatch.setattr(pipeline.data.window_reader, "_store", lambda uri: store)
+    plan = make_plan(dataset)
+    chunks = list(read_windows(plan, plan.order.windows(range(3), 0, 8)))
+    ids = np.concatenate([chunk["sample_id"] for chunk in chunks])
+    np.testing.assert_array_equal(np.concatenate([chunk["image"] for chunk in chunks]), dataset.images[ids])
+    assert set(store.reads.values()) == {2}
+
+
+def test_two_bad_transfers_are_an_error(dataset: SmallDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CountingStore(open_store(dataset.uri), num_spoiled=2)
+    monkeypatch.setattr(pipeline.data.window_reader, "_store", lambda uri: store)
+    plan = make_plan(dataset)
+    with pytest.raises(ShardCorruptError, match="size in bytes"):
+        list(read_windows(plan, plan.order.windows(range(3), 0, 8)))
+
+
+def test_no_shard_is_read_that_has_no_row_in_the_windows(
+    dataset: SmallDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CountingStore(open_store(dataset.uri))
+    monkeypatch.setattr(pipeline.data.window_reader, "_store", lambda uri: store)
+    plan = make_plan(dataset)
+    for step in range(20):
+        store.reads.clear()
+        pipeline.data.window_reader._cache.cache_clear()
+        windows = list(plan.order.windows(range(1), step, step + 1))
+        list(read_windows(plan, windows))
+        wanted = {dataset.shards[shard].key for shard in plan.order.window_rows(*windows).shard}
+        assert set(store.reads) == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"image_shape": (8, 8, 3)}, r"the image has the shape \(8, 8, 1\), the manifest says \(8, 8, 3\)"),
+        ({"num_classes": 3}, "the label is [3-6], the manifest has 3 classes"),
+    ],
+)
+def test_a_shard_with_other_images_than_announced_is_refused(
+    dataset: SmallDataset, change: dict[str, object], reason: str
+) -> None:
+    plan = replace(make_plan(dataset), **change)  # type: ignore[arg-type]
+    with pytest.raises(ShardCorruptError, match=f"train/00000[0-9].tar: sample '[0-9]+': {reason}; prepare"):
+        list(read_windows(plan, plan.order.windows(range(3), 0, 8)))
+
+
+def test_without_classes_there_are_no_labels(tmp_path: Path) -> None:
+    plan = make_plan(make_dataset(tmp_path, SIZES, labelled=False))
+    chunks = list(read_windows(plan, plan.order.windows(range(3), 0, 8)))
+    assert all(set(chunk) == {"image", "sample_id"} for chunk in chunks)

@@ -1,0 +1,258 @@
+"""Evaluation of models on real digits, against the same figures computed independently."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import sklearn.datasets
+import sklearn.svm
+
+from ddpm import SamplerConfig, ScheduleConfig, make_schedule
+from pipeline.config_io import from_json, to_json
+from pipeline.data.image_stream import read_images
+from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
+from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
+from pipeline.data.shards import Sample, encode_png, pack_shard
+from pipeline.errors import ConfigError, DatasetMissingError
+from pipeline.evaluation.evaluate import EvaluateConfig, describe_plan, evaluate
+from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
+from pipeline.generation.inventory import load_generation_manifest
+from pipeline.generation.sample import SampleConfig
+from pipeline.models.registry import register_model, resolve_model
+from pipeline.stores.storage import open_store
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun
+from tests.pipeline.generation.test_sample import make_in_process, snapshot
+from tests.pipeline.tiny_models import write_model
+
+NUM_IMAGES = 200
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+    config = PrepareConfig(source="digits", output=str(tmp_path_factory.mktemp("digits")), shard_size=250)
+    prepare_source(config, open_source(config), map)
+    return config.output
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_model(tmp_path_factory.mktemp("models") / "model", num_classes=10, num_timesteps=1000)
+
+
+def config_of(dataset: str, model: str, output: Path, **changes: object) -> EvaluateConfig:
+    sample = SampleConfig(
+        model=model,
+        output=str(output),
+        images_per_class=NUM_IMAGES // 10,
+        sampler=SamplerConfig(num_steps=3),
+        shard_size=64,
+        batch_size=64,
+    )
+    return EvaluateConfig(dataset=dataset, sample=dataclasses.replace(sample, **changes))  # type: ignore[arg-type]
+
+
+def run(config: EvaluateConfig) -> Evaluation:
+    """Evaluate, with the images made in this process: nothing is missing, so no Ray is started."""
+    make_in_process(config.sample)
+    return evaluate(config)
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """From the definition. A little noise on the diagonal keeps scipy's root of singular matrices real."""
+    ridge = 1e-9 * np.eye(a.shape[1])
+    c_a, c_b = np.cov(a.T) + ridge, np.cov(b.T) + ridge
+    root = scipy.linalg.sqrtm(c_a @ c_b).real
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(c_a + c_b - 2 * root))
+
+
+def gaussian_eps_error(x: np.ndarray, labels: np.ndarray, num_train: int) -> float:
+    """Of a Gaussian per class, by inverting its covariance at each t, with noise from numpy: 40 images for each t."""
+    schedule = make_schedule(ScheduleConfig(name="cosine", num_timesteps=1000))
+    x, generator = 2 * x - 1, np.random.default_rng(1)
+    means, covariances = [], []
+    for k in range(10):
+        of_class = x[:num_train][labels[:num_train] == k]
+        means.append(of_class.mean(0))
+        covariances.append(np.cov(of_class.T, bias=True) + 1e-3 * np.eye(64))
+    errors = []
+    for t in range(0, 1000, 3):
+        abar = float(schedule.alpha_bar[t])
+        inverses = [np.linalg.inv(abar * covariance + (1 - abar) * np.eye(64)) for covariance in covariances]
+        for row in generator.integers(num_train, len(x), 40):
+            k, eps = labels[row], generator.standard_normal(64)
+            x_t = np.sqrt(abar) * x[row] + np.sqrt(1 - abar) * eps
+            eps_hat = np.sqrt(1 - abar) * inverses[k] @ (x_t - np.sqrt(abar) * means[k])
+            errors.append(((eps_hat - eps) ** 2).mean())
+    return float(np.mean(errors))
+
+
+def test_figures_are_those_of_independent_code(digits: str, model: str, tmp_path: Path) -> None:
+    found = run(config_of(digits, model, tmp_path / "out"))
+    figures = found.figures
+
+    # The data set from its source: scikit-learn's scans in the order of the published permutation.
+    source = sklearn.datasets.load_digits()
+    order = np.random.default_rng(0).permutation(1797)
+    x = np.round(source.images[order] * 255 / 16).reshape(1797, 64) / 255
+    labels = source.target[order]
+    svm = sklearn.svm.SVC().fit(x[:1500], labels[:1500])
+    store = open_store(str(Path(found.uri).parent))
+    manifest = load_generation_manifest(store)
+    assert manifest is not None
+    made = read_images(store, manifest.shards)
+    images = made.images.reshape(NUM_IMAGES, 64) / 255
+
+    assert figures["label_agreement"] == pytest.approx((svm.predict(images) == np.arange(NUM_IMAGES) % 10).mean())
+    assert figures["label_agreement_real"] == pytest.approx((svm.predict(x[1500:]) == labels[1500:]).mean(), rel=1e-5)
+    assert figures["frechet_pixels"] == pytest.approx(frechet(images, x[1500:]), rel=1e-4)
+    assert figures["frechet_pixels_real"] == pytest.approx(frechet(x[:1500], x[1500:]), rel=1e-3)
+    assert figures["frechet_pixels_real"] == pytest.approx(0.1406, abs=1e-3)
+    assert figures["eps_mse_gaussian"] == pytest.approx(gaussian_eps_error(x, labels, 1500), abs=0.004)
+    assert figures["eps_mse"] > 0.5, "an untrained network knows nothing of the noise"
+    assert figures["label_agreement_gaussian"] > 0.95 and figures["frechet_pixels_gaussian"] < 0.5
+    assert 0 < figures["eps_mse_standard_error"] < 0.01
+
+
+def test_a_second_evaluation_writes_nothing(digits: str, model: str, tmp_path: Path) -> None:
+    config = dataclasses.replace(config_of(digits, model, tmp_path / "out"), eps_images_per_t=2)
+    first = run(config)
+    stored = Path(first.uri).read_bytes()
+    assert from_json(EvaluationRecord, stored, first.uri) == first.record and stored == to_json(first.record)
+    assert first.record.num_images == NUM_IMAGES and Path(first.record.model) == Path(model)
+    before = snapshot(tmp_path / "out")
+    assert evaluate(config) == first
+    assert snapshot(tmp_path / "out") == before
+    fewer = dataclasses.replace(config, sample=dataclasses.replace(config.sample, images_per_class=10))
+    of_fewer = evaluate(fewer)
+    assert of_fewer.record.num_images == 100, "the images asked for are measured, however many there are"
+    assert of_fewer.figures["frechet_pixels"] != first.figures["frechet_pixels"]
+
+
+def write_dataset(folder: Path, *, size: int, channels: int = 3, held_out: bool = True) -> str:
+    """A dataset without labels."""
+    store, generator = open_store(str(folder)), np.random.default_rng(0)
+    splits = {}
+    for split in ["train", "held_out"][: 1 + held_out]:
+        shards = []
+        for index in range(2):
+            images = generator.integers(0, 256, (20, size, size, channels), dtype=np.uint8)
+            tar = pack_shard(Sample(key=f"{i}", png=encode_png(image), meta={}) for i, image in enumerate(images))
+            key, sha256 = f"{split}/{index}.tar", hashlib.sha256(tar).hexdigest()
+            store.write(key, tar)
+            shards.append(ShardRecord(key=key, size_bytes=len(tar), sha256=sha256, num_samples=20))
+        splits[split] = Split(shards=tuple(shards))
+    manifest = DatasetManifest(
+        name="noise",
+        source="generated",
+        image_size=size,
+        channels=channels,
+        class_names=(),
+        splits=splits,
+        num_quarantined=0,
+    )
+    store.write("manifest.json", to_json(manifest))
+    return str(folder)
+
+
+def test_without_classes_the_figures_without_labels_are_measured(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "data", size=8)
+    model = write_model(tmp_path / "model", num_classes=None, channels=3)
+    found = run(config_of(dataset, model, tmp_path / "out"))
+    assert set(found.record.figures) == {"frechet_pixels", "eps_mse"}
+    assert all(None not in (f.model, f.real, f.gaussian) for f in found.record.figures.values())
+
+
+def test_of_large_images_only_the_eps_error_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = write_dataset(tmp_path / "data", size=40)
+    model = write_model(tmp_path / "model", num_classes=None, channels=3, image_size=40, num_timesteps=30)
+    config = config_of(dataset, model, tmp_path / "out", images_per_class=2)
+    found = run(config)
+    assert list(found.record.figures) == ["eps_mse"] and found.record.figures["eps_mse"].gaussian is None
+    assert "too large for pixel statistics" in capsys.readouterr().out
+
+
+def test_without_a_held_out_split_there_is_nothing_to_measure_on(tmp_path: Path, model: str) -> None:
+    dataset = write_dataset(tmp_path / "data", size=8, held_out=False)
+    with pytest.raises(DatasetMissingError, match="no held-out split"):
+        evaluate(config_of(dataset, model, tmp_path / "out"))
+    with pytest.raises(DatasetMissingError, match="no dataset here"):
+        evaluate(config_of(str(tmp_path / "nowhere"), model, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"num_classes": 7}, {"num_classes": 10, "channels": 3}, {"num_classes": 10, "image_size": 16}],
+    ids=["classes", "channels", "size"],
+)
+def test_a_model_of_other_images_is_refused_before_any_is_made(
+    digits: str, tmp_path: Path, other: dict[str, int]
+) -> None:
+    model = write_model(tmp_path / "model", **other)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"dataset: .* holds images of 8 pixels, 1 channels, 10 classes"):
+        evaluate(config_of(digits, model, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unconditional_model_is_measured_on_a_labelled_dataset(digits: str, tmp_path: Path) -> None:
+    """Its naive rival is one Gaussian for all, which is worse than one per class."""
+    model = write_model(tmp_path / "model", num_classes=None)
+    found = run(config_of(digits, model, tmp_path / "out", images_per_class=100))
+    assert set(found.record.figures) == {"frechet_pixels", "eps_mse"}
+    assert 0.2 < found.figures["eps_mse_gaussian"] < 0.4
+
+
+def test_figures_are_logged_to_the_registered_version(digits: str, model: str, tmp_path: Path) -> None:
+    import mlflow
+
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    files = resolve_model(model, tracking).files
+    training = TrackingRun.create(tracking, "training")
+    version = register_model(training, files, "digits")
+    training.finish()
+    config = config_of(digits, "models:/digits@candidate", tmp_path / "out", tracking=tracking)
+    config = dataclasses.replace(config, eps_images_per_t=2)
+    found = run(config)
+    assert found.record.model == version.uri == "models:/digits/1"
+    client = mlflow.MlflowClient(version.tracking_uri)
+    stored = client.get_model_version("digits", "1")
+    metrics = {metric.key: metric.value for metric in client.get_logged_model(stored.tags["ddpm.model_id"]).metrics}
+    assert metrics == {f"eval/{name}": value for name, value in found.figures.items()}
+    assert stored.tags["ddpm.evaluation"] == found.uri
+
+
+def test_the_table_is_aligned_and_leaves_out_what_was_not_measured() -> None:
+    record = EvaluationRecord(
+        model="models:/digits/1",
+        model_digest="0" * 64,
+        spec_digest="1" * 64,
+        dataset_digest="2" * 64,
+        num_images=10,
+        figures={
+            "eps_mse": Figure(model=0.14123, real=0.13, gaussian=0.178, standard_error=0.0009),
+            "frechet_pixels": Figure(model=0.25, real=0.1406, gaussian=None),
+        },
+    )
+    evaluation = Evaluation(uri="/out/evaluation.json", record=record)
+    lines = evaluation.table().splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        "",
+        "Frechet distance in pixels (real: train)",
+        "held-out eps error (real: the model on train)",
+    ]
+    cells = [["model", "real", "Gaussian"], ["0.2500", "0.1406", "-"], ["0.1412 +- 0.0009", "0.1300", "0.1780"]]
+    starts = [[line.rindex(cell) for cell in row] for line, row in zip(lines, cells, strict=True)]
+    assert starts[0] == starts[1] == starts[2]
+    assert json.loads(to_json(record))["figures"]["frechet_pixels"]["gaussian"] is None
+    assert (
+        evaluation.figures["eps_mse_standard_error"] == 0.0009 and "frechet_pixels_gaussian" not in evaluation.figures
+    )
+
+
+def test_the_plan_is_described_without_a_trace(digits: str, model: str, tmp_path: Path) -> None:
+    rows = dict(describe_plan(config_of(digits, model, tmp_path / "out")))
+    assert "1,500 training, 297 held-out" in rows["dataset"] and rows["eps error"].startswith("4,000 held-out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,224 @@
+"""The registry: a version is what was registered, a URI is followed to the right bytes, and the pyfunc stands alone."""
+
+import shutil
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import CheckpointError, ConfigError, ModelMissingError, TrackingUnavailableError
+from pipeline.models.registry import log_version_metrics, register_model, registered_version_of_run, resolve_model
+from pipeline.stores.storage import open_store
+from pipeline.tracking.mlflow_client import connect
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
+from tests.fixtures_services import free_port, mlflow_server
+from tests.pipeline.registered_models import model_files
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
+    """One database for the module; each test has its own model name."""
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db")
+    check_server(config)
+    return config
+
+
+@pytest.fixture
+def run(registry: TrackingConfig) -> TrackingRun:
+    return TrackingRun.create(registry)
+
+
+def test_what_is_registered_is_what_is_resolved(registry: TrackingConfig, run: TrackingRun) -> None:
+    files = model_files(1)
+    version = register_model(run, files, "round")
+    assert (version.name, version.version, version.uri) == ("round", 1, "models:/round/1")
+    for uri in ("models:/round@candidate", "models:/round/1"):
+        model = resolve_model(uri, registry)
+        assert model.uri == "models:/round/1", "an alias is resolved once"
+        assert model.version == version
+        assert model.files == files
+    client = connect(run.uri)
+    stored = client.get_model_version("round", "1")
+    assert stored.tags["ddpm.digest"] == files.digest
+    assert stored.run_id == run.run_id
+    logged = client.get_run(run.run_id).outputs.model_outputs
+    assert [(output.model_id, output.step) for output in logged] == [(stored.tags["ddpm.model_id"], 10)]
+
+
+def test_registering_again_makes_no_second_version(registry: TrackingConfig, run: TrackingRun) -> None:
+    assert registered_version_of_run(run, "again") is None
+    first = register_model(run, model_files(1), "again")
+    assert register_model(run, model_files(1), "again") == first
+    assert registered_version_of_run(run, "again") == first
+    assert registered_version_of_run(TrackingRun.create(registry), "again") is None
+    assert register_model(run, model_files(2), "again").version == 2
+    assert registered_version_of_run(run, "again").version == 2  # type: ignore[union-attr]
+
+
+def test_the_alias_moves_forward_only(registry: TrackingConfig, run: TrackingRun) -> None:
+    register_model(run, model_files(1), "alias")
+    connect(run.uri).delete_registered_model_alias("alias", "candidate")  # a driver killed before it could set it
+    registered_version_of_run(run, "alias")
+    assert resolve_model("models:/alias@candidate", registry).uri == "models:/alias/1"
+    newer = TrackingRun.create(registry)
+    register_model(newer, model_files(2), "alias")
+    register_model(run, model_files(1), "alias")
+    registered_version_of_run(run, "alias")
+    assert resolve_model("models:/alias@candidate", registry).uri == "models:/alias/2"
+    assert resolve_model("models:/alias/1", registry).files == model_files(1)
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("models:/missing/7", "missing has versions up to 1, aliases: candidate -> 1"),
+        ("models:/missing@champion", "aliases: candidate -> 1"),
+        ("models:/no-such-model/1", "registered models: "),
+        ("models:/no-such-model@candidate", "registered models: "),
+        ("models:/missing", "is no model URI"),
+        ("models:/missing/latest", "is no model URI"),
+        ("models:/missing/0", "is no model URI"),
+        ("models:/m-0123456789abcdef0123456789abcdef", "is no model URI"),
+        ("models:missing/1", "is no model URI"),
+        ("no/such/folder", "no model.json there"),
+    ],
+)
+def test_a_model_that_is_not_there_is_one_line(
+    registry: TrackingConfig, run: TrackingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if uri == "models:/missing/7":
+        register_model(run, model_files(1), "missing")
+    with pytest.raises(ModelMissingError) as caught:
+        resolve_model(uri, registry)
+    message = str(caught.value)
+    assert uri in message
+    assert reason in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_a_model(registry: TrackingConfig, tmp_path: Path) -> None:
+    files, store = model_files(3), open_store(str(tmp_path))
+    for name, data in files.as_dict().items():
+        store.write(f"checkpoints/step-000000030-ab/{name}", data)
+    model = resolve_model(f"{tmp_path}/checkpoints/step-000000030-ab", registry)
+    assert (model.version, model.files) == (None, files)
+    assert model.uri == f"{tmp_path}/checkpoints/step-000000030-ab"
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("weights.safetensors", "altered"), ("model.json", "altered"), ("model.json", "missing")]
+)
+def test_altered_artifacts_are_refused(registry: TrackingConfig, run: TrackingRun, name: str, error: str) -> None:
+    register_model(run, model_files(4), f"damaged-{name}-{error}")
+    version = resolve_model(f"models:/damaged-{name}-{error}/1", registry)
+    model_id = connect(run.uri).get_model_version(f"damaged-{name}-{error}", "1").tags["ddpm.model_id"]
+    location = connect(run.uri).get_logged_model(model_id).artifact_location
+    file = Path(location.removeprefix("file://")) / "artifacts" / name
+    data = file.read_bytes()
+    if error == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    with pytest.raises(CheckpointError, match=error) as caught:
+        resolve_model(version.uri, registry)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(file.parent)
+    with pytest.raises(CheckpointError, match=f"models:/damaged-{name}-{error}/1"):
+        resolve_model(version.uri, registry)
+
+
+def test_another_whole_model_in_its_place_is_refused(registry: TrackingConfig, run: TrackingRun) -> None:
+    register_model(run, model_files(4), "swapped")
+    client = connect(run.uri)
+    location = client.get_logged_model(client.get_model_version("swapped", "1").tags["ddpm.model_id"]).artifact_location
+    for name, data in model_files(5).as_dict().items():
+        Path(location.removeprefix("file://"), "artifacts", name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"the version says {model_files(4).digest[:16]}"):
+        resolve_model("models:/swapped@candidate", registry)
+
+
+def test_a_version_of_another_project_is_refused(registry: TrackingConfig, run: TrackingRun, tmp_path: Path) -> None:
+    client = connect(run.uri)
+    client.create_registered_model("foreign")
+    client.create_model_version("foreign", str(tmp_path))
+    with pytest.raises(ModelMissingError, match="not registered by this project"):
+        resolve_model("models:/foreign/1", registry)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a:b", "a@b", "it's", "two words"])
+def test_names_that_no_uri_could_hold_are_refused(run: TrackingRun, name: str) -> None:
+    with pytest.raises(ConfigError, match="model name: "):
+        register_model(run, model_files(1), name)
+
+
+@pytest.mark.parametrize("alias", ["", "latest", "v3", "a b", "a/b"])
+def test_aliases_that_mlflow_reserves_are_refused(run: TrackingRun, alias: str) -> None:
+    with pytest.raises(ConfigError, match="alias: "):
+        register_model(run, model_files(1), "names", alias)
+
+
+def test_figures_of_a_version(registry: TrackingConfig, run: TrackingRun) -> None:
+    version = register_model(run, model_files(5), "figures")
+    log_version_metrics(version, {"eval/frechet_distance": 0.25, "eval/agreement": 0.99}, {"ddpm.report": "s3://b/r"})
+    client = connect(run.uri)
+    stored = client.get_model_version("figures", "1")
+    model = client.get_logged_model(stored.tags["ddpm.model_id"])
+    figures = {metric.key: (metric.value, metric.step) for metric in model.metrics or []}
+    assert figures == {"eval/frechet_distance": (0.25, 50), "eval/agreement": (0.99, 50)}
+    assert client.get_run(run.run_id).data.metrics["eval/frechet_distance"] == 0.25
+    assert stored.tags["ddpm.report"] == "s3://b/r"
+
+
+def test_a_server_that_is_away_is_one_line() -> None:
+    config = TrackingConfig(uri="http://no-such-host.invalid:1")
+    with pytest.raises(TrackingUnavailableError, match=r"Name or service not known|name resolution"):
+        resolve_model("models:/ddpm/1", config)
+
+
+@pytest.mark.services
+def test_through_a_server(tmp_path: Path) -> None:
+    """Files go to the server and come back by HTTP; MLflow's own loader finds the model by its registry URI."""
+    with mlflow_server(f"sqlite:///{tmp_path}/server.db", str(tmp_path / "artifacts"), tmp_path) as uri:
+        config = TrackingConfig(uri=uri)
+        run = TrackingRun.create(config)
+        files = model_files(8)
+        version = register_model(run, files, "ddpm")
+        assert register_model(run, files, "ddpm") == version
+        assert resolve_model("models:/ddpm@candidate", config).files == files
+        log_version_metrics(version, {"eval/frechet_distance": 0.5})
+        assert connect(uri).get_run(run.run_id).data.metrics == {"eval/frechet_distance": 0.5}
+        with pytest.raises(ModelMissingError, match="aliases: candidate -> 1"):
+            resolve_model("models:/ddpm@champion", config)
+        code = """
+            import os, sys, pandas as pd
+            os.environ["MLFLOW_TRACKING_URI"] = sys.argv[1]
+            import mlflow
+            model = mlflow.pyfunc.load_model("models:/ddpm@candidate")
+            answer = model.predict(pd.DataFrame({"sample_id": [1, 2], "label": [0, 1]}), {"num_steps": 3})
+            assert answer["png"][0][:4] == b"\\x89PNG" and len(answer) == 2
+        """
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code), uri], cwd=tmp_path, check=True, timeout=300)
+
+
+@pytest.mark.services
+def test_registering_waits_for_a_server_that_restarts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port, database = free_port(), f"sqlite:///{tmp_path}/server.db"
+    with mlflow_server(database, str(tmp_path / "artifacts"), tmp_path, port=port) as uri:
+        run = TrackingRun.create(TrackingConfig(uri=uri))
+    with ThreadPoolExecutor(1) as pool:
+        registered = pool.submit(register_model, run, model_files(9), "ddpm")
+        with mlflow_server(database, str(tmp_path / "artifacts"), tmp_path, port=port):
+            assert registered.result(120).version == 1
+            assert resolve_model("models:/ddpm@candidate", TrackingConfig(uri=uri)).files == model_files(9)
+    assert "registering ddpm waits for it" in capsys.readouterr().out
+    monkeypatch.setattr("pipeline.models.registry._REGISTER_PATIENCE_S", 1)
+    with pytest.raises(TrackingUnavailableError, match="Connection refused"):
+        register_model(run, model_files(10), "ddpm")

@@ -1,0 +1,112 @@
+"""Where MLflow is, and what is said, within ten seconds, when it is not there."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import TrackingUnavailableError
+from pipeline.tracking import mlflow_client
+from pipeline.tracking.mlflow_client import redact, tracking_uri
+from pipeline.tracking.tracking import TrackingConfig, check_server, resolve_tracking
+
+
+def test_where_runs_go_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(TrackingConfig()) == f"sqlite:///{tmp_path}/artifacts/mlflow.db"
+    assert resolve_tracking(TrackingConfig()).uri == f"sqlite:///{tmp_path}/artifacts/mlflow.db"
+    assert tracking_uri(TrackingConfig(uri="sqlite:///x/y.db")) == f"sqlite:///{tmp_path}/x/y.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking_uri(TrackingConfig()) == "http://server:5000"
+    assert tracking_uri(TrackingConfig(uri="https://other")) == "https://other"
+    assert list(tmp_path.iterdir()) == [], "looking makes nothing"
+
+
+def _closed_port(_: Path) -> Iterator[str]:
+    with socket.socket() as taken:  # bound and not listening: nobody else gets the port meanwhile
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def _silent_port(_: Path) -> Iterator[str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"http://me:secret-word@127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _web_page(_: Path) -> Iterator[str]:
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>\nwelcome</html>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def _no_database(folder: Path) -> Iterator[str]:
+    (folder / "notes.txt").write_text("not a database, but a text of some length")
+    yield f"sqlite:///{folder}/notes.txt"
+
+
+def _no_folder(folder: Path) -> Iterator[str]:
+    (folder / "file").write_text("")
+    yield f"sqlite:///{folder}/file/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        (_closed_port, "Connection refused"),
+        pytest.param(_silent_port, "timed out", marks=pytest.mark.services),  # waits for eight seconds
+        (_web_page, "answers, but not as MLflow does"),
+        (_no_database, "no SQLite database"),
+        (_no_folder, "File exists|Not a directory"),
+        (lambda _: iter(["http://no-such-host.invalid:5000"]), "Name or service not known|name resolution"),
+        (lambda _: iter(["ftp://somewhere"]), "no MLflow address"),
+        (lambda _: iter(["file:///mlruns"]), "no MLflow address"),
+        (lambda _: iter(["mlruns"]), "no MLflow address"),
+        pytest.param(
+            lambda _: iter(["postgresql+psycopg2://me:secret-word@127.0.0.1:9/db"]),
+            "no answer within 9 s",  # MLflow tries a database ten times before it says what is wrong
+            marks=pytest.mark.services,
+        ),
+    ],
+)
+def test_a_server_that_does_not_answer_is_one_line_within_ten_seconds(
+    place: Callable[[Path], Iterator[str]], reason: str, tmp_path: Path
+) -> None:
+    before = dict(os.environ)
+    uris = place(tmp_path)
+    uri = next(uris)
+    started_s = time.monotonic()
+    with pytest.raises(TrackingUnavailableError, match=reason) as caught:
+        check_server(TrackingConfig(uri=uri))
+    assert time.monotonic() - started_s < 10
+    message = str(caught.value)
+    assert redact(uri) in message
+    assert "secret-word" not in message
+    assert "\n" not in message
+    assert len(message) < 400
+    assert list(uris) == []
+    changed = {name for name in os.environ.keys() | before.keys() if os.environ.get(name) != before.get(name)}
+    assert changed <= set(mlflow_client._ENVIRONMENT), "the short time limits of the check are gone again"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+
+
+def test_redact_keeps_all_but_the_password() -> None:
+    assert redact("postgresql://me:pa:ss@host:5/db?x=1") == "postgresql://me:***@host:5/db?x=1"
+    assert redact("http://host:5000") == "http://host:5000"
