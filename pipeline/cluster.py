@@ -8,8 +8,10 @@ the project's own output: Ray's bars, its worker logs and its warnings stay off 
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 import ray.data
@@ -66,11 +68,26 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     if not config.ray_logs:
         for name, value in _QUIET_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-    _start(config)
+    with contextlib.nullcontext() if config.ray_logs else _stderr_closed():
+        _start(config)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _stderr_closed() -> Iterator[None]:
+    """While Ray's core starts: it announces there that it was told to be quiet. Exceptions are not affected."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def _start(config: ClusterConfig) -> None:

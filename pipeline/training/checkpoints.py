@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.config_io import from_json, to_json
-from pipeline.errors import CheckpointError, ObjectMissingError
+from pipeline.errors import CheckpointError, ConfigError, ObjectMissingError
 from pipeline.progress import say
 from pipeline.stores.storage import ObjectStore, join_uri
 
@@ -90,7 +90,7 @@ class CheckpointStore:
         if self._store.create(_record_key(step), to_json(checkpoint)):
             return checkpoint
         self._remove_files(checkpoint)
-        return from_json(CheckpointRecord, self._store.read(_record_key(step)), _record_key(step))
+        return self._read_record(_record_key(step))
 
     def read(self, record: CheckpointRecord) -> dict[str, bytes]:
         """The files of a checkpoint, each compared with its record.
@@ -115,9 +115,13 @@ class CheckpointStore:
         return files
 
     def records(self) -> Iterator[CheckpointRecord]:
-        """Every recorded checkpoint, newest first; their files are not read."""
-        for info in sorted(self._store.list(_RECORDS), key=lambda info: info.key, reverse=True):
-            yield from_json(CheckpointRecord, self._store.read(info.key), join_uri(self._store.uri, info.key))
+        """Every recorded checkpoint, newest first; their files are not read.
+
+        Raises:
+            CheckpointError: If a record is not readable; `newest_good` removes such a one.
+        """
+        for key in self._record_keys():
+            yield self._read_record(key)
 
     def newest_good(self, report: Callable[[str], None] = say) -> CheckpointRecord | None:
         """The newest checkpoint whose files are all as recorded; reports a line for each that is not.
@@ -130,12 +134,14 @@ class CheckpointStore:
         Returns:
             Its record; None if there is no good checkpoint.
         """
-        for record in self.records():
+        for key in self._record_keys():
             try:
+                record = self._read_record(key)
                 self.read(record)
             except CheckpointError as error:
-                report(f"checkpoint of step {record.step} is damaged and left out ({error}); trying the one before it")
-                self._store.delete(_record_key(record.step))
+                step = int(key.removesuffix(".json").rpartition("-")[2])
+                report(f"checkpoint of step {step} is damaged and left out ({error}); trying the one before it")
+                self._store.delete(key)
                 continue
             return record
         return None
@@ -145,6 +151,15 @@ class CheckpointStore:
         for record in list(self.records())[keep:]:
             self._store.delete(_record_key(record.step))
             self._remove_files(record)
+
+    def _record_keys(self) -> list[str]:
+        return sorted((info.key for info in self._store.list(_RECORDS)), reverse=True)
+
+    def _read_record(self, key: str) -> CheckpointRecord:
+        try:
+            return from_json(CheckpointRecord, self._store.read(key), join_uri(self._store.uri, key))
+        except ConfigError as error:  # nobody typed this file: it is damaged
+            raise CheckpointError(str(error)) from error
 
     def _remove_files(self, record: CheckpointRecord) -> None:
         for file in record.files:

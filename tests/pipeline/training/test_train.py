@@ -1,0 +1,109 @@
+"""The main path on real workers, once: dataset, two DDP ranks, checkpoints, MLflow, registry, images, figures."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from ddpm import SamplerConfig, UNetConfig
+from pipeline.data.prepare import PrepareConfig, prepare
+from pipeline.errors import ConfigError, DatasetMissingError, OutputExistsError
+from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
+from pipeline.generation.sample import SampleConfig, sample
+from pipeline.presets import digits
+from pipeline.tracking.tracking import TrackingConfig
+from pipeline.training.train import describe_plan, train
+from pipeline.training.train_config import TrainConfig
+
+TINY = UNetConfig(
+    base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), num_groups=4
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("train")
+    prepare(PrepareConfig(source="digits", output=str(folder / "dataset"), shard_size=250))
+    return dataclasses.replace(
+        digits().train,
+        dataset=str(folder / "dataset"),
+        output=str(folder / "run"),
+        unet=TINY,
+        steps=12,
+        checkpoint_interval_steps=5,
+        keep_checkpoints=2,
+        log_interval_steps=4,
+        grid_interval_steps=6,
+        grid_sampler=SamplerConfig(num_steps=2),
+        tracking=TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}"),
+    )
+
+
+def test_the_main_path(config: TrainConfig) -> None:
+    result = train(config)
+    assert (result.steps, result.version.uri) == (12, "models:/ddpm-digits/1")
+
+    client = MlflowClient(config.tracking.uri)
+    run = client.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["unet.base_channels"] == "8"
+    for key in ("loss", "grad_norm", "learning_rate", "images_per_s", "data_wait_share", "loss_t_quartile_4"):
+        history = client.get_metric_history(result.run_id, key)
+        assert [entry.step for entry in history] == [4, 8, 12], key
+        assert all(math.isfinite(entry.value) for entry in history)
+    assert {file.path for file in client.list_artifacts(result.run_id, "samples")} == {
+        "samples/step-000000006.png",
+        "samples/step-000000012.png",
+    }
+    linked = client.search_logged_models([run.info.experiment_id], filter_string="name LIKE 'step-%'")
+    assert {model.name for model in linked} == {"step-000000005", "step-000000010", "step-000000012"}
+    assert all(model.tags["ddpm.uri"] and model.tags["ddpm.digest"] for model in linked)
+    kept = sorted(path.parent.name[:14] for path in Path(config.output, "checkpoints").glob("step-*/model.json"))
+    assert kept == ["step-000000010", "step-000000012"]
+
+    # A finished run that is resumed trains and registers nothing; one that is started again is refused.
+    again = train(dataclasses.replace(config, resume=True))
+    assert again == result
+    assert [version.version for version in client.search_model_versions("name='ddpm-digits'")] in ([1], ["1"])
+    with pytest.raises(OutputExistsError, match="--resume"):
+        train(config)
+    with pytest.raises(ConfigError, match=r"^seed: the run in .* has 0, got 7"):
+        train(dataclasses.replace(config, resume=True, seed=7))
+
+    # The registered version and the checkpoint are the same model: the same images, made once.
+    sampling = SampleConfig(
+        model="models:/ddpm-digits@candidate",
+        output=str(Path(config.output).parent / "samples"),
+        images_per_class=2,
+        sampler=SamplerConfig(num_steps=2),
+        shard_size=10,
+        batch_size=10,
+        tracking=config.tracking,
+    )
+    made = sample(sampling)
+    assert (made.num_images, made.num_made) == (20, 20)
+    same = sample(dataclasses.replace(sampling, model=result.checkpoint_uri))
+    assert (same.uri, same.num_made) == (made.uri, 0)
+    report = evaluate(EvaluateConfig(dataset=config.dataset, sample=sampling, eps_images_per_t=2))
+    assert set(report.record.figures) == {"label_agreement", "frechet_pixels", "eps_mse"}
+    version = client.get_model_version("ddpm-digits", "1")
+    assert f"{report.figures['eps_mse']:.4f}" in str(version) or version.tags
+
+
+def test_a_plan_says_what_a_run_takes(config: TrainConfig) -> None:
+    plan = dict(describe_plan(config))
+    assert plan["images"].startswith("1,536 (1.0 epochs of 1,500")
+    assert plan["shards"].startswith("6, ")
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(config: TrainConfig, tmp_path: Path) -> None:
+    fresh = dataclasses.replace(config, output=str(tmp_path / "run"))
+    with pytest.raises(DatasetMissingError):
+        train(dataclasses.replace(fresh, dataset=str(tmp_path / "nothing")))
+    with pytest.raises(ConfigError, match=r"^model: cannot import"):
+        train(dataclasses.replace(fresh, model="no_such_package:factory"))
+    with pytest.raises(ConfigError, match="model name"):
+        train(dataclasses.replace(fresh, register_as="a/b"))
+    assert not (tmp_path / "run").exists()

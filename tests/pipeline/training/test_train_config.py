@@ -1,0 +1,75 @@
+"""Refusals of a training configuration, and what makes a run this run."""
+
+import dataclasses
+
+import pytest
+
+from ddpm import UNetConfig
+from pipeline.data.data_order import DataConfig
+from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
+from pipeline.presets import PRESETS, digits
+from pipeline.training.train_config import OptimizerConfig, TrainConfig, WorkerConfig, model_config, run_identity
+
+SHARD = ShardRecord(key="train/000000-0123456789abcdef.tar", size_bytes=1, sha256="0" * 64, num_samples=100)
+
+
+def manifest(*class_names: str) -> DatasetManifest:
+    return DatasetManifest(
+        name="x",
+        source="x",
+        image_size=8,
+        channels=1,
+        class_names=class_names,
+        splits={"train": Split(shards=(SHARD,))},
+        num_quarantined=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"global_batch": 10, "data": DataConfig(lanes=4)}, "global_batch"),
+        ({"label_drop": 0.1}, "label_drop"),
+        ({"label_drop": 1.0, "class_conditional": True}, "label_drop"),
+        ({"seed": -1}, "seed"),
+        ({"workers": WorkerConfig(num_workers=9), "data": DataConfig(lanes=8)}, "workers.num_workers"),
+        ({"max_skipped_batches": -1}, "max_skipped_batches"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(changes: dict[str, object], field: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field}:"):
+        TrainConfig(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 0.0}, {"beta_1": 1.0}, {"warmup_steps": -1}])
+def test_impossible_optimisers_are_refused_by_name(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(changes))}:"):
+        OptimizerConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_classes_come_from_the_dataset_or_are_refused() -> None:
+    config = TrainConfig(unet=UNetConfig(channel_multipliers=(1,), attention_resolutions=()), class_conditional=True)
+    assert model_config(config, manifest("a", "b", "c")).num_classes == 3
+    assert model_config(dataclasses.replace(config, class_conditional=False), manifest("a")).num_classes is None
+    with pytest.raises(ValueError, match=r"^class_conditional:"):
+        model_config(config, manifest())
+
+
+def test_what_is_computed_is_identity_and_where_and_how_long_is_not() -> None:
+    config, data = digits().train, manifest("a")
+    same = dataclasses.replace(
+        config, steps=9, output="elsewhere", workers=WorkerConfig(num_workers=1), resume=True, log_interval_steps=1
+    )
+    assert run_identity(config, data) == run_identity(same, data)
+    for changes in ({"seed": 1}, {"global_batch": 64}, {"data": DataConfig(lanes=2)}, {"horizontal_flip": True}):
+        other = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+        assert run_identity(other, data) != run_identity(config, data)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_one_model_and_one_dataset(name: str) -> None:
+    preset = PRESETS[name]()
+    assert preset.prepare.output == preset.train.dataset == preset.evaluate.dataset
+    assert preset.sample.model == f"models:/{preset.train.register_as}@candidate"
+    assert preset.evaluate.sample == preset.sample
