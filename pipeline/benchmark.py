@@ -116,7 +116,7 @@ def _pipeline_config(config: BenchmarkConfig, dataset: str, place: Path, number:
         steps=config.steps,
         log_interval_steps=config.steps // _INTERVALS_PER_RUN,
         checkpoint_interval_steps=config.steps,
-        grid_interval_steps=config.steps,
+        grid_interval_steps=0,
         tracking=TrackingConfig(uri=f"sqlite:///{place / 'mlflow.db'}"),
     )
 

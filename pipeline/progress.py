@@ -59,7 +59,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(num_units)
-        elif self._done > self._first and time.monotonic() - self._logged_s >= _LOG_INTERVAL_S:
+        elif num_units and time.monotonic() - self._logged_s >= _LOG_INTERVAL_S:
             self._logged_s = time.monotonic()
             say(self._line(note))
 

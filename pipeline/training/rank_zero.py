@@ -53,7 +53,7 @@ class RankZero:
         """Draw a grid and write a checkpoint where they are due; says whether that took time."""
         config, step = self._task.config, self._state.step
         last = step == config.steps
-        due_grid = last or step % config.grid_interval_steps == 0
+        due_grid = config.grid_interval_steps > 0 and (last or step % config.grid_interval_steps == 0)
         due_checkpoint = last or step % config.checkpoint_interval_steps == 0
         if due_checkpoint:
             self._save()

@@ -98,7 +98,7 @@ class TrainConfig:
     log_interval_steps: int = 100
     """Steps over which logged metrics are averaged."""
     grid_interval_steps: int = 10_000
-    """Steps between grids of samples in the MLflow run."""
+    """Steps between grids of samples in the MLflow run; the last step makes one too. 0: none."""
     grid_sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How the grids are sampled."""
     max_skipped_batches: int = 3
@@ -116,7 +116,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "global_batch", "checkpoint_interval_steps", "keep_checkpoints")
-        _positive(self, "log_interval_steps", "grid_interval_steps")
+        _positive(self, "log_interval_steps")
+        if self.grid_interval_steps < 0:
+            raise ValueError(f"grid_interval_steps: at least 0, got {self.grid_interval_steps}; 0 draws none")
         if not 0 <= self.label_drop < 1:
             raise ValueError(f"label_drop: in [0, 1), got {self.label_drop}")
         if self.label_drop and not self.class_conditional:
