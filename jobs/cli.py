@@ -70,12 +70,15 @@ def run_job(
 
 
 def _resolve(argv: Sequence[str], of_preset: Callable[[Preset], C]) -> tuple[bool, C]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--traceback", action="store_true")
-    common, flags = parser.parse_known_args(argv)
+    try:
+        common, flags = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error)) from error
     if common.preset not in PRESETS:
         raise ConfigError(f"--preset: one of {', '.join(PRESETS)}, got {common.preset!r}")
     config = of_preset(PRESETS[common.preset]())

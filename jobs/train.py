@@ -1,4 +1,4 @@
-"""Train a DDPM: `python jobs/train.py --preset digits`, or `ray job submit --working-dir . -- python jobs/train.py`."""
+"""Train a DDPM: `python jobs/train.py --preset digits`; on a cluster with s3:// places, see the README."""
 
 import sys
 

@@ -129,7 +129,7 @@ def _pipeline_rate(config: TrainConfig) -> float:
 
 def _bare_rate(config: TrainConfig, place: Path) -> float:
     place.mkdir()
-    manifest, network = load_plan(config)
+    manifest, network, _ = load_plan(config)
     store = open_store(config.dataset)
     samples = [sample for shard in manifest.splits["train"].shards for sample in read_shard(store, shard)]
     np.savez(

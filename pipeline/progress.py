@@ -56,10 +56,12 @@ class Progress:
     def advance(self, num_units: int, note: str = "") -> None:
         """Count finished units; `note` stands behind the rate (the loss, say)."""
         self._done += num_units
+        if num_units < 0:  # fallen back: a rate from here on
+            self._first, self._started_s = self._done, time.monotonic()
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(num_units)
-        elif num_units and time.monotonic() - self._logged_s >= _LOG_INTERVAL_S:
+        elif self._done > self._first and num_units and time.monotonic() - self._logged_s >= _LOG_INTERVAL_S:
             self._logged_s = time.monotonic()
             say(self._line(note))
 

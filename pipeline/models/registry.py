@@ -137,21 +137,6 @@ def register_model(run: TrackingRun, files: ModelFiles, name: str, alias: str = 
     return _registered(run.uri, name, version)
 
 
-def registered_version_of_run(run: TrackingRun, name: str, alias: str = "candidate") -> RegisteredVersion | None:
-    """The newest version that a run registered under a name, with its alias in place; None if there is none.
-
-    Raises:
-        TrackingUnavailableError: If the server does not answer.
-    """
-    with mlflow_errors(run.uri):
-        client = connect(run.uri)
-        version = _find_version(client, name, run.run_id, None)
-        if version is None:
-            return None
-        _raise_alias(client, name, alias, int(version.version))
-    return _registered(run.uri, name, int(version.version))
-
-
 def resolve_model(uri: str, tracking: TrackingConfig) -> ResolvedModel:
     """Follow a model's URI to a version or checkpoint, and read and verify its files.
 
@@ -329,10 +314,10 @@ def _make_registered_model(client: "MlflowClient", name: str) -> None:
             raise
 
 
-def _find_version(client: "MlflowClient", name: str, run_id: str, digest: str | None) -> "ModelVersion | None":
-    """The newest version of a run, of any or of these bytes."""
+def _find_version(client: "MlflowClient", name: str, run_id: str, digest: str) -> "ModelVersion | None":
+    """The newest version of a run with these bytes."""
     versions = client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
-    ours = [v for v in versions if _DIGEST_TAG in v.tags and digest in (None, v.tags[_DIGEST_TAG])]
+    ours = [v for v in versions if v.tags.get(_DIGEST_TAG) == digest]
     return max(ours, key=lambda v: int(v.version), default=None)
 
 

@@ -50,6 +50,7 @@ class TrackingRun:
     def __init__(self, uri: str, run_id: str, experiment_id: str) -> None:
         """Hold the three names; nothing is asked of the server."""
         self.uri, self.run_id, self.experiment_id = uri, run_id, experiment_id
+        self._say: Callable[[str], None] = say
         self._skip_logged = False
         self._last_skipped_step: int | None = None
         self._queue = self._new_queue()
@@ -145,6 +146,10 @@ class TrackingRun:
                 self._queue.count_lost(1, f"metric {key!r} of step {step} is no number: {value!r}")
         self._queue.put_points(points)
 
+    def report_to(self, say: Callable[[str], None]) -> None:
+        """Hand the lines about the server to someone who can show them: what a worker prints is not seen."""
+        self._say = say
+
     def skip_logged_steps(self) -> None:
         """From now on drop values of steps up to the last one that the run already has.
 
@@ -201,7 +206,7 @@ class TrackingRun:
         queue, self._queue = self._queue, self._new_queue()
         num_lost = queue.close(timeout_s)
         if num_lost:
-            say(f"MLflow at {redact(self.uri)}: {num_lost} metrics or files of run {self.run_id} are lost")
+            self._say(f"MLflow at {redact(self.uri)}: {num_lost} metrics or files of run {self.run_id} are lost")
         return num_lost
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", timeout_s: float = 30.0) -> int:
@@ -215,7 +220,7 @@ class TrackingRun:
         return self.close(timeout_s)
 
     def _new_queue(self) -> MetricQueue:
-        return MetricQueue(self._send, self._ping, say, redact(self.uri))
+        return MetricQueue(self._send, self._ping, lambda line: self._say(line), redact(self.uri))
 
     def _send(self, points: Sequence[MetricPoint]) -> None:
         from mlflow.entities import Metric

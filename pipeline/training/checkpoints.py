@@ -6,7 +6,9 @@ writer that is killed half way leaves a folder that nobody reads. This store is 
 no checkpoints.
 """
 
+import contextlib
 import hashlib
+import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ from pipeline.errors import CheckpointError, ConfigError, ObjectMissingError
 from pipeline.progress import say
 from pipeline.stores.storage import ObjectStore, join_uri
 
-_RECORDS = "_records/"
+FORMAT_VERSION = 1
+_RECORDS, _DAMAGED = "_records/", "_damaged/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +38,7 @@ class FileRecord:
 class CheckpointRecord:
     """What makes a checkpoint exist."""
 
-    format_version: int = 1
+    format_version: int = FORMAT_VERSION
     """Version of this record's form."""
     step: int
     """Optimiser steps behind the checkpoint; the next global batch is the one with this index."""
@@ -115,35 +118,35 @@ class CheckpointStore:
         return files
 
     def records(self) -> Iterator[CheckpointRecord]:
-        """Every recorded checkpoint, newest first; their files are not read.
-
-        Raises:
-            CheckpointError: If a record is not readable; `newest_good` removes such a one.
-        """
+        """Every readable record, newest first; the files are not read."""
         for key in self._record_keys():
-            yield self._read_record(key)
+            with contextlib.suppress(CheckpointError, ObjectMissingError):  # damaged, or removed since it was listed
+                yield self._read_record(key)
 
     def newest_good(self, report: Callable[[str], None] = say) -> CheckpointRecord | None:
         """The newest checkpoint whose files are all as recorded; reports a line for each that is not.
 
-        The record of a damaged checkpoint is removed, so that the step can be recorded again.
+        The record of a damaged checkpoint is put aside, so that the step can be recorded again.
 
         Args:
             report: Takes the lines about damaged checkpoints.
 
         Returns:
             Its record; None if there is no good checkpoint.
+
+        Raises:
+            ConfigError: If a newer version of this program wrote a record.
         """
         for key in self._record_keys():
             try:
-                record = self._read_record(key)
-                self.read(record)
+                return self._read_verified(key)
+            except ObjectMissingError:
+                continue  # removed since it was listed
             except CheckpointError as error:
                 step = int(key.removesuffix(".json").rpartition("-")[2])
                 report(f"checkpoint of step {step} is damaged and left out ({error}); trying the one before it")
+                self._store.write(f"{_DAMAGED}{key.removeprefix(_RECORDS)}", self._store.read(key))
                 self._store.delete(key)
-                continue
-            return record
         return None
 
     def prune(self, keep: int) -> None:
@@ -155,9 +158,26 @@ class CheckpointStore:
     def _record_keys(self) -> list[str]:
         return sorted((info.key for info in self._store.list(_RECORDS)), reverse=True)
 
-    def _read_record(self, key: str) -> CheckpointRecord:
+    def _read_verified(self, key: str) -> CheckpointRecord:
+        """A record whose files are good; read again before it is condemned, because a reader can fail too."""
         try:
-            return from_json(CheckpointRecord, self._store.read(key), join_uri(self._store.uri, key))
+            record = self._read_record(key)
+            self.read(record)
+        except CheckpointError:
+            record = self._read_record(key)
+            self.read(record)
+        return record
+
+    def _read_record(self, key: str) -> CheckpointRecord:
+        data, where = self._store.read(key), join_uri(self._store.uri, key)
+        try:
+            version = json.loads(data)["format_version"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{where}: is no checkpoint record") from error
+        if version != FORMAT_VERSION:
+            raise ConfigError(f"{where}: has format_version {version}, this program reads {FORMAT_VERSION}; update it")
+        try:
+            return from_json(CheckpointRecord, data, where)
         except ConfigError as error:  # nobody typed this file: it is damaged
             raise CheckpointError(str(error)) from error
 

@@ -34,6 +34,7 @@ class RankZero:
     ) -> None:
         """Join the MLflow run; steps that it already holds are not logged again."""
         self._task, self._checkpoints, self._state, self._device = task, checkpoints, state, device
+        task.run.report_to(task.board.say.remote)
         task.run.skip_logged_steps()
 
     def log(self, metrics: dict[str, float], throughput: Throughput) -> None:
@@ -63,9 +64,7 @@ class RankZero:
 
     def close(self) -> None:
         """Send what is still to be logged."""
-        lost = self._task.run.close()
-        if lost:
-            self._task.board.say.remote(f"MLflow did not answer: {lost} metrics and pictures of this run are lost")
+        self._task.run.close()
 
     def _save(self) -> None:
         task, state = self._task, self._state

@@ -6,10 +6,13 @@ stream and finds the newest good checkpoint itself, so that there is one authori
 
 import dataclasses
 import json
+import os
+import signal
 import tempfile
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import ray
 import ray.train
 import ray.train.torch
 
@@ -19,15 +22,15 @@ from pipeline.cluster import ray_session
 from pipeline.config_io import from_json, to_json, to_toml
 from pipeline.data.ingest import check_read_buffer, read_buffer_bytes
 from pipeline.data.manifest import DatasetManifest, load_manifest
-from pipeline.errors import ConfigError, OutputExistsError, PipelineError, TrainingFailedError
+from pipeline.errors import ConfigError, OutputExistsError, PipelineError, TrainingDivergedError, TrainingFailedError
 from pipeline.models.model_files import read_model_files
 from pipeline.models.model_source import collect_source
-from pipeline.models.registry import RegisteredVersion, check_model_name, register_model, registered_version_of_run
-from pipeline.progress import format_bytes
+from pipeline.models.registry import RegisteredVersion, check_model_name, register_model
+from pipeline.progress import format_bytes, say
 from pipeline.ray_errors import own_error
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
 from pipeline.tracking.tracking import TrackingRun, check_server, resolve_tracking
-from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
+from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.train_board import progress_board
 from pipeline.training.train_config import TrainConfig, data_order, model_config, run_identity
 from pipeline.training.train_loop import TrainTask, train_worker
@@ -75,15 +78,14 @@ def train(config: TrainConfig) -> TrainResult:
         PipelineError: As its subclasses say; nothing that was recorded is lost, and `resume` goes on.
     """
     config = _absolute(config)
-    manifest, network_config = load_plan(config)
+    manifest, network_config, source = load_plan(config)
     check_server(config.tracking)
-    source = collect_source(config.model)
     store = open_store(config.output)
     run = _claim(config, manifest, store)
     checkpoints = CheckpointStore(open_store(join_uri(config.output, "checkpoints")))
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        newest = next(checkpoints.records(), None)
+        newest = checkpoints.newest_good()
         if newest is None or newest.step < config.steps:
             with ray_session(config.cluster):
                 done = newest.step if newest else 0
@@ -98,12 +100,13 @@ def train(config: TrainConfig) -> TrainResult:
                             board=board,
                         )
                     )
-        last = next(checkpoints.records(), None)
+        last = checkpoints.newest_good()
         if last is None or last.step < config.steps:
             raise TrainingFailedError(
                 f"{config.output}: the workers ended before step {config.steps}; --resume goes on"
             )
-        version = _register(config, checkpoints, last, run)
+        # Safe to repeat: a driver killed before this line leaves it to the resumed one.
+        version = register_model(run, read_model_files(open_store(checkpoints.uri(last))), config.register_as)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -113,11 +116,11 @@ def train(config: TrainConfig) -> TrainResult:
     return TrainResult(run_id=run.run_id, checkpoint_uri=checkpoints.uri(last), steps=last.step, version=version)
 
 
-def load_plan(config: TrainConfig) -> tuple[DatasetManifest, ModelConfig]:
+def load_plan(config: TrainConfig) -> tuple[DatasetManifest, ModelConfig, bytes | None]:
     """Everything that can be checked before a cluster is touched.
 
     Returns:
-        The dataset and the network's configuration.
+        The dataset, the network's configuration, and the source of a network of one's own.
 
     Raises:
         ConfigError: If the configuration does not fit the dataset, or its network cannot be built.
@@ -129,14 +132,15 @@ def load_plan(config: TrainConfig) -> tuple[DatasetManifest, ModelConfig]:
         network_config = model_config(config, manifest)
         check_read_buffer(manifest, data_order(config, manifest), config.data, config.workers.num_workers)
         build_model(network_config)
+        source = collect_source(config.model)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return manifest, network_config
+    return manifest, network_config, source
 
 
 def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
     """What a run would do and cost, for `--dry-run`: names and values."""
-    manifest, network_config = load_plan(config)
+    manifest, network_config, _ = load_plan(config)
     split = manifest.splits["train"]
     flops = flops_per_image(network_config)
     images = config.steps * config.global_batch
@@ -206,6 +210,7 @@ def _refuse_changes(recorded: dict[str, Any], asked: dict[str, Any], where: str)
 
 def _fit(task: TrainTask) -> None:
     workers = task.config.workers
+    _check_resources(task.config)
     resources = {"CPU": float(workers.cpus_per_worker)} | ({"GPU": 1.0} if workers.use_gpu else {})
     with tempfile.TemporaryDirectory(prefix="ddpm-train-", ignore_cleanup_errors=True) as scratch:
         trainer = ray.train.torch.TorchTrainer(
@@ -221,10 +226,35 @@ def _fit(task: TrainTask) -> None:
                 failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
             ),
         )
+        interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise (own_error(error) or _failed(error)) from error
+        except SystemExit as stop:  # Ray Train's own handler of Ctrl-C, which it leaves in place
+            raise KeyboardInterrupt from stop
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
+    failure = ray.get(task.board.failure.remote())
+    if failure:
+        raise TrainingDivergedError(failure)
+
+
+def _check_resources(config: TrainConfig) -> None:
+    """Ray waits without a word for what it does not have: refuse it, or where a cluster may grow, say it."""
+    workers, there = config.workers, ray.cluster_resources()  # type: ignore[no-untyped-call]
+    asked = {"CPU": workers.num_workers * workers.cpus_per_worker}
+    if workers.use_gpu:
+        asked["GPU"] = workers.num_workers
+    num_nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    for kind, amount in asked.items():
+        if there.get(kind, 0) < amount:
+            lacking = f"workers: {workers.num_workers} need {amount} {kind}s, Ray has {there.get(kind, 0):.0f}"
+            if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+                raise ConfigError(f"{lacking}; choose a smaller workers.num_workers, or another cluster")
+            say(f"{lacking}: waiting until the cluster has them")
+    if num_nodes > 1 and "://" not in config.output:
+        say(f"{config.output} is a folder and the cluster has {num_nodes} nodes: it must be the same on all of them")
 
 
 def _failed(error: Exception) -> TrainingFailedError:
@@ -232,17 +262,6 @@ def _failed(error: Exception) -> TrainingFailedError:
     return TrainingFailedError(
         f"the training workers failed ({lines[-1].strip()}); --resume goes on from the last checkpoint"
     )
-
-
-def _register(
-    config: TrainConfig, checkpoints: CheckpointStore, last: CheckpointRecord, run: TrackingRun
-) -> RegisteredVersion:
-    """Register once: a driver killed between the last checkpoint and here leaves that to the resumed one."""
-    existing = registered_version_of_run(run, config.register_as)
-    if existing is not None:
-        return existing
-    files = read_model_files(open_store(checkpoints.uri(last)))
-    return register_model(run, files, config.register_as)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -31,13 +31,19 @@ class BoardState:
 
 class _Board:
     def __init__(self, step: int) -> None:
-        self._state = BoardState(step=step)
+        self._state, self._failure = BoardState(step=step), ""
 
     def update(self, step: int, note: str) -> None:
         self._state.step, self._state.note = step, note
 
     def say(self, line: str) -> None:
         self._state.lines.append(line)
+
+    def fail(self, message: str) -> None:
+        self._failure = message
+
+    def failure(self) -> str:
+        return self._failure
 
     def read(self) -> BoardState:
         state = self._state
@@ -55,7 +61,8 @@ def progress_board(title: str, total_steps: int, *, done: int = 0) -> Iterator[A
         done: Steps done by earlier attempts.
 
     Yields:
-        The actor's handle, for `update.remote(step, note)` and `say.remote(line)` on a worker.
+        The actor's handle: `update.remote(step, note)`, `say.remote(line)` and `fail.remote(message)` on a worker,
+        `failure.remote()` on the driver.
     """
     # The driver's own node: the board must not be lost with a worker's.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -102,8 +103,25 @@ def _fit(
     rank_zero: RankZero | None,
     device: torch.device,
 ) -> None:
-    config = task.config
-    step = _Step(task, state, device)
+    """Train, and close the run's record whatever happens."""
+    try:
+        _steps(task, state, batches, rank_zero, device)
+    except TrainingDivergedError as error:
+        # On all ranks alike. Raised here it would only be tried again, to the same end.
+        ray.get(task.board.fail.remote(str(error)))
+    finally:
+        if rank_zero is not None:
+            rank_zero.close()
+
+
+def _steps(
+    task: TrainTask,
+    state: TrainingState,
+    batches: Iterator[RankBatch],
+    rank_zero: RankZero | None,
+    device: torch.device,
+) -> None:
+    config, step = task.config, _Step(task, state, device)
     clock, totals = StepClock(), _LossTotals(task.model_config.schedule.num_timesteps, device)
     for batch, waited_s in _timed(batches):
         clock.waited(waited_s)
@@ -115,8 +133,6 @@ def _fit(
                 rank_zero.log(losses | {"grad_norm": grad_norm}, throughput)
         if rank_zero is not None and rank_zero.after_step():
             clock.interval()  # grids and checkpoints are not training's throughput
-    if rank_zero is not None:
-        rank_zero.close()
 
 
 class _Step:
@@ -158,7 +174,7 @@ class _Step:
             raise TrainingDivergedError(
                 f"step {this_step}: the loss or its gradient is not finite, for the {len(state.skipped_steps)}th time "
                 f"(max_skipped_batches is {config.max_skipped_batches}); highest loss on this rank at sample {worst}; "
-                "lower optimizer.learning_rate or look at the data, then --resume"
+                "start anew with a lower optimizer.learning_rate, or raise max_skipped_batches and --resume"
             )
         return grad_norm
 

@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from pipeline.stores.storage import open_store
+from pipeline.tracking.mlflow_client import connect
 from tests.fixtures_services import RayCluster, mlflow_server
 from tests.integration.jobs import ROOT, TINY
 from tests.pipeline.webdataset_reader import read_with_webdataset
@@ -56,7 +56,7 @@ def test_train_and_sample_on_a_cluster(
         )  # fmt: skip
         assert "nothing written" in again
 
-        client = MlflowClient(tracking)
+        client = connect(tracking)
         version = client.get_model_version_by_alias("ddpm-digits", "candidate")
         assert version.version in (1, "1")
         run = client.get_run(version.run_id)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
 from pipeline.training.checkpoints import CheckpointStore
@@ -65,6 +65,16 @@ def test_a_record_that_is_no_record_gives_way_too(store: ObjectStore) -> None:
     lines: list[str] = []
     assert checkpoints.newest_good(lines.append) == good
     assert len(lines) == 1 and "step-000000002" in lines[0]
+
+
+def test_a_record_of_a_newer_version_is_left_alone(store: ObjectStore) -> None:
+    checkpoints = CheckpointStore(store)
+    checkpoints.save(1, FILES)
+    key = f"_records/step-{2:09d}.json"
+    store.write(key, b'{"format_version": 2, "layout": "other"}')
+    with pytest.raises(ConfigError, match="format_version 2"):
+        checkpoints.newest_good()
+    assert store.stat(key) is not None
 
 
 def test_the_first_record_of_a_step_stands(store: ObjectStore) -> None:

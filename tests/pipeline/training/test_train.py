@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from ddpm import SamplerConfig, UNetConfig
 from pipeline.data.prepare import PrepareConfig, prepare
@@ -13,6 +12,7 @@ from pipeline.errors import ConfigError, DatasetMissingError, OutputExistsError
 from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
 from pipeline.generation.sample import SampleConfig, sample
 from pipeline.presets import digits
+from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig
 from pipeline.training.train import describe_plan, train
 from pipeline.training.train_config import TrainConfig
@@ -45,7 +45,7 @@ def test_the_main_path(config: TrainConfig) -> None:
     result = train(config)
     assert (result.steps, result.version.uri) == (12, "models:/ddpm-digits/1")
 
-    client = MlflowClient(config.tracking.uri)
+    client = connect(str(config.tracking.uri))
     run = client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["unet.base_channels"] == "8"
@@ -88,8 +88,13 @@ def test_the_main_path(config: TrainConfig) -> None:
     assert (same.uri, same.num_made) == (made.uri, 0)
     report = evaluate(EvaluateConfig(dataset=config.dataset, sample=sampling, eps_images_per_t=2))
     assert set(report.record.figures) == {"label_agreement", "frechet_pixels", "eps_mse"}
-    version = client.get_model_version("ddpm-digits", "1")
-    assert f"{report.figures['eps_mse']:.4f}" in str(version) or version.tags
+    assert client.get_model_version("ddpm-digits", "1").tags["ddpm.evaluation"] == report.uri
+    logged = client.get_metric_history(result.run_id, "eval/eps_mse")
+    assert [entry.value for entry in logged] == [report.figures["eps_mse"]]
+
+    # More steps of the same run are another model: a second version.
+    longer = train(dataclasses.replace(config, steps=14, resume=True))
+    assert (longer.steps, longer.version.uri) == (14, "models:/ddpm-digits/2")
 
 
 def test_a_plan_says_what_a_run_takes(config: TrainConfig) -> None:
