@@ -1,41 +1,74 @@
 """Denoising diffusion probabilistic models (Ho et al. 2020) in plain torch.
 
 No I/O, no clock, no environment, no global random state: every function is a function of its arguments. Read in this
-order: schedules, diffusion, denoiser, samplers/ancestral, train_step, noise; then unet.
+order: schedules, prediction, denoiser, diffusion, samplers/ancestral, train_step, noise; then losses, likelihood, unet.
 """
 
-from ddpm.denoiser import (
-    Denoiser,
-    EpsDenoiser,
-    Network,
-    Prediction,
-    predict_eps_from_x_0,
-    predict_x_0_from_eps,
-)
+from ddpm.denoiser import Denoiser, Network, NetworkDenoiser, Prediction
 from ddpm.diffusion import GaussianStep, Variance, p_mean_variance, q_posterior_mean_variance, q_sample
-from ddpm.ema import Ema
-from ddpm.losses import simple_loss
+from ddpm.discretised import discretised_log_likelihood
+from ddpm.ema import Ema, EmaBank
+from ddpm.guidance import GuidedNetwork
+from ddpm.likelihood import BoundStatistics, ImageBound, LikelihoodConfig, bound_of_images
+from ddpm.losses import bound_loss, bound_term, gaussian_kl, prior_loss, simple_loss
 from ddpm.metrics import Moments, frechet_distance
 from ddpm.model import ModelConfig, build_model
 from ddpm.noise import Stream, bernoulli, philox4x32, random_integers, random_words, standard_normal
-from ddpm.samplers import SamplerConfig, generate
+from ddpm.objectives import ObjectiveConfig, check_objective, loss_weights
+from ddpm.prediction import (
+    PredictionType,
+    predict_eps_from_v,
+    predict_eps_from_x_0,
+    predict_v,
+    predict_x_0_and_eps,
+    predict_x_0_from_eps,
+    predict_x_0_from_v,
+    prediction_target,
+)
+from ddpm.probability_flow import (
+    probability_flow_bits_per_dim,
+    probability_flow_log_density,
+    rademacher_probes,
+)
+from ddpm.running_moments import Estimate, RunningMoments
+from ddpm.samplers import SamplerConfig, generate, num_evaluations
 from ddpm.samplers.ancestral import ancestral_sample, p_sample, p_sample_loop
-from ddpm.samplers.ddim import ddim_sample, ddim_step
-from ddpm.samplers.spacing import Spacing, spaced_timesteps
+from ddpm.samplers.ddim import ddim_invert, ddim_sample, ddim_step
+from ddpm.samplers.dpm_solver import dpm_solver_2m_sample, dpm_solver_2m_sde_sample
+from ddpm.samplers.heun import heun_sample
+from ddpm.samplers.spacing import Spacing, continuous_timesteps, spaced_timesteps
 from ddpm.schedules import NoiseSchedule, ScheduleConfig, gather, make_schedule
+from ddpm.timestep_sampling import (
+    ChosenTimesteps,
+    ImportanceSampler,
+    importance_probabilities,
+    stratified_timesteps,
+    uniform_timesteps,
+)
 from ddpm.train_step import TrainingBatch, images_to_x_0, make_training_batch, per_sample_loss, x_0_to_images
 from ddpm.unet import UNet, UNetConfig
 
 __all__ = [
+    "BoundStatistics",
+    "ChosenTimesteps",
     "Denoiser",
     "Ema",
-    "EpsDenoiser",
+    "EmaBank",
+    "Estimate",
     "GaussianStep",
+    "GuidedNetwork",
+    "ImageBound",
+    "ImportanceSampler",
+    "LikelihoodConfig",
     "ModelConfig",
     "Moments",
     "Network",
+    "NetworkDenoiser",
     "NoiseSchedule",
+    "ObjectiveConfig",
     "Prediction",
+    "PredictionType",
+    "RunningMoments",
     "SamplerConfig",
     "ScheduleConfig",
     "Spacing",
@@ -46,28 +79,53 @@ __all__ = [
     "Variance",
     "ancestral_sample",
     "bernoulli",
+    "bound_loss",
+    "bound_of_images",
+    "bound_term",
     "build_model",
+    "check_objective",
+    "continuous_timesteps",
+    "ddim_invert",
     "ddim_sample",
     "ddim_step",
+    "discretised_log_likelihood",
+    "dpm_solver_2m_sample",
+    "dpm_solver_2m_sde_sample",
     "frechet_distance",
     "gather",
+    "gaussian_kl",
     "generate",
+    "heun_sample",
     "images_to_x_0",
+    "importance_probabilities",
+    "loss_weights",
     "make_schedule",
     "make_training_batch",
+    "num_evaluations",
     "p_mean_variance",
     "p_sample",
     "p_sample_loop",
     "per_sample_loss",
     "philox4x32",
+    "predict_eps_from_v",
     "predict_eps_from_x_0",
+    "predict_v",
+    "predict_x_0_and_eps",
     "predict_x_0_from_eps",
+    "predict_x_0_from_v",
+    "prediction_target",
+    "prior_loss",
+    "probability_flow_bits_per_dim",
+    "probability_flow_log_density",
     "q_posterior_mean_variance",
     "q_sample",
+    "rademacher_probes",
     "random_integers",
     "random_words",
     "simple_loss",
     "spaced_timesteps",
     "standard_normal",
+    "stratified_timesteps",
+    "uniform_timesteps",
     "x_0_to_images",
 ]

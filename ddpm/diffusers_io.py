@@ -104,7 +104,12 @@ def from_diffusers(state_dict: Mapping[str, Tensor], names: Iterable[str]) -> di
 
 
 def diffusers_config(
-    config: UNetConfig, *, image_size: int, channels: int, num_classes: int | None
+    config: UNetConfig,
+    *,
+    image_size: int,
+    channels: int,
+    num_classes: int | None,
+    learned_variance: bool = False,
 ) -> dict[str, object]:
     """Keywords for diffusers' `UNet2DModel` that make the same network as `UNet` does with these arguments.
 
@@ -121,7 +126,7 @@ def diffusers_config(
     return {
         "sample_size": image_size,
         "in_channels": channels,
-        "out_channels": channels,
+        "out_channels": channels * (2 if learned_variance else 1),
         "block_out_channels": tuple(config.base_channels * multiplier for multiplier in config.channel_multipliers),
         "layers_per_block": config.num_res_blocks,
         "down_block_types": tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attention),

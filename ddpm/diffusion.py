@@ -11,17 +11,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from ddpm.denoiser import Denoiser, Images, Labels, Steps
+from ddpm.denoiser import Denoiser
 from ddpm.schedules import NoiseSchedule, Table, gather
+from ddpm.shapes import Images, Labels, PerSample, Steps
 
-PerSample = Float[Tensor, "b 1 1 1"]
+__all__ = [
+    "GaussianStep",
+    "PerSample",
+    "Variance",
+    "p_mean_variance",
+    "q_posterior_mean_variance",
+    "q_sample",
+]
 
-Variance = Literal["fixed_small", "fixed_large"]
+Variance = Literal["fixed_small", "fixed_large", "learned_range"]
 """Variance of p(x_{t-1} | x_t). fixed_small: the posterior's, exact for a single image. fixed_large: beta_t, exact for
-unit-variance noise. Ho et al., section 3.2."""
+unit-variance noise (Ho et al., section 3.2). learned_range: between the two, where the network says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,10 +37,10 @@ class GaussianStep:
 
     mean: Images
     """Mean [B, C, H, W]."""
-    variance: PerSample
-    """Variance [B, 1, 1, 1], as the name of the choice says, also at t = 0."""
-    log_variance: PerSample
-    """Its logarithm [B, 1, 1, 1]; at t = 0 that of posterior_variance[1], the width of the decoder of L_0."""
+    variance: PerSample | Images
+    """Variance, as the name of the choice says, also at t = 0: [B, 1, 1, 1] if fixed, [B, C, H, W] if learned."""
+    log_variance: PerSample | Images
+    """Its logarithm; at t = 0 that of posterior_variance[1], the width of the decoder of L_0 (learned: at least)."""
     x_0_hat: Images
     """The denoiser's clean images [B, C, H, W]."""
 
@@ -100,20 +107,31 @@ def p_mean_variance(
         x_t: Noised images [B, C, H, W].
         t: Index [B] into schedule.
         label: Class [B], or None.
-        variance: Which fixed variance the step has.
+        variance: Which variance the step has.
 
     Raises:
-        ValueError: If variance is not a known choice.
+        ValueError: If variance is not a known choice, or learned_range without a denoiser that predicts it.
 
     Source:
-        Ho et al. 2020, Eq. 7 and 11; section 3.2 for the two variances.
+        Ho et al. 2020, Eq. 7 and 11; section 3.2 for the fixed variances. Nichol and Dhariwal 2021 (arXiv:2102.09672),
+        Eq. 15, for the learned one, whose bounds are those of the chain that is walked.
     """
-    x_0_hat = denoise(x_t, schedule.timesteps.to(t.device)[t], label).x_0_hat
+    prediction = denoise(x_t, schedule.timesteps.to(t.device)[t], label)
+    x_0_hat = prediction.x_0_hat
     mean, _, _ = q_posterior_mean_variance(schedule, x_0_hat, x_t, t)
-    table, log_table = _variance_tables(schedule, variance)
-    return GaussianStep(
-        mean=mean, variance=gather(table, t, x_t), log_variance=gather(log_table, t, x_t), x_0_hat=x_0_hat
-    )
+    if variance != "learned_range":
+        table, log_table = _variance_tables(schedule, variance)
+        return GaussianStep(
+            mean=mean, variance=gather(table, t, x_t), log_variance=gather(log_table, t, x_t), x_0_hat=x_0_hat
+        )
+    fraction = prediction.variance_fraction
+    if fraction is None:
+        raise ValueError(
+            "variance: learned_range needs a network that predicts it, got one that does not; choose a fixed variance"
+        )
+    low, high = gather(schedule.posterior_log_variance, t, x_t), gather(schedule.beta.log(), t, x_t)
+    log_variance = fraction * high + (1 - fraction) * low
+    return GaussianStep(mean=mean, variance=log_variance.exp(), log_variance=log_variance, x_0_hat=x_0_hat)
 
 
 def _variance_tables(schedule: NoiseSchedule, variance: Variance) -> tuple[Table, Table]:
@@ -122,7 +140,9 @@ def _variance_tables(schedule: NoiseSchedule, variance: Variance) -> tuple[Table
         return schedule.posterior_variance, schedule.posterior_log_variance
     if variance == "fixed_large":
         return schedule.beta, torch.cat((schedule.posterior_log_variance[:1], schedule.beta[1:].log()))
-    raise ValueError(f"variance: must be fixed_small or fixed_large, got {variance!r}; choose one of them")
+    raise ValueError(
+        f"variance: must be fixed_small, fixed_large or learned_range, got {variance!r}; choose one of them"
+    )
 
 
 def _check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

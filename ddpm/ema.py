@@ -1,10 +1,10 @@
-"""Exponential moving average of a network's weights, with its memory given as a half-life in images.
+"""Exponential moving averages of a network's weights, with their memory given as a half-life in images.
 
 In images, so that the average stays the same when the batch size changes.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +18,28 @@ class Ema:
     Args:
         model: The network; its present weights are the first average.
         halflife_images: Half-life in images, above 0. Ho et al.'s decay of 0.9999 at batch 128 is 887,000 images.
+        ramp_up_ratio: None for a constant half-life; otherwise the half-life is at most this share of the images seen
+            before, so that the random first weights are forgotten early. 0.05 is usual.
 
     Raises:
-        ValueError: If halflife_images is not above 0.
+        ValueError: If halflife_images or ramp_up_ratio is not above 0.
+
+    Source:
+        Karras et al. 2022 (arXiv:2206.00364), appendix F.2, for the half-life in images and the ramp-up.
     """
 
-    def __init__(self, model: nn.Module, halflife_images: int | float) -> None:
+    num_images: int
+    """Images taken in so far. Only the ramp-up needs it; it is not part of the state, load_state_dict is told."""
+
+    def __init__(self, model: nn.Module, halflife_images: int | float, *, ramp_up_ratio: float | None = None) -> None:
         """Start from the model's weights."""
         if not halflife_images > 0:
             raise ValueError(f"halflife_images: must be above 0, got {halflife_images}; 500000 is a good start")
+        if ramp_up_ratio is not None and not ramp_up_ratio > 0:
+            raise ValueError(f"ramp_up_ratio: must be above 0, got {ramp_up_ratio}; 0.05 is usual, None is without")
         self.halflife_images = halflife_images
+        self.ramp_up_ratio = ramp_up_ratio
+        self.num_images = 0
         self._averaged = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self._state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
@@ -35,21 +47,31 @@ class Ema:
     def update(self, model: nn.Module, num_images: int) -> None:
         """Take in the model's weights after a step on num_images images: average = d average + (1 - d) weights.
 
-        d = 0.5 ** (num_images / halflife_images).
+        d = 0.5 ** (num_images / halflife_images), or with a shorter half-life while it ramps up; at its first image d
+        is 0 and the average becomes the weights.
         """
-        weight = -math.expm1(-math.log(2) * num_images / self.halflife_images)  # 1 - d without cancellation
+        halflife_images = self.halflife_images
+        if self.ramp_up_ratio is not None:
+            halflife_images = min(halflife_images, self.ramp_up_ratio * self.num_images)
+        # 1 - d without cancellation.
+        weight = -math.expm1(-math.log(2) * num_images / halflife_images) if halflife_images > 0 else 1.0
         for name, tensor in model.state_dict().items():
             if name in self._averaged:
                 self._state[name].lerp_(tensor, weight)
             else:
                 self._state[name].copy_(tensor)
+        self.num_images += num_images
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights under the model's own names; not copies, later updates change them."""
         return dict(self._state)
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor], *, num_images: int = 0) -> None:
         """Go on from stored averages.
+
+        Args:
+            state: What state_dict gave.
+            num_images: Images that these averages had taken in, for the ramp-up.
 
         Raises:
             ValueError: If the names or shapes are not this model's.
@@ -64,7 +86,77 @@ class Ema:
                     "load the same network's"
                 )
             self._state[name].copy_(tensor)
+        self.num_images = num_images
 
     def copy_to(self, model: nn.Module) -> None:
         """Write the averaged weights into a model of the same architecture."""
         model.load_state_dict(self._state)
+
+
+class EmaBank:
+    """Averages of one network with several half-lives: which one is best is known only when they are sampled.
+
+    `bank[halflife_images]` is one of them.
+
+    Args:
+        model: The network; its present weights are the first average of each.
+        halflives_images: Half-lives in images, distinct, each above 0.
+        ramp_up_ratio: As in Ema, for all of them.
+
+    Raises:
+        ValueError: If there is no half-life, or one twice, or as Ema.
+    """
+
+    def __init__(
+        self, model: nn.Module, halflives_images: Iterable[int | float], *, ramp_up_ratio: float | None = None
+    ) -> None:
+        """Start from the model's weights."""
+        halflives = tuple(halflives_images)
+        if not halflives or len(set(halflives)) < len(halflives):
+            raise ValueError(f"halflives_images: must be distinct and at least one, got {halflives}; drop repeats")
+        self._averages = {halflife: Ema(model, halflife, ramp_up_ratio=ramp_up_ratio) for halflife in halflives}
+
+    @property
+    def halflives_images(self) -> tuple[int | float, ...]:
+        """The half-lives, in the order given."""
+        return tuple(self._averages)
+
+    def __getitem__(self, halflife_images: int | float) -> Ema:
+        """The average with one of the half-lives.
+
+        Raises:
+            KeyError: If there is none with this half-life.
+        """
+        return self._averages[halflife_images]
+
+    def update(self, model: nn.Module, num_images: int) -> None:
+        """Update every average, as Ema.update does."""
+        for average in self._averages.values():
+            average.update(model, num_images)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All averages, under "half-life/name"; not copies."""
+        return {
+            f"{halflife}/{name}": tensor
+            for halflife, average in self._averages.items()
+            for name, tensor in average.state_dict().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor], *, num_images: int = 0) -> None:
+        """Go on from stored averages.
+
+        Args:
+            state: What state_dict gave.
+            num_images: Images that these averages had taken in, for the ramp-up.
+
+        Raises:
+            ValueError: If the half-lives are not these, or as Ema.load_state_dict.
+        """
+        parts: dict[str, dict[str, Tensor]] = {str(halflife): {} for halflife in self._averages}
+        for key, tensor in state.items():
+            halflife, _, name = key.partition("/")
+            if halflife not in parts:
+                raise ValueError(f"state: must have the half-lives {', '.join(parts)}, got {key}; configure the same")
+            parts[halflife][name] = tensor
+        for average, part in zip(self._averages.values(), parts.values(), strict=True):
+            average.load_state_dict(part, num_images=num_images)

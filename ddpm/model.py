@@ -8,12 +8,14 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm.prediction import PredictionType
 from ddpm.schedules import ScheduleConfig
 from ddpm.unet import UNet, UNetConfig, level_resolutions
 
@@ -34,6 +36,11 @@ class ModelConfig:
     """Shape of the U-Net; ignored when model names another network."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Noise schedule of the training chain."""
+    prediction_type: PredictionType = "eps"
+    """What the network predicts: the noise eps, the clean image x_0, or v, which a schedule with zero terminal SNR
+    needs."""
+    learned_variance: bool = False
+    """The network predicts the variance of a step too, in as many channels again; your own one must do so itself."""
     image_size: int
     """Height and width of the images in pixels."""
     channels: int
@@ -51,6 +58,12 @@ class ModelConfig:
             raise ValueError(
                 f"num_classes: must be at least 1, got {self.num_classes}; leave it out for a network without classes"
             )
+        if self.prediction_type not in get_args(PredictionType):
+            raise ValueError(
+                f"prediction_type: must be eps, x_0 or v, got {self.prediction_type!r}; choose one of them"
+            )
+        if self.prediction_type == "eps" and self.schedule.zero_terminal_snr:
+            raise ValueError("prediction_type: must be v or x_0 with zero_terminal_snr, got 'eps'; choose v")
         if self.model == "unet":
             if self.model_options:
                 raise ValueError(
@@ -76,7 +89,8 @@ def build_model(config: ModelConfig, *, seed: int = 0) -> nn.Module:
             afterwards: the same seed gives the same weights whatever was drawn before, and nothing drawn later changes.
 
     Returns:
-        A module with forward(x_t [B, C, H, W], t [B], label [B] | None) -> eps_hat [B, C, H, W].
+        A module with forward(x_t [B, C, H, W], t [B], label [B] | None) -> prediction [B, C, H, W], or [B, 2C, H, W]
+        with a learned variance.
 
     Raises:
         ValueError: If the factory cannot be imported, is not callable, cannot be called with the keywords, or returns
@@ -130,7 +144,14 @@ def _count_flops(network: nn.Module, config: ModelConfig) -> int:
 def _construct(config: ModelConfig) -> nn.Module:
     image = {"image_size": config.image_size, "channels": config.channels, "num_classes": config.num_classes}
     if config.model == "unet":
-        return UNet(config.unet, image_size=config.image_size, channels=config.channels, num_classes=config.num_classes)
+        return UNet(
+            config.unet,
+            image_size=config.image_size,
+            channels=config.channels,
+            num_classes=config.num_classes,
+            learned_variance=config.learned_variance,
+            num_timesteps=config.schedule.num_timesteps,
+        )
     factory = _import_factory(config.model)
     keywords = {**image, **config.model_options}
     try:

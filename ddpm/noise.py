@@ -49,6 +49,8 @@ class Stream(IntEnum):
     """Horizontal flip."""
     TRAIN_LABEL_DROP = 19
     """Replacement of the label by the null label."""
+    TRAIN_T_SLOT = 20
+    """Step index by place in the global batch: the id is the slot, the draw the global step."""
     ORDER_SHARDS = 32
     """Order of the shards in an epoch."""
     ORDER_ROWS = 33
@@ -57,6 +59,12 @@ class Stream(IntEnum):
     """Noise of the held-out loss."""
     EVAL_X_0 = 49
     """Draws of images from a baseline model."""
+    EVAL_BOUND_EPS = 50
+    """Noise of the variational bound; the draw counts the terms of an image."""
+    EVAL_BOUND_T = 51
+    """Step indices at which the bound is estimated, draw 0."""
+    EVAL_PROBE = 52
+    """Probes of the divergence of a flow, draw 0."""
 
 
 def philox4x32(counter: Int[Tensor, "*n 4"], key: tuple[int, int]) -> Int[Tensor, "*n 4"]:

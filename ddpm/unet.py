@@ -1,4 +1,4 @@
-"""The U-Net of Ho et al. 2020, predicting the noise eps from x_t; optionally told the class of the image.
+"""The U-Net of Ho et al. 2020, predicting the noise eps, or x_0 or v, from x_t; optionally told the class of the image.
 
 With base_channels 128, multipliers (1, 2, 2, 2) and attention at 16 it is the paper's CIFAR-10 network: 35,746,307
 parameters for 32-pixel colour images; with (1, 1, 2, 2, 4, 4) its 256-pixel network: 113,673,219. Without classes there
@@ -18,10 +18,11 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ddpm.layers import AttentionBlock, Downsample, ResidualBlock, TimeEmbedding, Upsample, conv, group_norm
+from ddpm.shapes import Images, Labels, Times
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,6 +179,8 @@ class UNet(nn.Module):
         channels: Channels of the images.
         num_classes: Number of classes, or None for a network without label parameters. With classes there is one more
             embedding, the last, for "no label": see `null_label`.
+        learned_variance: Answer with twice the channels: the prediction, then v for the variance of a step.
+        num_timesteps: Length T of the training chain; 1000 t / T is embedded: about the same noise for every T.
 
     Raises:
         ValueError: If the images do not fit the config (see `level_resolutions`).
@@ -185,11 +188,20 @@ class UNet(nn.Module):
     Initial weights come from PyTorch's global generator, as in every `nn.Module`; `ddpm.model.build_model` seeds them.
     """
 
-    def __init__(self, config: UNetConfig, *, image_size: int, channels: int, num_classes: int | None) -> None:
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        image_size: int,
+        channels: int,
+        num_classes: int | None,
+        learned_variance: bool = False,
+        num_timesteps: int = 1000,
+    ) -> None:
         super().__init__()
         resolutions = level_resolutions(config, image_size)
         self.image_shape = (channels, image_size, image_size)
-        self.num_classes = num_classes
+        self.num_classes, self.num_timesteps = num_classes, num_timesteps
         emb_channels = 4 * config.base_channels
         res_block = partial(
             ResidualBlock, emb_channels=emb_channels, num_groups=config.num_groups, dropout=config.dropout
@@ -230,25 +242,23 @@ class UNet(nn.Module):
             self.up_levels.append(up_level)
             below = widths[level]
         self.norm_out = group_norm(config.num_groups, below)
-        self.conv_out = conv(below, channels, 3, zero=True)
+        self.conv_out = conv(below, channels * (2 if learned_variance else 1), 3, zero=True)
 
     @property
     def null_label(self) -> int | None:
         """The label that means "no label" (index num_classes), or None for a network without classes."""
         return self.num_classes
 
-    def forward(
-        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, "b"], label: Int[Tensor, "b"] | None = None
-    ) -> Float[Tensor, "b c h w"]:
-        """Predicts the noise in x_t.
+    def forward(self, x_t: Images, t: Times, label: Labels | None = None) -> Float[Tensor, "b c_out h w"]:
+        """Predicts the noise in x_t, or whatever else it is trained to predict.
 
         Args:
             x_t: Noised images [B, C, H, W].
-            t: Index in the training chain [B], 0-based (t = 0 is the paper's t = 1).
+            t: Index in the training chain [B], 0-based (t = 0 is the paper's t = 1), or floats between two of them.
             label: Classes [B] in [0, num_classes]; num_classes is the null label, and None means that for every image.
 
         Returns:
-            eps_hat [B, C, H, W].
+            eps_hat [B, C, H, W]; [B, 2C, H, W] with a learned variance.
 
         Raises:
             ValueError: If x_t, t or label has another shape, a label is given to a network without classes, or a label
@@ -266,12 +276,11 @@ class UNet(nn.Module):
         h = self.middle(skips[-1], emb)
         for up_level in self.up_levels:
             h = up_level(h, skips, emb)
-        eps_hat: Tensor = self.conv_out(F.silu(self.norm_out(h)))
-        return eps_hat
+        return cast(Tensor, self.conv_out(F.silu(self.norm_out(h))))
 
     def _embedding(self, t: Tensor, label: Tensor | None) -> Tensor:
         """Embedding of the timestep plus, in a network with classes, of the label."""
-        emb: Tensor = self.time_embedding(t)
+        emb: Tensor = self.time_embedding(t if self.num_timesteps == 1000 else t * (1000 / self.num_timesteps))
         if self.label_embedding is None or self.num_classes is None:
             if label is not None:
                 raise ValueError("label: this network has no classes (num_classes is None), pass label=None")

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ddpm.denoiser import Denoiser, Images, Labels, Steps
+from ddpm.denoiser import Denoiser
 from ddpm.diffusion import Variance, p_mean_variance
 from ddpm.schedules import NoiseSchedule
+from ddpm.shapes import Images, Labels, Steps
 
 
 def p_sample(
@@ -28,7 +29,7 @@ def p_sample(
         x_t: Noised images [B, C, H, W].
         t: Index [B] into schedule.
         label: Class [B], or None.
-        variance: Which fixed variance the step has.
+        variance: Which variance the step has.
         eps: Standard normal noise, same shape as x_t; not used where t = 0.
 
     Source:
@@ -47,6 +48,7 @@ def p_sample_loop(
     *,
     variance: Variance,
     noise: Callable[[int], Tensor],
+    final_step: bool = True,
 ) -> Images:
     """Draw x_0 by walking every step of a chain.
 
@@ -55,8 +57,10 @@ def p_sample_loop(
         denoise: Predicts x_0_hat.
         x_T: Standard normal noise [B, C, H, W].
         label: Class [B], or None.
-        variance: Which fixed variance the steps have.
+        variance: Which variance the steps have.
         noise: noise(draw) gives the standard normal noise of a step, x_T's shape; draw counts the steps from 1.
+        final_step: Take the last step, which has no noise, from the chain's first entry to x_0; if not, x_t of that
+            entry is returned.
 
     Returns:
         x_0 [B, C, H, W].
@@ -65,7 +69,7 @@ def p_sample_loop(
         Ho et al. 2020 (arXiv:2006.11239), Algorithm 2.
     """
     x_t = x_T
-    for draw, i in enumerate(reversed(range(schedule.num_timesteps)), start=1):
+    for draw, i in enumerate(reversed(range(0 if final_step else 1, schedule.num_timesteps)), start=1):
         t = torch.full((len(x_t),), i, device=x_t.device)
         eps = noise(draw) if i > 0 else torch.zeros_like(x_t)
         x_t = p_sample(schedule, denoise, x_t, t, label, variance=variance, eps=eps)
@@ -78,13 +82,15 @@ def ancestral_sample(
     x_T: Images,
     label: Labels | None,
     *,
-    timesteps: Sequence[int],
+    timesteps: Sequence[int] | Sequence[float],
     noise: Callable[[int], Tensor],
     variance: Variance,
+    final_step: bool = True,
 ) -> Images:
     """Ancestral sampling over a subset of the training chain's steps (ascending); otherwise as p_sample_loop.
 
     Source:
         Nichol and Dhariwal 2021 (arXiv:2102.09672), section 4.
     """
-    return p_sample_loop(schedule.respace(timesteps), denoise, x_T, label, variance=variance, noise=noise)
+    chain = schedule.respace(timesteps)
+    return p_sample_loop(chain, denoise, x_T, label, variance=variance, noise=noise, final_step=final_step)

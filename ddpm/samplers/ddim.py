@@ -1,12 +1,16 @@
-"""DDIM: the family of samplers with the same marginals, from deterministic (eta = 0) to ancestral (eta = 1)."""
+"""DDIM: the family of samplers with the same marginals, from deterministic (eta = 0) to ancestral (eta = 1).
+
+The deterministic sampler is Euler's method for the probability-flow equation, and can be walked the other way.
+"""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ddpm.denoiser import Denoiser, Images, Labels, Steps
+from ddpm.denoiser import Denoiser
 from ddpm.schedules import NoiseSchedule, gather
+from ddpm.shapes import Images, Labels, Steps
 
 
 def ddim_step(
@@ -56,9 +60,10 @@ def ddim_sample(
     x_T: Images,
     label: Labels | None,
     *,
-    timesteps: Sequence[int],
+    timesteps: Sequence[int] | Sequence[float],
     noise: Callable[[int], Tensor],
     eta: float,
+    final_step: bool = True,
 ) -> Images:
     """Draw x_0 by DDIM steps over a subset of the training chain.
 
@@ -71,6 +76,7 @@ def ddim_sample(
         noise: noise(draw) gives the standard normal noise of a step, x_T's shape; draw counts the steps from 1. It is
             not called where a step is deterministic.
         eta: 0 for the deterministic sampler, 1 for the ancestral one.
+        final_step: Go on from timesteps[0] to x_0; if not, x_t of timesteps[0] is returned.
 
     Returns:
         x_0 [B, C, H, W].
@@ -83,8 +89,48 @@ def ddim_sample(
     """
     chain = schedule.respace(timesteps)
     x_t = x_T
-    for draw, i in enumerate(reversed(range(chain.num_timesteps)), start=1):
+    for draw, i in enumerate(reversed(range(0 if final_step else 1, chain.num_timesteps)), start=1):
         t = torch.full((len(x_t),), i, device=x_t.device)
         eps = noise(draw) if eta > 0 and i > 0 else torch.zeros_like(x_t)
         x_t = ddim_step(chain, denoise, x_t, t, label, eta=eta, eps=eps)
+    return x_t
+
+
+def ddim_invert(
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    x_0: Images,
+    label: Labels | None,
+    *,
+    timesteps: Sequence[int] | Sequence[float],
+    first_step: bool = True,
+) -> Images:
+    """The x_T from which deterministic DDIM makes these images, nearly: the same steps walked upwards.
+
+    A step up takes x_0_hat and eps_hat where it starts, a step down where that ends: the round trip errs by as much as
+    they change within a step, and the error falls with the number of steps. Clipping cannot be undone: switch it off in
+    the denoiser.
+
+    Args:
+        denoise: Predicts x_0_hat and eps_hat.
+        schedule: The training chain.
+        x_0: Clean images [B, C, H, W] in [-1, 1].
+        label: Class [B], or None.
+        timesteps: Steps of the training chain to visit, ascending.
+        first_step: Start from clean images; if not, what is given as x_0 is x_t of timesteps[0].
+
+    Returns:
+        x_t of timesteps[-1], [B, C, H, W].
+
+    Source:
+        Song et al. 2021 (arXiv:2010.02502), Eq. 13-14 and section 5.4.
+    """
+    chain = schedule.respace(timesteps)
+    x_t = x_0
+    for i in range(0 if first_step else 1, chain.num_timesteps):
+        # No network was trained on images without any noise: the first step asks it about its least noisy one.
+        t = torch.full((len(x_t),), max(i - 1, 0), device=x_t.device)
+        prediction = denoise(x_t, chain.timesteps.to(t.device)[t], label)
+        alpha_bar = float(chain.alpha_bar[i])
+        x_t = alpha_bar**0.5 * prediction.x_0_hat + (1 - alpha_bar) ** 0.5 * prediction.eps_hat
     return x_t

@@ -3,6 +3,7 @@
     label agreement     share of images that a classifier fitted to real training images reads as the class asked for
     Frechet distance    between Gaussians fitted to raw pixels in [0, 1], against the held-out images
     eps error           mean squared error of the predicted noise on held-out images, over all t
+    bits per dimension  the variational bound of the held-out images, whole and by term
 
 The naive model is a Gaussian per class (baselines.py). A figure that makes no sense for a dataset or
 a model is left out: labels need classes, and pixel statistics need small images.
@@ -11,16 +12,17 @@ a model is left out: labels need classes, and pixel statistics need small images
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from ddpm import ModelConfig, Moments, Network, frechet_distance, make_schedule, x_0_to_images
+from ddpm import LikelihoodConfig, ModelConfig, Moments, Network, frechet_distance, make_schedule, x_0_to_images
 from pipeline.config_io import to_json
 from pipeline.data.image_stream import LabelledImages, join_images, read_images, spread_shards, stream_images
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError, DatasetMissingError, PipelineError, TrackingUnavailableError
 from pipeline.evaluation.baselines import ClassGaussians
+from pipeline.evaluation.bound import eps_network, measure_bound
 from pipeline.evaluation.measures import Estimate, PixelClassifier, eps_mse, pixel_moments
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
 from pipeline.generation import sample as sampling
@@ -57,6 +59,10 @@ class EvaluateConfig:
     images have a standard error of 0.0009 with 4."""
     batch_size: int = 250
     """Images per evaluation of the network in the eps error."""
+    bound: LikelihoodConfig = field(default_factory=lambda: LikelihoodConfig(terms="stratified", terms_per_image=20))
+    """Which variational bound of the held-out images; a learned variance is used where the model has one."""
+    max_bound_images: int = 1_000
+    """Held-out images, spread over the split, whose bound is measured."""
     max_train_images: int = 50_000
     """Training images, spread over the split, for the real-against-real distance and the naive model."""
     max_classifier_images: int = 10_000
@@ -67,7 +73,7 @@ class EvaluateConfig:
             raise ValueError(f"seed: must be in [0, 2^64), got {self.seed}; choose another seed")
         if self.eps_images_per_t < 2:
             raise ValueError(f"eps_images_per_t: must be at least 2 (for an error bar), got {self.eps_images_per_t}")
-        for name in ("batch_size", "max_train_images", "max_classifier_images"):
+        for name in ("batch_size", "max_bound_images", "max_train_images", "max_classifier_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}; choose a positive number")
 
@@ -184,7 +190,7 @@ def _measure(
             "only the eps error is measured"
         )
     figures["eps_mse"] = _eps_error(config, dataset, card.config, network, gaussians, device)
-    return figures
+    return figures | _bound_figures(config, dataset, card.config, network, device)
 
 
 def _class_moments(dataset: _Dataset, config: EvaluateConfig, num_classes: int | None) -> list[Moments]:
@@ -249,13 +255,48 @@ def _eps_error(
         )
 
     naive = [] if gaussians is None else [functools.partial(gaussians.eps_hat, schedule)]
-    of_model, *of_naive = measure("held_out", [network, *naive])
+    predictor = eps_network(network, schedule, network_config)
+    of_model, *of_naive = measure("held_out", [predictor, *naive])
     return Figure(
         model=_figure(of_model.value),
-        real=_figure(measure("train", [network])[0].value),
+        real=_figure(measure("train", [predictor])[0].value),
         gaussian=_figure(of_naive[0].value) if of_naive else None,
         standard_error=_figure(of_model.standard_error),
     )
+
+
+def _bound_figures(
+    config: EvaluateConfig,
+    dataset: _Dataset,
+    network_config: ModelConfig,
+    network: torch.nn.Module,
+    device: torch.device,
+) -> dict[str, Figure]:
+    """The variational bound of the held-out images, whole and by term."""
+    bound = measure_bound(
+        network,
+        network_config,
+        dataset.stream("held_out", config.max_bound_images),
+        config.bound,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        device=device,
+    )
+    estimates = {
+        "bits_per_dim": bound.bits_per_dim,
+        "bits_per_dim_prior": bound.prior,
+        "bits_per_dim_denoising": bound.denoising,
+        "bits_per_dim_decoder": bound.decoder,
+    }
+    return {
+        name: Figure(
+            model=_figure(estimate.value),
+            real=None,
+            gaussian=None,
+            standard_error=_figure(estimate.standard_error),
+        )
+        for name, estimate in estimates.items()
+    }
 
 
 def _draw(gaussians: ClassGaussians, seed: int, num_images: int, num_classes: int | None) -> Iterator[LabelledImages]:

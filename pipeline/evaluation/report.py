@@ -77,6 +77,10 @@ _TITLES = {
     "label_agreement": "label agreement (real: held-out)",
     "frechet_pixels": "Frechet distance in pixels (real: train)",
     "eps_mse": "held-out eps error (real: the model on train)",
+    "bits_per_dim": "held-out bits per dimension (variational bound)",
+    "bits_per_dim_prior": "  of which prior, L_T",
+    "bits_per_dim_denoising": "  of which denoising, the sum of L_{t-1}",
+    "bits_per_dim_decoder": "  of which decoder, L_0",
 }
 
 

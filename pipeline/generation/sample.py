@@ -13,7 +13,7 @@ is.
 import time
 from dataclasses import dataclass, field
 
-from ddpm import SamplerConfig, spaced_timesteps
+from ddpm import ModelConfig, SamplerConfig, make_schedule, num_evaluations
 from ddpm.model import count_parameters, flops_per_image
 from pipeline.cluster import ClusterConfig, ray_session
 from pipeline.config_io import to_toml
@@ -148,7 +148,7 @@ def sample(config: SampleConfig, *, model: ResolvedModel | None = None) -> Sampl
         num_made=made.num_images,
         contact_sheet_uri=join_uri(job.store.uri, CONTACT_SHEET_KEY),
         wall_s=time.monotonic() - started_s,
-        evaluations_per_s=made.num_sampled * config.sampler.num_steps / making_s if made.num_sampled else 0.0,
+        evaluations_per_s=made.num_sampled * _evaluations_per_image(job) / making_s if made.num_sampled else 0.0,
     )
 
 
@@ -182,7 +182,8 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
     card = read_card(model.files, model.uri)
     network = card.config
     try:
-        spaced_timesteps(network.schedule.num_timesteps, config.sampler.num_steps, config.sampler.spacing)
+        num_evaluations(make_schedule(network.schedule), config.sampler)
+        _check_fits(config.sampler, network)
         spec = SamplingSpec(
             model_digest=model.files.digest,
             sampler=config.sampler,
@@ -282,19 +283,36 @@ def _contact_sheet(store: ObjectStore, manifest: GenerationManifest, columns: in
     return image_grid(images, columns) if num_classes is None else class_grid(images, num_classes, columns)
 
 
+def _evaluations_per_image(job: SampleJob) -> int:
+    """A guided call evaluates each image twice; with a guidance interval this is an upper bound."""
+    calls = num_evaluations(make_schedule(job.card.config.schedule), job.spec.sampler)
+    return calls * (1 if job.spec.sampler.guidance_scale == 1.0 else 2)
+
+
+def _check_fits(sampler: SamplerConfig, network: ModelConfig) -> None:
+    if sampler.guidance_scale != 1.0 and network.num_classes is None:
+        raise ValueError(
+            f"guidance_scale: the model has no classes to guide to, got {sampler.guidance_scale}; set it to 1"
+        )
+    if sampler.variance == "learned_range" and not network.learned_variance:
+        raise ValueError(
+            "variance: the model has not learned one, got learned_range; choose fixed_small or fixed_large"
+        )
+
+
 def describe_plan(config: SampleConfig) -> list[tuple[str, str]]:
     """What a run would do, as names and values; reads the model and the output's listing, starts nothing."""
     job = resolve_job(config)
     found = survey(job.store, job.plan, job.known)
     missing = job.plan.num_images - sum(tar.num_samples for tar in found.tars.values())
     num_missing_shards = found.done.count(0)
-    flops = flops_per_image(job.card.config) * config.sampler.num_steps
+    evaluations = missing * _evaluations_per_image(job)
     return [
         ("model", f"{job.model.uri}, {count_parameters(load_network(job.model.files)[1]):,} parameters"),
         ("output", job.store.uri),
         ("images", f"{job.plan.num_images:,}, of which {missing:,} are missing"),
         ("output shards", f"{job.plan.num_shards:,}, of which {num_missing_shards:,} are missing"),
-        ("network evaluations", f"{missing * config.sampler.num_steps:,} images, {missing * flops:.3g} FLOP"),
+        ("network evaluations", f"{evaluations:,} images, {evaluations * flops_per_image(job.card.config):.3g} FLOP"),
         ("workers", f"{min(config.num_actors, num_missing_shards)} actors, {config.cpus_per_actor} CPUs each"),
         ("requests", f"{2 * num_missing_shards:,} PUTs and one LIST per 1,000 objects, twice"),
     ]

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor, nn
 
+from ddpm.prediction import PredictionType
 from ddpm.samplers import generate
 from ddpm.schedules import NoiseSchedule, make_schedule
 from ddpm.train_step import x_0_to_images
@@ -50,6 +51,7 @@ class ShardMaker:
         except ValueError as error:
             raise ConfigError(f"model: {error}") from error
         self._network = network.to(device)
+        self._config = card.config
         self._schedule = make_schedule(card.config.schedule)
         self._spec = spec
         self._store = store
@@ -64,7 +66,7 @@ class ShardMaker:
         """
         started_at, started_s = datetime.now(UTC), time.monotonic()
         try:
-            tar = make_tar(self._network, self._schedule, self._spec, shard, self._device)
+            tar = self._make(self._spec, shard)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -79,6 +81,17 @@ class ShardMaker:
             wall_s=round(time.monotonic() - started_s, 3),
         )
         return write_once(self._store, self._spec, shard, tar, made)
+
+    def _make(self, spec: SamplingSpec, shard: OutputShard) -> bytes:
+        return make_tar(
+            self._network,
+            self._schedule,
+            spec,
+            shard,
+            self._device,
+            prediction_type=self._config.prediction_type,
+            learned_variance=self._config.learned_variance,
+        )
 
     def _out_of_memory_message(self, shard: OutputShard) -> str:
         """Try smaller batches, so that the message can name one that fits."""
@@ -104,7 +117,7 @@ class ShardMaker:
         one_step = dataclasses.replace(spec.sampler, num_steps=1)
         first = OutputShard(index=0, first_id=0, num_samples=batch_size)
         try:
-            make_tar(self._network, self._schedule, dataclasses.replace(spec, sampler=one_step), first, self._device)
+            self._make(dataclasses.replace(spec, sampler=one_step), first)
         except (MemoryError, RuntimeError) as error:
             if _is_out_of_memory(error):
                 return False
@@ -113,16 +126,25 @@ class ShardMaker:
 
 
 def make_tar(
-    network: nn.Module, schedule: NoiseSchedule, spec: SamplingSpec, shard: OutputShard, device: torch.device
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    spec: SamplingSpec,
+    shard: OutputShard,
+    device: torch.device,
+    *,
+    prediction_type: PredictionType = "eps",
+    learned_variance: bool = False,
 ) -> bytes:
     """The bytes of an output shard: a function of its arguments.
 
     Args:
-        network: network(x_t, t, label) -> eps_hat, in eval mode, on the device.
+        network: network(x_t, t, label) -> prediction, in eval mode, on the device.
         schedule: The chain that the network was trained on.
         spec: What to make.
         shard: Which ids.
         device: Where to compute.
+        prediction_type: What the network predicts.
+        learned_variance: Whether it answers with the variance of a step too.
 
     Returns:
         A WebDataset tar: per sample a PNG, its label (.cls) if the model has classes, and a .json with seed, sample id,
@@ -140,6 +162,9 @@ def make_tar(
             sample_ids=torch.arange(ids.start, ids.stop, device=device),
             label=label,
             image_shape=(spec.channels, spec.image_size, spec.image_size),
+            prediction_type=prediction_type,
+            learned_variance=learned_variance,
+            null_label=spec.num_classes,
         )
         images = x_0_to_images(x_0[:num_wanted]).cpu().numpy()
         for sample_id, image in zip(ids, images):

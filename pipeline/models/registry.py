@@ -295,6 +295,13 @@ def _signature(card: ModelCard) -> Any:
         ParamSpec("variance", DataType.string, default.variance),
         ParamSpec("spacing", DataType.string, default.spacing),
         ParamSpec("clip_x_0", DataType.boolean, default.clip_x_0),
+        ParamSpec("dynamic_threshold", DataType.double, default.dynamic_threshold),
+        ParamSpec("guidance_scale", DataType.double, default.guidance_scale),
+        ParamSpec("guidance_interval", DataType.double, [], shape=(-1,)),  # empty: everywhere
+        ParamSpec("guidance_rescale", DataType.double, default.guidance_rescale),
+        ParamSpec("churn", DataType.double, default.churn),
+        ParamSpec("churn_interval", DataType.double, list(default.churn_interval), shape=(-1,)),
+        ParamSpec("churn_noise", DataType.double, default.churn_noise),
     ]
     outputs = [*ids, ColSpec(DataType.binary, "png")]
     return ModelSignature(inputs=Schema([*ids]), outputs=Schema([*outputs]), params=ParamSchema(params))

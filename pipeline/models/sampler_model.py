@@ -80,6 +80,9 @@ class SamplerModel(PythonModel):
             sample_ids=ids.to(self._device),
             label=None if label is None else label.to(self._device),
             image_shape=(config.channels, config.image_size, config.image_size),
+            prediction_type=config.prediction_type,
+            learned_variance=config.learned_variance,
+            null_label=config.num_classes,
         )
         return [_png(image) for image in x_0_to_images(x_0).cpu().numpy()]
 
@@ -127,7 +130,19 @@ def _read_params(params: dict[str, Any]) -> tuple[SamplerConfig, int, int]:
     unknown = sorted(set(values) - {field.name for field in fields(SamplerConfig)})
     if unknown:
         raise ValueError(f"{unknown[0]}: is no parameter of this model")
+    for name in ("guidance_interval", "churn_interval"):
+        if name in values:
+            values[name] = _interval(name, values[name])
     return SamplerConfig(**values), seed, batch_size
+
+
+def _interval(name: str, value: Any) -> tuple[float, float] | None:
+    numbers = [float(number) for number in value]
+    if not numbers and name == "guidance_interval":
+        return None
+    if len(numbers) != 2:
+        raise ValueError(f"{name}: must be two numbers, got {numbers}")
+    return numbers[0], numbers[1]
 
 
 mlflow.models.set_model(SamplerModel())

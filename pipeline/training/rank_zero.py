@@ -1,7 +1,5 @@
 """What rank 0 keeps besides training: metrics, sample grids, checkpoints, the driver's progress."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from ddpm import build_model, generate, make_schedule, x_0_to_images
@@ -10,10 +8,8 @@ from pipeline.generation.pictures import image_grid
 from pipeline.models.model_files import ModelCard
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.telemetry import Throughput
+from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
-
-if TYPE_CHECKING:
-    from pipeline.training.train_loop import TrainTask
 
 _GRID_ROWS, _GRID_COLUMNS = 4, 10
 _FLUSH_TIMEOUT_S = 5.0
@@ -30,7 +26,7 @@ class RankZero:
     """
 
     def __init__(
-        self, task: "TrainTask", checkpoints: CheckpointStore, state: TrainingState, device: torch.device
+        self, task: TrainTask, checkpoints: CheckpointStore, state: TrainingState, device: torch.device
     ) -> None:
         """Join the MLflow run; steps that it already holds are not logged again."""
         self._task, self._checkpoints, self._state, self._device = task, checkpoints, state, device
@@ -98,5 +94,8 @@ class RankZero:
             sample_ids=ids,
             label=ids % columns if model_config.num_classes else None,
             image_shape=(model_config.channels, model_config.image_size, model_config.image_size),
+            prediction_type=model_config.prediction_type,
+            learned_variance=model_config.learned_variance,
+            null_label=model_config.num_classes,
         )
         return image_grid(x_0_to_images(images).cpu().numpy(), columns=columns)

@@ -33,7 +33,8 @@ from pipeline.tracking.tracking import TrackingRun, check_server, resolve_tracki
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.train_board import progress_board
 from pipeline.training.train_config import TrainConfig, data_order, model_config, run_identity
-from pipeline.training.train_loop import TrainTask, train_worker
+from pipeline.training.train_loop import train_worker
+from pipeline.training.train_task import TrainTask
 
 _RUN_RECORD = "run.json"
 _GLOO_TIMEOUT_S = 1800

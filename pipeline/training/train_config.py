@@ -4,7 +4,16 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from ddpm import ModelConfig, SamplerConfig, ScheduleConfig, UNetConfig
+from ddpm import (
+    ModelConfig,
+    ObjectiveConfig,
+    PredictionType,
+    SamplerConfig,
+    ScheduleConfig,
+    UNetConfig,
+    Variance,
+    check_objective,
+)
 from pipeline.cluster import ClusterConfig
 from pipeline.config_io import to_json
 from pipeline.data.data_order import DataConfig, DataOrder
@@ -73,6 +82,12 @@ class TrainConfig:
     """The U-Net of Ho et al., where `model` is "unet"."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """The forward process."""
+    prediction_type: PredictionType = "eps"
+    """What the network predicts: the noise eps, the clean image x_0, or v (which zero terminal SNR needs)."""
+    learned_variance: bool = False
+    """Train the variance of a step too (objective hybrid or vlb); the network answers with twice the channels."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is minimised, with which weighting, and how t is chosen."""
     class_conditional: bool = False
     """Give the network the class of each image; the dataset must have classes."""
     label_drop: float = 0.0
@@ -127,6 +142,10 @@ class TrainConfig:
             raise ValueError(f"seed: in [0, 2^63), got {self.seed}")
         if self.max_skipped_batches < 0:
             raise ValueError(f"max_skipped_batches: at least 0, got {self.max_skipped_batches}")
+        try:
+            check_objective(self.objective, self.variance)
+        except ValueError as error:
+            raise ValueError(f"objective.{error}") from error
         if self.global_batch % self.data.lanes:
             raise ValueError(
                 f"global_batch: a multiple of data.lanes ({self.data.lanes}), got {self.global_batch}; change either"
@@ -136,6 +155,11 @@ class TrainConfig:
                 f"workers.num_workers: at most data.lanes ({self.data.lanes}), got {self.workers.num_workers}; "
                 "raise data.lanes"
             )
+
+    @property
+    def variance(self) -> Variance:
+        """The variance that the model's steps have."""
+        return "learned_range" if self.learned_variance else "fixed_small"
 
 
 def model_config(config: TrainConfig, manifest: DatasetManifest) -> ModelConfig:
@@ -153,6 +177,8 @@ def model_config(config: TrainConfig, manifest: DatasetManifest) -> ModelConfig:
         model_options=config.model_options,
         unet=config.unet,
         schedule=config.schedule,
+        prediction_type=config.prediction_type,
+        learned_variance=config.learned_variance,
         image_size=manifest.image_size,
         channels=manifest.channels,
         num_classes=manifest.num_classes if config.class_conditional else None,
@@ -170,8 +196,8 @@ def data_order(config: TrainConfig, manifest: DatasetManifest) -> DataOrder:
 
 # A resumed run may change how long, where and how it runs, and what it shows, but not what it computes.
 _IDENTITY = (
-    "model", "model_options", "unet", "schedule", "class_conditional", "label_drop", "horizontal_flip",
-    "global_batch", "seed", "optimizer",
+    "model", "model_options", "unet", "schedule", "prediction_type", "learned_variance", "objective",
+    "class_conditional", "label_drop", "horizontal_flip", "global_batch", "seed", "optimizer",
 )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ and rank.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,38 +17,28 @@ import torch.distributed
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpm import ModelConfig, build_model, images_to_x_0, make_schedule, make_training_batch, per_sample_loss
+from ddpm import (
+    ChosenTimesteps,
+    ImportanceSampler,
+    build_model,
+    images_to_x_0,
+    make_schedule,
+    make_training_batch,
+    per_sample_loss,
+    stratified_timesteps,
+)
 from pipeline.data.ingest import RankBatch, rank_batches
-from pipeline.data.manifest import DatasetManifest
 from pipeline.errors import TrainingDivergedError
 from pipeline.models.model_source import activate_source
 from pipeline.stores.storage import join_uri, open_store
-from pipeline.tracking.tracking import TrackingRun
 from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
 from pipeline.training.rank_zero import RankZero
 from pipeline.training.telemetry import StepClock
-from pipeline.training.train_config import TrainConfig, data_order
+from pipeline.training.train_config import data_order
+from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
 
 _NUM_QUARTILES = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainTask:
-    """Everything that a worker is given; the driver makes it once."""
-
-    config: TrainConfig
-    """The run's configuration, its places absolute: a worker runs in another folder than the driver."""
-    manifest: DatasetManifest
-    """The dataset, so that no worker reads another one."""
-    model_config: ModelConfig
-    """The network in the shape of the dataset."""
-    source: bytes | None
-    """Source of the caller's own network."""
-    run: TrackingRun
-    """The MLflow run that rank 0 joins."""
-    board: Any
-    """Handle of the driver's progress board."""
 
 
 def train_worker(task: TrainTask) -> None:
@@ -86,7 +75,10 @@ def train_worker(task: TrainTask) -> None:
 
 def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool) -> TrainingState:
     network = build_model(task.model_config, seed=task.config.seed).to(device)
-    return TrainingState(network, task.config.optimizer, keep_ema=keep_ema)
+    importance = None
+    if task.config.objective.t_choice == "importance":
+        importance = ImportanceSampler(task.model_config.schedule.num_timesteps)
+    return TrainingState(network, task.config.optimizer, keep_ema=keep_ema, importance=importance)
 
 
 def _agree_on_checkpoint(task: TrainTask, checkpoints: CheckpointStore, rank: int) -> CheckpointRecord | None:
@@ -146,10 +138,17 @@ class _Step:
             state.network.train(), device_ids=[device.index] if device.type == "cuda" else None
         )
         self._rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        order = data_order(task.config, task.manifest)
+        # A lane's place in the global batch is the same whoever reads it: that is what a slot is.
+        self._slots = [
+            torch.arange(lanes.start * order.lane_rows_per_step, lanes.stop * order.lane_rows_per_step)
+            for lanes in (order.rank_lanes(rank, self._world) for rank in range(self._world))
+        ]
 
     def __call__(self, batch: RankBatch, totals: "_LossTotals") -> float:
         config, state = self._config, self._state
         label = None if batch.labels is None or self._null_label is None else self._on_device(batch.labels)
+        chosen = self._choose_t(state.step)
         noised = make_training_batch(
             self._schedule,
             images_to_x_0(self._on_device(batch.images)),
@@ -160,15 +159,25 @@ class _Step:
             flip=config.horizontal_flip,
             label_drop=config.label_drop,
             null_label=self._null_label,
+            timesteps=chosen,
         )
         torch.manual_seed(((config.seed * 1_000_003 + state.step) * 65_537 + self._rank) % 2**63)  # dropout only
-        losses = per_sample_loss(self._ddp, noised)
+        losses = per_sample_loss(
+            self._ddp,
+            noised,
+            self._schedule,
+            objective=config.objective,
+            prediction_type=config.prediction_type,
+            variance=config.variance,
+        )
         # DDP averages gradients over ranks; ranks may hold different numbers of images.
-        torch.autograd.backward(losses.sum() * (self._world / config.global_batch))
+        torch.autograd.backward((losses * noised.weight).sum() * (self._world / config.global_batch))
         this_step, skipped = state.step, len(state.skipped_steps)
         grad_norm = state.apply_gradient(config.global_batch)
         if len(state.skipped_steps) == skipped:
             totals.add(noised.t, losses.detach())
+            if state.importance is not None:
+                state.importance.update(*self._gather_in_slot_order(noised.t, losses.detach()))
         elif len(state.skipped_steps) > config.max_skipped_batches:
             worst = batch.sample_ids[int(losses.detach().nan_to_num(torch.inf, torch.inf).argmax())]
             raise TrainingDivergedError(
@@ -177,6 +186,31 @@ class _Step:
                 "start anew with a lower optimizer.learning_rate, or raise max_skipped_batches and --resume"
             )
         return grad_norm
+
+    def _choose_t(self, step: int) -> ChosenTimesteps | None:
+        """The t of this rank's slots; None where each sample draws its own."""
+        config, slots = self._config, self._slots[self._rank].to(self._device)
+        match config.objective.t_choice:
+            case "stratified":
+                return stratified_timesteps(
+                    self._schedule.num_timesteps,
+                    seed=config.seed,
+                    step=step,
+                    slots=slots,
+                    global_batch=config.global_batch,
+                )
+            case "importance":
+                assert self._state.importance is not None
+                return self._state.importance.draw(seed=config.seed, step=step, slots=slots)
+        return None
+
+    def _gather_in_slot_order(self, t: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Collective: t and losses of the whole global batch, equal on every rank and for any number of ranks."""
+        # gather wants equal sizes, and ranks may hold different numbers of lanes: everyone fills in its own places.
+        whole = torch.zeros(2, self._config.global_batch, dtype=torch.float64, device=self._device)
+        whole[:, self._slots[self._rank].to(self._device)] = torch.stack((t.double(), losses.double()))
+        torch.distributed.all_reduce(whole)
+        return whole[0].long(), whole[1]
 
     def _on_device(self, array: Any) -> Tensor:
         return torch.from_numpy(array).to(self._device)

@@ -10,13 +10,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ddpm import Ema
+from ddpm import Ema, ImportanceSampler
 from pipeline.config_io import from_json, to_json
 from pipeline.errors import CheckpointError
 from pipeline.models.model_files import WEIGHTS, ModelCard, encode_model
 from pipeline.training.train_config import OptimizerConfig
 
 _STATE, _TRAIN_WEIGHTS, _OPTIMIZER = "state.json", "train_weights.safetensors", "optimizer.safetensors"
+_IMPORTANCE = "importance.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,11 +39,19 @@ class TrainingState:
         network: The network in training, on its device.
         config: Adam, warm-up and moving average.
         keep_ema: Keep the moving average here (one rank is enough: its inputs are equal on all).
+        importance: The choice of t where it has a state.
     """
 
-    def __init__(self, network: nn.Module, config: OptimizerConfig, *, keep_ema: bool) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: OptimizerConfig,
+        *,
+        keep_ema: bool,
+        importance: ImportanceSampler | None = None,
+    ) -> None:
         """Start at step 0 with the network's present weights."""
-        self.network = network
+        self.network, self.importance = network, importance
         self.step = 0
         self.skipped_steps: list[int] = []
         self.ema = Ema(network, config.ema_halflife_images) if keep_ema else None
@@ -102,6 +111,7 @@ class TrainingState:
             _STATE: to_json(position),
             _TRAIN_WEIGHTS: _to_safetensors(self.network.state_dict()),
             _OPTIMIZER: _to_safetensors(moments),
+            **({} if self.importance is None else {_IMPORTANCE: _to_safetensors(self.importance.state_dict())}),
         }
 
     def restore(self, files: dict[str, bytes]) -> None:
@@ -114,6 +124,8 @@ class TrainingState:
             position = from_json(Position, files[_STATE], _STATE)
             self.network.load_state_dict(safetensors.torch.load(files[_TRAIN_WEIGHTS]))
             self._restore_optimizer(safetensors.torch.load(files[_OPTIMIZER]))
+            if self.importance is not None:
+                self.importance.load_state_dict(safetensors.torch.load(files[_IMPORTANCE]))
             if self.ema is not None:
                 self.ema.load_state_dict(safetensors.torch.load(files[WEIGHTS]))
         except (KeyError, RuntimeError, ValueError) as error:

@@ -124,6 +124,19 @@ def test_weights_of_another_network_are_refused() -> None:
         diffusers_name("middle.conv_1.weight")
 
 
+def test_a_learned_variance_is_carried_over() -> None:
+    net = UNet(CIFAR10, image_size=32, channels=3, num_classes=None, learned_variance=True).eval()
+    randomise(net)
+    keywords = diffusers_config(CIFAR10, image_size=32, channels=3, num_classes=None, learned_variance=True)
+    oracle = UNet2DModel(**keywords).eval()
+    oracle.load_state_dict(to_diffusers(net.state_dict()), strict=True)
+    x_t, t = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)), torch.tensor([250])
+    with torch.no_grad():
+        ours, theirs = net(x_t, t), oracle(x_t, t).sample
+    assert ours.shape == (1, 6, 32, 32)
+    assert (ours - theirs).abs().max() <= 1e-5
+
+
 def test_what_diffusers_cannot_express_is_refused() -> None:
     config = UNetConfig(channel_multipliers=(2, 2, 2, 2))
     with pytest.raises(ValueError, match=r"^channel_multipliers: must begin with 1 for diffusers, got \(2, 2, 2, 2\)"):

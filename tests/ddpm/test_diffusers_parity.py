@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm.denoiser import EpsDenoiser
+from ddpm.denoiser import NetworkDenoiser
 from ddpm.diffusion import Variance
 from ddpm.samplers.ancestral import ancestral_sample, p_sample
 from ddpm.samplers.ddim import ddim_sample, ddim_step
@@ -57,7 +57,7 @@ def test_ancestral_step(t: int, name: str, variance: Variance, clip: bool, table
     if tables == "ours":
         patched(scheduler, schedule)
     theirs = scheduler.step(eps_hat, t, x_t, generator=torch.Generator().manual_seed(3)).prev_sample
-    denoise = EpsDenoiser(network=lambda x, t, label: eps_hat, schedule=schedule, clip_x_0=clip)
+    denoise = NetworkDenoiser(network=lambda x, t, label: eps_hat, schedule=schedule, clip_x_0=clip)
     ours = p_sample(schedule, denoise, x_t, torch.full((2,), t), None, variance=variance, eps=randn(3))
     assert_agrees(ours, theirs, 1e-10 if tables == "ours" else 2e-3)
 
@@ -75,7 +75,7 @@ def test_ddim_step(t: int, name: str, eta: float, clip: bool, tables: str) -> No
         patched(scheduler, schedule)
     scheduler.set_timesteps(1000)
     theirs = scheduler.step(eps_hat, t, x_t, eta=eta, use_clipped_model_output=True, variance_noise=eps).prev_sample
-    denoise = EpsDenoiser(network=lambda x, t, label: eps_hat, schedule=schedule, clip_x_0=clip)
+    denoise = NetworkDenoiser(network=lambda x, t, label: eps_hat, schedule=schedule, clip_x_0=clip)
     ours = ddim_step(schedule, denoise, x_t, torch.full((2,), t), None, eta=eta, eps=eps)
     assert_agrees(ours, theirs, 1e-10 if tables == "ours" else 2e-3)
 
@@ -96,7 +96,7 @@ def test_ancestral_trajectory_over_a_subset(name: str, variance: Variance) -> No
         x_t = scheduler.step(network(x_t, t.expand(2), None), t, x_t, generator=generator).prev_sample
     ours_generator = torch.Generator().manual_seed(3)
     ours = ancestral_sample(
-        EpsDenoiser(network=network, schedule=schedule),
+        NetworkDenoiser(network=network, schedule=schedule),
         schedule,
         randn(1),
         None,
@@ -125,7 +125,7 @@ def test_ddim_trajectory_over_a_subset(name: str, eta: float) -> None:
             variance_noise=randn(100 + draw),
         ).prev_sample
     ours = ddim_sample(
-        EpsDenoiser(network=network, schedule=schedule),
+        NetworkDenoiser(network=network, schedule=schedule),
         schedule,
         randn(1),
         None,

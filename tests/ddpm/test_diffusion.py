@@ -104,6 +104,41 @@ def test_p_mean_variance_is_the_posterior_at_x_0_hat(variance: str, t: int) -> N
     assert float(p.log_variance) == pytest.approx(math.log(width), rel=1e-12)
 
 
+@pytest.mark.parametrize("timesteps", [None, [10, 40, 90], [90]], ids=["whole", "respaced", "one"])
+@pytest.mark.parametrize("last", [False, True], ids=["t=0", "t=T-1"])
+def test_learned_range_lies_between_the_fixed_variances(timesteps: list[int] | None, last: bool) -> None:
+    """Nichol and Dhariwal, Eq. 15: geometrically between the posterior's and beta, of the chain that is walked."""
+    chain = make_schedule(ScheduleConfig(num_timesteps=100))
+    chain = chain.respace(timesteps) if timesteps else chain
+    t = torch.tensor([chain.num_timesteps - 1 if last else 0])
+    x_t = torch.randn(1, 1, 2, 2, dtype=torch.float64)
+    fraction = torch.tensor([0.0, 1.0, 0.5, 1.25], dtype=torch.float64).reshape(1, 1, 2, 2)
+
+    def denoise(x_t: Tensor, step: Tensor, label: Tensor | None) -> Prediction:
+        return Prediction(x_0_hat=0.5 * x_t, eps_hat=x_t, variance_fraction=fraction)
+
+    p = p_mean_variance(chain, denoise, x_t, t, None, variance="learned_range")
+    low, high = float(chain.posterior_log_variance[t]), math.log(float(chain.beta[t]))
+    expected = [low, high, (low + high) / 2, low + 1.25 * (high - low)]
+    assert p.log_variance.flatten().tolist() == pytest.approx(expected, rel=1e-13)
+    assert p.variance.flatten().tolist() == pytest.approx([math.exp(v) for v in expected], rel=1e-12)
+    fixed = p_mean_variance(chain, denoise, x_t, t, None, variance="fixed_small")
+    assert torch.equal(p.mean, fixed.mean) and torch.equal(p.x_0_hat, fixed.x_0_hat)
+
+
+def test_learned_range_needs_a_prediction() -> None:
+    schedule, x = make_schedule(ScheduleConfig()), torch.zeros(1, 1, 2, 2)
+    with pytest.raises(ValueError, match=r"^variance: learned_range needs a network"):
+        p_mean_variance(
+            schedule,
+            lambda x, t, label: Prediction(x_0_hat=x, eps_hat=x),
+            x,
+            torch.tensor([3]),
+            None,
+            variance="learned_range",
+        )
+
+
 def test_wrong_shapes_and_names_are_refused() -> None:
     schedule = make_schedule(ScheduleConfig())
     x, t = torch.zeros(2, 1, 4, 4), torch.tensor([0, 1])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ddpm.ema import Ema
+from ddpm.ema import Ema, EmaBank
 
 
 def constant(value: float) -> nn.Linear:
@@ -96,3 +96,89 @@ def test_another_network_s_state_is_refused() -> None:
 def test_impossible_halflife_is_refused(halflife: float) -> None:
     with pytest.raises(ValueError, match=r"^halflife_images: "):
         Ema(nn.Linear(1, 1), halflife)
+
+
+@given(batch=st.integers(1, 512), num_updates=st.integers(2, 20), ratio=st.floats(0.01, 1.0))
+def test_ramp_up_has_its_closed_form(batch: int, num_updates: int, ratio: float) -> None:
+    """The first step takes the weights; the k-th after it keeps 2^(-1 / (ratio k)), whatever the batch size: with
+    weights of 1 and then 0, what is left is 2^(-(1 + 1/2 + ... + 1/n) / ratio)."""
+    ema = Ema(constant(5.0), 1e12, ramp_up_ratio=ratio)
+    ema.update(constant(1.0), batch)
+    assert torch.equal(ema.state_dict()["bias"], torch.ones(2, dtype=torch.float64))
+    for _ in range(num_updates):
+        ema.update(constant(0.0), batch)
+    harmonic = sum(1 / k for k in range(1, num_updates + 1))
+    expected = 0.5 ** (harmonic / ratio)
+    assert float(ema.state_dict()["weight"][0, 0]) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    assert ema.num_images == batch * (num_updates + 1)
+
+
+def test_ramp_up_ends_at_the_half_life() -> None:
+    """From 20,000 images on, 5% of them are more than the half-life: both averages then move alike."""
+    with_ramp, without = Ema(constant(0.0), 1000, ramp_up_ratio=0.05), Ema(constant(0.0), 1000)
+    with_ramp.load_state_dict(without.state_dict(), num_images=20_000)
+    for value in (3.0, -1.0):
+        with_ramp.update(constant(value), 100)
+        without.update(constant(value), 100)
+    assert torch.equal(with_ramp.state_dict()["weight"], without.state_dict()["weight"])
+
+
+def test_ramp_up_goes_on_after_a_restart_only_with_the_count() -> None:
+    one, two, forgetful = (Ema(constant(0.0), 1e9, ramp_up_ratio=0.1) for _ in range(3))
+    for value in (1.0, 2.0, 3.0):
+        one.update(constant(value), 64)
+    two.load_state_dict(one.state_dict(), num_images=one.num_images)
+    forgetful.load_state_dict(one.state_dict())
+    for ema in (one, two, forgetful):
+        ema.update(constant(8.0), 64)
+    assert torch.equal(one.state_dict()["bias"], two.state_dict()["bias"])
+    assert torch.equal(forgetful.state_dict()["bias"], torch.full((2,), 8.0, dtype=torch.float64))
+
+
+def test_an_average_is_today_s_to_the_last_bit() -> None:
+    """Fixed numbers of the average without ramp-up: a stored run must go on as it began."""
+    ema = Ema(constant(0.1), 5000)
+    for value in (0.3, -0.7, 1.1):
+        ema.update(constant(value), 128)
+    assert float(ema.state_dict()["weight"][0, 0]).hex() == "0x1.b6ed7460ec79ep-4"
+    assert list(ema.state_dict()) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, float("nan")])
+def test_impossible_ramp_up_is_refused(ratio: float) -> None:
+    with pytest.raises(ValueError, match=r"^ramp_up_ratio: "):
+        Ema(nn.Linear(1, 1), 100, ramp_up_ratio=ratio)
+
+
+@pytest.mark.parametrize("ratio", [None, 0.05])
+def test_a_bank_is_several_averages_at_once(ratio: float | None) -> None:
+    halflives = (100, 1000, 25_000)
+    bank = EmaBank(constant(0.0), halflives, ramp_up_ratio=ratio)
+    alone = [Ema(constant(0.0), halflife, ramp_up_ratio=ratio) for halflife in halflives]
+    for value in (1.0, 4.0, -2.0):
+        bank.update(constant(value), 32)
+        for ema in alone:
+            ema.update(constant(value), 32)
+    assert bank.halflives_images == halflives
+    for halflife, ema in zip(halflives, alone, strict=True):
+        own, state = bank[halflife].state_dict(), bank.state_dict()
+        for name, tensor in ema.state_dict().items():
+            assert torch.equal(own[name], tensor) and torch.equal(state[f"{halflife}/{name}"], tensor)
+    assert len(bank.state_dict()) == 6
+    other = EmaBank(constant(9.0), halflives, ramp_up_ratio=ratio)
+    other.load_state_dict({name: tensor.clone() for name, tensor in bank.state_dict().items()}, num_images=96)
+    for b in (bank, other):
+        b.update(constant(5.0), 32)
+    assert all(torch.equal(tensor, bank.state_dict()[name]) for name, tensor in other.state_dict().items())
+
+
+def test_a_bank_refuses_repeats_and_the_state_of_other_halflives() -> None:
+    for halflives in ((), (10, 10)):
+        with pytest.raises(ValueError, match=r"^halflives_images: "):
+            EmaBank(nn.Linear(1, 1), halflives)
+    bank = EmaBank(nn.Linear(1, 1), (10, 20))
+    for other in ((10, 30), (10,), (10, 20, 30)):
+        with pytest.raises(ValueError, match=r"^state: "):
+            bank.load_state_dict(EmaBank(nn.Linear(1, 1), other).state_dict())
+    with pytest.raises(KeyError):
+        bank[30]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm.denoiser import EpsDenoiser
+from ddpm.denoiser import NetworkDenoiser
 from ddpm.diffusion import Variance, q_sample
 from ddpm.losses import simple_loss
 from ddpm.samplers.ancestral import p_sample
@@ -24,14 +24,14 @@ from ddpm.train_step import TrainingBatch, per_sample_loss
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def exact_denoiser(schedule: NoiseSchedule, mu: float, s2: float) -> EpsDenoiser:
+def exact_denoiser(schedule: NoiseSchedule, mu: float, s2: float) -> NetworkDenoiser:
     """eps*(x_t, t) = sqrt(1 - abar) (x_t - sqrt(abar) mu) / (abar s^2 + 1 - abar)."""
 
     def eps_star(x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         abar = schedule.alpha_bar[t][:, None, None, None]
         return (1 - abar).sqrt() * (x_t - abar.sqrt() * mu) / (abar * s2 + 1 - abar)
 
-    return EpsDenoiser(network=eps_star, schedule=schedule, clip_x_0=False)
+    return NetworkDenoiser(network=eps_star, schedule=schedule, clip_x_0=False)
 
 
 def carry(step: Step, num_timesteps: int, mean: float = 0.0, variance: float = 1.0) -> list[tuple[float, float]]:
@@ -123,7 +123,9 @@ def test_every_eta_has_the_true_marginals_for_a_point(eta: float, num_steps: int
 def test_deterministic_ddim_converges_at_first_order() -> None:
     """eta = 0 is Euler's method for the probability-flow ODE: the error of the final variance halves when T doubles."""
 
-    def deterministic_step(schedule: NoiseSchedule, denoise: EpsDenoiser, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def deterministic_step(
+        schedule: NoiseSchedule, denoise: NetworkDenoiser, x: Tensor, t: Tensor, eps: Tensor
+    ) -> Tensor:
         return ddim_step(schedule, denoise, x, t, None, eta=0.0, eps=eps)
 
     errors = []
@@ -146,11 +148,12 @@ def test_floor_of_the_simple_loss(t: int) -> None:
     corner = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 2)
     x_0, eps = (mu + s2**0.5 * corner[:, 0])[:, None, None, None], corner[:, 1][:, None, None, None]
     step = torch.full((4,), t)
-    batch = TrainingBatch(x_t=q_sample(schedule, x_0, step, eps), t=step, eps=eps, label=None)
+    x_t = q_sample(schedule, x_0, step, eps)
+    batch = TrainingBatch(x_t=x_t, t=step, eps=eps, x_0=x_0, weight=torch.ones(4), label=None)
     network = exact_denoiser(schedule, mu, s2).network
     abar = float(schedule.alpha_bar[t])
     floor = abar * s2 / (abar * s2 + 1 - abar)
-    assert float(per_sample_loss(network, batch).mean()) == pytest.approx(floor, rel=1e-10)
+    assert float(per_sample_loss(network, batch, schedule).mean()) == pytest.approx(floor, rel=1e-10)
     for factor in (0.99, 1.01):
         worse = simple_loss(eps, factor * network(batch.x_t, step, None))
         assert float(worse.mean()) > floor

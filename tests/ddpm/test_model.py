@@ -95,6 +95,11 @@ def own(factory: str, **options: int | float | str | bool) -> ModelConfig:
         ({"image_size": 40}, r"^attention_resolutions: must be among \[40, 20, 10, 5\].* got 16"),
         ({"channels": 0}, r"^channels: must be at least 1, got 0"),
         ({"num_classes": 0}, r"^num_classes: must be at least 1, got 0; leave it out"),
+        ({"prediction_type": "flow"}, r"^prediction_type: must be eps, x_0 or v, got 'flow'"),
+        (
+            {"schedule": ScheduleConfig(zero_terminal_snr=True)},
+            r"^prediction_type: must be v or x_0 with zero_terminal_snr, got 'eps'",
+        ),
         ({"model_options": {"width": 3}}, r"^model_options: the U-Net takes none, got \['width'\]"),
         ({"model": "UNet"}, r'^model: must be "unet" or "package.module:factory", got \'UNet\''),
         ({"model": "a.b:"}, r"^model: "),
@@ -140,6 +145,16 @@ def test_the_seed_decides_the_weights_and_nothing_else_is_disturbed() -> None:
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
     assert not torch.equal(first.conv_in.weight, third.get_parameter("conv_in.weight"))
+
+
+def test_what_the_config_says_reaches_the_unet() -> None:
+    schedule = ScheduleConfig(num_timesteps=250, zero_terminal_snr=True)
+    config = ModelConfig(
+        image_size=8, channels=1, unet=SMALL_UNET, schedule=schedule, prediction_type="v", learned_variance=True
+    )
+    net = build_model(config)
+    assert isinstance(net, UNet) and net.num_timesteps == 250
+    assert net(torch.zeros(2, 1, 8, 8), torch.tensor([0, 249])).shape == (2, 2, 8, 8)
 
 
 def test_count_parameters() -> None:

@@ -92,10 +92,14 @@ def test_stream_numbers_are_permanent() -> None:
         "TRAIN_EPS": 17,
         "TRAIN_FLIP": 18,
         "TRAIN_LABEL_DROP": 19,
+        "TRAIN_T_SLOT": 20,
         "ORDER_SHARDS": 32,
         "ORDER_ROWS": 33,
         "EVAL_EPS": 48,
         "EVAL_X_0": 49,
+        "EVAL_BOUND_EPS": 50,
+        "EVAL_BOUND_T": 51,
+        "EVAL_PROBE": 52,
     }
 
 

@@ -127,7 +127,7 @@ def test_loss_has_a_value_per_sample_and_a_gradient() -> None:
     ids = torch.arange(5)
     batch = batch_of(ids, ids)
     model = Scale()
-    loss = per_sample_loss(model, batch)
+    loss = per_sample_loss(model, batch, SCHEDULE)
     assert torch.equal(loss, batch.eps.square().mean(dim=(1, 2, 3)))
     loss.sum().backward()  # type: ignore[no-untyped-call]
     expected = -2 * (batch.eps * batch.x_t).mean(dim=(1, 2, 3)).sum()

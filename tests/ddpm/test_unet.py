@@ -59,6 +59,36 @@ def test_the_papers_parameter_counts(channel_multipliers: tuple[int, ...], image
     assert net.null_label is None
 
 
+def test_a_learned_variance_takes_as_many_channels_again() -> None:
+    net = UNet(SMALL, image_size=8, channels=1, num_classes=None, learned_variance=True)
+    assert net(torch.randn(2, 1, 8, 8), torch.tensor([3, 700])).shape == (2, 2, 8, 8)
+    plain = {name: parameter.shape for name, parameter in small_unet().named_parameters()}
+    wider = {name for name, parameter in net.named_parameters() if parameter.shape != plain[name]}
+    assert wider == {"conv_out.weight", "conv_out.bias"}
+
+
+def test_the_embedding_of_t_is_scaled_with_the_length_of_the_chain() -> None:
+    """Step t of 250 has about the noise of step 4 t of 1000, and the same embedding; floats go between the steps."""
+    torch.manual_seed(0)
+    long, short = (UNet(SMALL, image_size=8, channels=1, num_classes=None, num_timesteps=T) for T in (1000, 250))
+    train(long, 3)
+    short.load_state_dict(long.state_dict())
+    x_t, t = torch.randn(3, 1, 8, 8), torch.tensor([0, 70, 249])
+    assert torch.equal(short(x_t, t), long(x_t, 4 * t))
+    assert not torch.equal(short(x_t, t), long(x_t, t))
+    assert torch.equal(long(x_t, t.double()), long(x_t, t))
+    between = long(x_t, t.double() + 0.5)
+    assert not torch.equal(between, long(x_t, t)) and not torch.equal(between, long(x_t, t + 1))
+
+
+def test_labels_are_looked_at_on_the_cpu_only() -> None:
+    """Elsewhere a look would wait for the device; on "meta" there is nothing to look at."""
+    with torch.device("meta"):
+        net = UNet(SMALL, image_size=8, channels=1, num_classes=3)
+        label = torch.tensor([0, 3])
+        assert net(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), label).shape == (2, 1, 8, 8)
+
+
 def test_first_prediction_is_zero_and_every_block_its_shortcut() -> None:
     net = small_unet(num_classes=3)
     x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])

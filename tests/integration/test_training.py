@@ -54,6 +54,24 @@ def test_one_and_two_workers_train_alike(dataset: str, tmp_path: Path) -> None:
     assert curves[0][-10:].mean() < 0.9 * curves[0][:10].mean()
 
 
+def test_a_learned_variance_with_chosen_t_trains_alike_too(dataset: str, tmp_path: Path) -> None:
+    """The choice of t by importance has a state: equal for any number of workers, and kept in checkpoints."""
+    hybrid = [
+        "--learned-variance", "--objective.name", "hybrid", "--objective.t-choice", "importance",
+        "--schedule.num-timesteps", "30", "--checkpoint-interval-steps", "15",
+    ]  # fmt: skip
+    curves = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        if workers == 2:  # broken off in the middle
+            run_job("train", *flags(folder, dataset, steps=15, workers=workers), *hybrid)
+        run_job("train", *flags(folder, dataset, steps=30, workers=workers), *hybrid, "--resume")
+        losses = metric(folder, "loss")
+        curves.append(np.array([losses[step] for step in range(1, 31)]))
+    np.testing.assert_allclose(curves[0][:, 0], curves[1][:, 0], rtol=1e-4)
+
+
 def test_killed_and_resumed_equals_unbroken(dataset: str, tmp_path: Path) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     for folder in (unbroken, broken):

@@ -91,6 +91,13 @@ def test_the_webdataset_library_reads_every_sample_with_its_provenance(tmp_path:
                 "variance": "fixed_small",
                 "spacing": "linspace",
                 "clip_x_0": True,
+                "dynamic_threshold": None,
+                "guidance_scale": 1.0,
+                "guidance_interval": None,
+                "guidance_rescale": 0.0,
+                "churn": 0.0,
+                "churn_interval": [0.05, 50.0],
+                "churn_noise": 1.003,
             },
             "model_digest": record.model_digest,
         }

@@ -87,7 +87,9 @@ def test_the_main_path(config: TrainConfig) -> None:
     same = sample(dataclasses.replace(sampling, model=result.checkpoint_uri))
     assert (same.uri, same.num_made) == (made.uri, 0)
     report = evaluate(EvaluateConfig(dataset=config.dataset, sample=sampling, eps_images_per_t=2))
-    assert set(report.record.figures) == {"label_agreement", "frechet_pixels", "eps_mse"}
+    terms = {"bits_per_dim_prior", "bits_per_dim_denoising", "bits_per_dim_decoder"}
+    assert set(report.record.figures) == {"label_agreement", "frechet_pixels", "eps_mse", "bits_per_dim", *terms}
+    assert report.figures["bits_per_dim"] == pytest.approx(sum(report.figures[term] for term in terms), rel=1e-4)
     assert client.get_model_version("ddpm-digits", "1").tags["ddpm.evaluation"] == report.uri
     logged = client.get_metric_history(result.run_id, "eval/eps_mse")
     assert [entry.value for entry in logged] == [report.figures["eps_mse"]]

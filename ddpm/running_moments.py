@@ -1,0 +1,83 @@
+"""Means with standard errors, from statistics that merge across batches, workers and machines."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A mean over images, and how far it may be off."""
+
+    value: float
+    """The mean."""
+    standard_error: float
+    """Its standard error; NaN if there was only one image."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RunningMoments:
+    """Count, mean and scatter of D quantities, each with a count of its own. a + b is of both sets, in any grouping.
+
+    Unlike Moments, a quantity may be missing from a sample (a step of the chain that was not drawn), and covariances
+    are not kept.
+    """
+
+    count: Int64[Tensor, " d"]
+    """Number of values of each quantity, int64 [D]."""
+    mean: Float64[Tensor, " d"]
+    """Mean of each, float64 [D]; 0 where the count is 0."""
+    m2: Float64[Tensor, " d"]
+    """Sum of squared deviations from the mean, float64 [D]."""
+
+    @classmethod
+    def from_samples(cls, samples: Float[Tensor, "n d"]) -> "RunningMoments":
+        """Moments of N samples [N, D] in which no quantity is missing."""
+        num_samples, size = samples.shape
+        return cls.from_entries(torch.arange(size).expand(num_samples, size).flatten(), samples.flatten(), size)
+
+    @classmethod
+    def from_entries(cls, index: Int[Tensor, " n"], values: Float[Tensor, " n"], size: int) -> "RunningMoments":
+        """Moments of values [N] of which each belongs to the quantity index [N], in [0, size)."""
+        index, values = index.cpu(), values.to("cpu", torch.float64)
+        count = torch.bincount(index, minlength=size)
+        zeros = torch.zeros(size, dtype=torch.float64)
+        mean = zeros.index_add(0, index, values) / count.clamp(min=1)
+        return cls(count=count, mean=mean, m2=zeros.index_add(0, index, (values - mean[index]).square()))
+
+    def __add__(self, other: "RunningMoments") -> "RunningMoments":
+        """Moments of the two sets together.
+
+        Source:
+            Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+        """
+        count = self.count + other.count
+        share = other.count / count.clamp(min=1).to(torch.float64)
+        delta = other.mean - self.mean
+        return RunningMoments(
+            count=count,
+            mean=self.mean + delta * share,
+            m2=self.m2 + other.m2 + delta.square() * self.count * share,
+        )
+
+    @property
+    def variance(self) -> Float64[Tensor, " d"]:
+        """Unbiased variance of each quantity [D]; NaN where there are fewer than two values."""
+        return torch.where(self.count > 1, self.m2 / (self.count - 1), math.nan)
+
+    @property
+    def second_moment(self) -> Float64[Tensor, " d"]:
+        """Mean square of each quantity [D]; 0 where there is no value."""
+        return self.mean.square() + self.m2 / self.count.clamp(min=1)
+
+    @property
+    def standard_error(self) -> Float64[Tensor, " d"]:
+        """Standard error of each mean [D]; NaN where there are fewer than two values."""
+        return (self.variance / self.count).sqrt()
+
+    def estimate(self, index: int) -> Estimate:
+        """Mean and standard error of one quantity."""
+        return Estimate(value=float(self.mean[index]), standard_error=float(self.standard_error[index]))

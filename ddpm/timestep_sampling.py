@@ -1,0 +1,226 @@
+"""Choice of t in training: uniform, stratified over the global batch, or by the importance of its loss.
+
+    uniform      t = f(seed, sample id, epoch): a sample's own, in any batch.
+    stratified   t = f(seed, global step, slot): the B slots of a global batch get one t from each of B equal parts of
+                 [0, T), dealt out anew in every step. The loss of a batch varies less.
+    importance   as stratified in what it depends on, and on the losses so far: p(t) follows the root of their second
+                 moment. The one choice with a state, which belongs in the checkpoint.
+
+A *slot* is a place in the global batch, 0 to B - 1, whichever rank holds it: none of the three depends on the number of
+workers, as long as the state of the third is fed the whole global batch in the order of the slots.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float64, Int, Int64
+from torch import Tensor
+
+from ddpm.noise import Stream, random_integers, random_words
+
+TimestepChoice = Literal["uniform", "stratified", "importance"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChosenTimesteps:
+    """Steps at which the samples of a batch are noised."""
+
+    t: Int[Tensor, " b"]
+    """Step index [B] in [0, T-1]."""
+    weight: Float[Tensor, " b"]
+    """Factor of each loss, float32 [B], with which their mean is unbiased for the mean over all t: 1 / (T p(t))."""
+
+
+def uniform_timesteps(
+    num_timesteps: int, *, seed: int, sample_ids: Int[Tensor, " b"], epochs: Int[Tensor, " b"]
+) -> ChosenTimesteps:
+    """Every t with probability 1/T, for each sample by itself.
+
+    Args:
+        num_timesteps: T.
+        seed: Key of the run, in [0, 2^64).
+        sample_ids: Ids [B] in [0, 2^48).
+        epochs: How often each sample was seen before [B].
+
+    Source:
+        Ho et al. 2020 (arXiv:2006.11239), Algorithm 1, line 3.
+    """
+    t = random_integers(seed, Stream.TRAIN_T, sample_ids, epochs, num_timesteps)
+    return ChosenTimesteps(t=t, weight=torch.ones(len(t), device=t.device))
+
+
+def stratified_timesteps(
+    num_timesteps: int, *, seed: int, step: int, slots: Int[Tensor, " b"], global_batch: int
+) -> ChosenTimesteps:
+    """One t from each of global_batch equal parts of [0, T), dealt to the slots by a permutation of the step.
+
+    Each slot's t is uniform by itself, and T may be any number, smaller or larger than the batch.
+
+    Args:
+        num_timesteps: T, with T times global_batch below 2^31.
+        seed: Key of the run, in [0, 2^64).
+        step: Global step, in [0, 2^32).
+        slots: Places in the global batch [B] in [0, global_batch), those of this rank.
+        global_batch: Slots in the global batch.
+
+    Raises:
+        ValueError: If T or global_batch are out of range, or as random_words.
+
+    Source:
+        Kingma et al. 2021 (arXiv:2107.00630), the low-discrepancy sampler; here each stratum draws its own place.
+    """
+    everyone = torch.arange(global_batch, device=slots.device)
+    words = random_words(seed, Stream.TRAIN_T_SLOT, everyone, step, 2)
+    stratum = words[:, 0].argsort(stable=True)  # slot i gets the stratum whose key is the i-th smallest
+    t = timestep_in_stratum(num_timesteps, stratum, global_batch, words[:, 1])[slots]
+    return ChosenTimesteps(t=t, weight=torch.ones(len(t), device=t.device))
+
+
+def timestep_in_stratum(
+    num_timesteps: int, stratum: Int[Tensor, "*n"], num_strata: int, word: Int[Tensor, "*n"]
+) -> Int64[Tensor, "*n"]:
+    """floor((stratum + word / 2^32) T / num_strata), in integers: exact, and equal on every device.
+
+    Args:
+        num_timesteps: T.
+        stratum: Which part of [0, T), in [0, num_strata).
+        num_strata: Number of equal parts.
+        word: Uniform in [0, 2^32).
+
+    Raises:
+        ValueError: If T or num_strata is below 1, or their product not below 2^31.
+    """
+    if min(num_timesteps, num_strata) < 1 or num_timesteps * num_strata >= 2**31:
+        raise ValueError(
+            f"num_strata: must be at least 1 and, times T, below 2^31, got {num_strata} with T = {num_timesteps}; "
+            "choose fewer"
+        )
+    return ((stratum << 32) + word) * num_timesteps // (num_strata << 32)
+
+
+def importance_probabilities(
+    second_moment: Float64[Tensor, " T"], uniform_share: float = 0.001
+) -> Float64[Tensor, " T"]:
+    """p(t) in proportion to the root of E[L_t^2], which gives the mean over t its least variance.
+
+    Args:
+        second_moment: E[L_t^2] of each t, float64 [T]; not negative.
+        uniform_share: Probability of drawing uniformly instead, so that no t is forgotten.
+
+    Returns:
+        Probabilities [T]; uniform where every moment is 0.
+
+    Source:
+        Nichol and Dhariwal 2021 (arXiv:2102.09672), Eq. 18.
+    """
+    root, T = second_moment.sqrt(), len(second_moment)
+    total = root.sum()
+    share = root / total if bool(total > 0) else torch.full_like(root, 1 / T)
+    return (1 - uniform_share) * share + uniform_share / T
+
+
+def timestep_of_word(probabilities: Float64[Tensor, " T"], word: Int[Tensor, "*n"]) -> Int64[Tensor, "*n"]:
+    """The t in which a uniform word in [0, 2^32) falls when [0, 1) is cut in proportion to the probabilities [T]."""
+    upper_end = probabilities.cumsum(0)
+    u = (word.to(torch.float64) + 0.5) * 2.0**-32
+    # Rounding may leave the last end below 1.
+    return torch.searchsorted(upper_end, u, right=True).clamp(max=len(probabilities) - 1)
+
+
+class ImportanceSampler:
+    """Draws t by the second moment of its latest losses; uniformly until every t has its history.
+
+    The state is float64 on the CPU and equal on every rank, if every rank calls update with the same numbers.
+
+    Args:
+        num_timesteps: T.
+        history: Losses remembered for each t.
+        uniform_share: As in importance_probabilities.
+
+    Raises:
+        ValueError: If num_timesteps or history is below 1, or uniform_share outside [0, 1].
+
+    Source:
+        Nichol and Dhariwal 2021 (arXiv:2102.09672), section 3.3.
+    """
+
+    def __init__(self, num_timesteps: int, *, history: int = 10, uniform_share: float = 0.001) -> None:
+        """Start with no history."""
+        if num_timesteps < 1:
+            raise ValueError(f"num_timesteps: must be at least 1, got {num_timesteps}; give the chain's length")
+        if history < 1:
+            raise ValueError(f"history: must be at least 1, got {history}; 10 is the paper's")
+        if not 0.0 <= uniform_share <= 1.0:
+            raise ValueError(f"uniform_share: must be in [0, 1], got {uniform_share}; 0.001 is a good start")
+        self.uniform_share = uniform_share
+        self._losses = torch.zeros(num_timesteps, history, dtype=torch.float64)
+        self._counts = torch.zeros(num_timesteps, dtype=torch.int64)
+
+    @property
+    def probabilities(self) -> Float64[Tensor, " T"]:
+        """p(t) of the next draw, float64 [T]."""
+        num_timesteps, history = self._losses.shape
+        if bool((self._counts < history).any()):
+            return torch.full((num_timesteps,), 1 / num_timesteps, dtype=torch.float64)
+        return importance_probabilities(self._losses.square().mean(dim=1), self.uniform_share)
+
+    def draw(self, *, seed: int, step: int, slots: Int[Tensor, " b"]) -> ChosenTimesteps:
+        """Draw the t of some slots of a global step.
+
+        Args:
+            seed: Key of the run, in [0, 2^64).
+            step: Global step, in [0, 2^32).
+            slots: Places in the global batch [B], those of this rank; t and weight come on their device.
+        """
+        probabilities = self.probabilities
+        word = random_words(seed, Stream.TRAIN_T_SLOT, slots.cpu(), step, 2)[:, 1]
+        t = timestep_of_word(probabilities, word)
+        weight = 1 / (len(probabilities) * probabilities[t])
+        return ChosenTimesteps(t=t.to(slots.device), weight=weight.to(slots.device, torch.float32))
+
+    def update(self, t: Int[Tensor, " n"], losses: Float[Tensor, " n"]) -> None:
+        """Take in the losses of a whole global batch.
+
+        Leave it out for a step that is skipped because its loss is not finite.
+
+        Args:
+            t: Step indices [N], in the order of the slots.
+            losses: Their losses [N], without the factor `weight`.
+
+        Raises:
+            ValueError: If a loss is not finite: it would stay in the state, and in every checkpoint after it.
+        """
+        losses = losses.detach().to("cpu", torch.float64)
+        if not bool(losses.isfinite().all()):
+            raise ValueError("losses: must be finite, got NaN or infinity; skip the update together with the step")
+        num_timesteps, history = self._losses.shape
+        order = t.cpu().argsort(stable=True)
+        t, losses = t.cpu()[order], losses[order]
+        so_far = torch.arange(len(t)) - torch.searchsorted(t, t)  # how often the same t came before, in this batch
+        new = torch.bincount(t, minlength=num_timesteps)
+        kept = so_far >= new[t] - history  # only the last: two writes to one place have no defined order
+        place = (self._counts[t] + so_far) % history
+        self._losses[t[kept], place[kept]] = losses[kept]
+        self._counts += new
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of the state: `losses` float64 [T, history] and `counts` int64 [T]."""
+        return {"losses": self._losses.clone(), "counts": self._counts.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a stored state.
+
+        Raises:
+            ValueError: If the names or shapes are not this sampler's.
+        """
+        own = self.state_dict()
+        if {name: tensor.shape for name, tensor in state.items()} != {name: own[name].shape for name in own}:
+            found = {name: list(tensor.shape) for name, tensor in state.items()}
+            raise ValueError(
+                f"state: must hold losses {list(self._losses.shape)} and counts {list(self._counts.shape)}, "
+                f"got {found}; load the state of a sampler with the same number of steps and history"
+            )
+        self._losses.copy_(state["losses"])
+        self._counts.copy_(state["counts"])

@@ -1,0 +1,204 @@
+"""Every sampler approaches the truth at the speed that theory gives it, with the exact network of known data.
+
+The schedule is continuous in t and the network takes float t; the interval is from sigma(999) to sigma(0), without the
+final step: rounding to trained steps would end the convergence early, and a final step to zero noise puts a floor under
+Heun. An error that falls by 2^p when the steps double has slope p; the last pair counts.
+
+The table in ddpm/README.md is printed by
+
+    pytest -s -m "" tests/ddpm/samplers/test_convergence.py -k table
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ddpm import (
+    NoiseSchedule,
+    ScheduleConfig,
+    Spacing,
+    Variance,
+    continuous_timesteps,
+    ddim_sample,
+    dpm_solver_2m_sample,
+    dpm_solver_2m_sde_sample,
+    heun_sample,
+    make_schedule,
+    p_sample,
+)
+from tests.ddpm.oracles import GAUSSIAN, SKEWED, TWO_MODES, Mixture, affine_moments
+
+LINEAR, COSINE = (make_schedule(ScheduleConfig(name=name)) for name in ("linear", "cosine"))
+FEW, MANY = (40, 80, 160, 320), (250, 500, 1000, 2000, 4000)
+DETERMINISTIC: dict[str, tuple[Callable[..., Tensor], float]] = {
+    "ddim, eta 0": (partial(ddim_sample, noise=lambda draw: pytest.fail("noise"), eta=0.0), 1),
+    "heun": (partial(heun_sample, noise=lambda draw: pytest.fail("noise")), 2),
+    "dpm_solver_2m": (dpm_solver_2m_sample, 2),
+}
+
+NOISY: dict[str, tuple[Callable[..., Tensor], float]] = {
+    "ddim, eta 0.5": (partial(ddim_sample, eta=0.5), 1),
+    "dpm_solver_2m_sde": (dpm_solver_2m_sde_sample, 2),
+    "heun, churn 10": (partial(heun_sample, churn=10.0), 2),
+}
+VARIANCES: tuple[Variance, ...] = ("fixed_small", "fixed_large")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Errors of one sampler for several numbers of steps."""
+
+    sampler: str
+    data: str
+    order: float
+    steps: Sequence[int]
+    errors: Sequence[float]
+
+    @property
+    def slope(self) -> float:
+        """Of the last pair."""
+        return math.log(self.errors[-2] / self.errors[-1]) / math.log(self.steps[-1] / self.steps[-2])
+
+    def __str__(self) -> str:
+        errors = ", ".join(f"{steps}: {error:.2e}" for steps, error in zip(self.steps, self.errors, strict=True))
+        return f"| {self.sampler} | {self.data} | {errors} | {self.slope:.2f} | {self.order:g} |"
+
+
+def flow_error(
+    sample: Callable[..., Tensor],
+    data: Mixture,
+    num_steps: int,
+    schedule: NoiseSchedule = LINEAR,
+    spacing: Spacing = "log_snr",
+) -> float:
+    """Largest distance from the exact end of the flow, over starts that all but one in a hundred x_T lie between."""
+    x_T = torch.linspace(-2.5, 2.5, 41, dtype=torch.float64)
+    timesteps = continuous_timesteps(schedule, num_steps + 1, spacing)
+    exact = data.flow(x_T, float(schedule.alpha_bar[-1]), float(schedule.alpha_bar[0]))
+    got = sample(
+        data.denoiser(schedule), schedule, x_T[:, None, None, None], None, timesteps=timesteps, final_step=False
+    )
+    return float((got.flatten() - exact).abs().max())
+
+
+def variance_error(sample: Callable[..., Tensor], num_steps: int, spacing: Spacing = "log_snr") -> float:
+    """Error of the variance at the end, on Gaussian data; the mean must be exact."""
+    timesteps = continuous_timesteps(LINEAR, num_steps + 1, spacing)
+    start, (mean, variance) = (GAUSSIAN.mean_and_variance(float(LINEAR.alpha_bar[t])) for t in (-1, 0))
+    denoise = GAUSSIAN.denoiser(LINEAR)
+    got_mean, got_variance = affine_moments(
+        lambda x_T, noise: sample(denoise, LINEAR, x_T, None, timesteps=timesteps, noise=noise, final_step=False),
+        num_steps,
+        *start,
+    )
+    assert got_mean == pytest.approx(mean, abs=1e-10)
+    return abs(got_variance - variance)
+
+
+def ancestral_variance_error(variance: Variance, num_steps: int) -> float:
+    """The same for ancestral sampling: it looks at one step only, so mean and variance carry from step to step."""
+    chain = LINEAR.respace(continuous_timesteps(LINEAR, num_steps + 1, "log_snr"))
+    denoise = GAUSSIAN.denoiser(LINEAR)
+    (mean, var), end = (GAUSSIAN.mean_and_variance(float(chain.alpha_bar[t])) for t in (-1, 0))
+    x_t, eps = (torch.tensor(v, dtype=torch.float64).reshape(3, 1, 1, 1) for v in ([0.0, 1.0, 0.0], [0.0, 0.0, 1.0]))
+    for i in range(num_steps, 0, -1):
+        step = p_sample(chain, denoise, x_t, torch.full((3,), i), None, variance=variance, eps=eps)
+        constant, of_x, of_eps = step.flatten().tolist()
+        mean, var = constant + (of_x - constant) * mean, (of_x - constant) ** 2 * var + (of_eps - constant) ** 2
+    assert mean == pytest.approx(end[0], abs=1e-10)
+    return abs(var - end[1])
+
+
+def ancestral_error(data: Mixture, variance: Variance, num_steps: int) -> float:
+    """Error of E[x^2] after ancestral sampling, x_T having the true distribution, by quadrature.
+
+    u_i(x) = E[x_end^2 | x_i = x] is carried upwards one step at a time: u_i(x) is the mean of u_{i-1} over the noise of
+    the step (Gauss-Hermite), read between grid points by a polynomial of degree 5.
+    """
+    chain = LINEAR.respace(continuous_timesteps(LINEAR, num_steps + 1, "log_snr"))
+    denoise, half_width, num_nodes = data.denoiser(LINEAR), 4.5, 451
+    grid = torch.linspace(-half_width, half_width, num_nodes, dtype=torch.float64)
+    spacing = float(grid[1] - grid[0])
+    abscissae, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(3))
+    x_t = grid.repeat_interleave(3)[:, None, None, None]
+    eps = abscissae.repeat(num_nodes)[:, None, None, None]
+    offsets = torch.arange(-2, 4)
+    u = grid**2
+    for i in range(1, num_steps + 1):
+        t = torch.full((len(x_t),), i)
+        x = p_sample(chain, denoise, x_t, t, None, variance=variance, eps=eps).flatten()
+        place = (x.clamp(-half_width, half_width) + half_width) / spacing
+        left = place.floor().to(torch.int64).clamp(2, num_nodes - 4)
+        # Lagrange's polynomials through six neighbours.
+        distance = (place - left)[:, None] - offsets
+        basis = [
+            math.prod(distance[:, k] / (j - offsets[k].item()) for k in range(6) if k != index)
+            for index, j in enumerate(offsets.tolist())
+        ]
+        values = (torch.stack(basis, dim=1) * u[left[:, None] + offsets]).sum(1)
+        u = (values.reshape(num_nodes, 3) * weights).sum(1) / weights.sum()
+    component_weights, means, variances = data.components(chain.alpha_bar[-1])
+    density = component_weights * (-((grid[:, None] - means) ** 2) / (2 * variances)).exp()
+    density = (density / (2 * math.pi * variances).sqrt()).sum(1)
+    mean, variance_end = data.mean_and_variance(float(chain.alpha_bar[0]))
+    return abs(float((u * density).sum() * spacing) - mean**2 - variance_end)
+
+
+def rows(most_steps_of_quadrature: int) -> list[Row]:
+    """The table: noiseless samplers by the largest error of a pixel, the others by that of the variance or E[x^2]."""
+    table = []
+    for (name, (sample, order)), (label, data) in itertools.product(
+        DETERMINISTIC.items(), {"Gaussian": GAUSSIAN, "mixture": TWO_MODES}.items()
+    ):
+        steps = (80, 160, 320, 640)
+        table.append(Row(name, label, order, steps, [flow_error(sample, data, n) for n in steps]))
+    for name, (sample, order) in NOISY.items():
+        table.append(Row(name, "Gaussian", order, FEW, [variance_error(sample, n) for n in FEW]))
+    quadrature = [n for n in MANY if n <= most_steps_of_quadrature]
+    for variance in VARIANCES:
+        name = f"ancestral, {variance}"
+        table.append(Row(name, "Gaussian", 1, MANY, [ancestral_variance_error(variance, n) for n in MANY]))
+        table.append(Row(name, "mixture", 1, quadrature, [ancestral_error(SKEWED, variance, n) for n in quadrature]))
+    return table
+
+
+def check(most_steps_of_quadrature: int) -> None:
+    """Print the table and hold every slope against its theory."""
+    table = rows(most_steps_of_quadrature)
+    print("\n| sampler | data | error for this many steps | slope | theory |\n|---|---|---|---|---|")
+    print(*table, sep="\n")
+    assert [row for row in table if not row.slope >= row.order - 0.15] == []
+
+
+def test_table() -> None:
+    check(most_steps_of_quadrature=500)
+
+
+@pytest.mark.services
+def test_table_to_4000_steps() -> None:
+    check(most_steps_of_quadrature=4000)
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=["linear", "cosine"])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_equal_steps_in_t(name: str, schedule: NoiseSchedule) -> None:
+    sample, order = DETERMINISTIC[name]
+    coarse, fine = (flow_error(sample, GAUSSIAN, n, schedule, "linspace") for n in (160, 320))
+    assert math.log2(coarse / fine) >= order - 0.15
+
+
+def test_order_2_is_worth_it() -> None:
+    """At equal numbers of network evaluations: 2M before Heun before DDIM, and ancestral sampling far behind."""
+    errors = {
+        "2m": flow_error(dpm_solver_2m_sample, TWO_MODES, 160),
+        "heun": flow_error(DETERMINISTIC["heun"][0], TWO_MODES, 80),
+        "ddim": flow_error(DETERMINISTIC["ddim, eta 0"][0], TWO_MODES, 160),
+    }
+    assert errors["2m"] < errors["heun"] / 3 < errors["ddim"] / 30
