@@ -15,6 +15,15 @@ from ddpm.metrics import Moments, frechet_distance
 from ddpm.model import ModelConfig, build_model
 from ddpm.noise import Stream, bernoulli, philox4x32, random_integers, random_words, standard_normal
 from ddpm.objectives import ObjectiveConfig, check_objective, loss_weights
+from ddpm.post_hoc_ema import (
+    PostHocFit,
+    PowerEma,
+    PowerProfile,
+    combine_snapshots,
+    fit_post_hoc_ema,
+    gamma_from_sigma_rel,
+    sigma_rel_from_gamma,
+)
 from ddpm.prediction import (
     PredictionType,
     predict_eps_from_v,
@@ -66,6 +75,9 @@ __all__ = [
     "NetworkDenoiser",
     "NoiseSchedule",
     "ObjectiveConfig",
+    "PostHocFit",
+    "PowerEma",
+    "PowerProfile",
     "Prediction",
     "PredictionType",
     "RunningMoments",
@@ -84,6 +96,7 @@ __all__ = [
     "bound_term",
     "build_model",
     "check_objective",
+    "combine_snapshots",
     "continuous_timesteps",
     "ddim_invert",
     "ddim_sample",
@@ -91,7 +104,9 @@ __all__ = [
     "discretised_log_likelihood",
     "dpm_solver_2m_sample",
     "dpm_solver_2m_sde_sample",
+    "fit_post_hoc_ema",
     "frechet_distance",
+    "gamma_from_sigma_rel",
     "gather",
     "gaussian_kl",
     "generate",
@@ -122,6 +137,7 @@ __all__ = [
     "rademacher_probes",
     "random_integers",
     "random_words",
+    "sigma_rel_from_gamma",
     "simple_loss",
     "spaced_timesteps",
     "standard_normal",

@@ -3,6 +3,7 @@
 In images, so that the average stays the same when the batch size changes.
 """
 
+import abc
 import math
 from collections.abc import Iterable, Mapping
 
@@ -10,10 +11,82 @@ import torch
 from torch import Tensor, nn
 
 
-class Ema:
-    """The averaged weights, in the dtype and on the device of the model.
+class WeightAverage(abc.ABC):
+    """An average of a network's weights over its training, in the dtype and on the device of the network.
 
-    After halflife_images more images, what was in the average weighs half as much. Buffers are copied, not averaged.
+    Buffers are copied, not averaged.
+
+    Args:
+        model: The network; its present weights are the first average.
+    """
+
+    num_images: int
+    """Images taken in so far. It is not part of the state; load_state_dict is told."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Start from the model's weights."""
+        self.num_images = 0
+        self._averaged = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self._state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @abc.abstractmethod
+    def _share(self, num_images: int) -> float:
+        """Share of the present weights in the average after a step on num_images images; the rest is the old one's."""
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, num_images: int) -> None:
+        """Take in the model's weights after a step on num_images images."""
+        share = self._share(num_images)
+        for name, tensor in model.state_dict().items():
+            if name in self._averaged:
+                self._state[name].lerp_(tensor, share)
+            else:
+                self._state[name].copy_(tensor)
+        self.num_images += num_images
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged weights under the model's own names; not copies, later updates change them."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Tensor], *, num_images: int = 0) -> None:
+        """Go on from stored averages.
+
+        Args:
+            state: What state_dict gave.
+            num_images: Images that these averages had taken in. An average with a constant half-life does not need it.
+
+        Raises:
+            ValueError: If the names or shapes are not this model's.
+        """
+        check_state(state, self._state)
+        for name, tensor in state.items():
+            self._state[name].copy_(tensor)
+        self.num_images = num_images
+
+    def copy_to(self, model: nn.Module) -> None:
+        """Write the averaged weights into a model of the same architecture."""
+        model.load_state_dict(self._state)
+
+
+def check_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse a state that has other names or shapes than a network's own.
+
+    Raises:
+        ValueError: With the first names, or the first shape, that differ.
+    """
+    if state.keys() != own.keys():
+        odd = ", ".join(sorted(state.keys() ^ own.keys())[:4])
+        raise ValueError(f"state: must have the model's names, got a difference at {odd}; load the same network's")
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(
+                f"state: {name} must have shape {list(own[name].shape)}, got {list(tensor.shape)}; "
+                "load the same network's"
+            )
+
+
+class Ema(WeightAverage):
+    """The exponential average: after halflife_images more images, what was in it weighs half as much.
 
     Args:
         model: The network; its present weights are the first average.
@@ -28,69 +101,23 @@ class Ema:
         Karras et al. 2022 (arXiv:2206.00364), appendix F.2, for the half-life in images and the ramp-up.
     """
 
-    num_images: int
-    """Images taken in so far. Only the ramp-up needs it; it is not part of the state, load_state_dict is told."""
-
     def __init__(self, model: nn.Module, halflife_images: int | float, *, ramp_up_ratio: float | None = None) -> None:
         """Start from the model's weights."""
         if not halflife_images > 0:
             raise ValueError(f"halflife_images: must be above 0, got {halflife_images}; 500000 is a good start")
         if ramp_up_ratio is not None and not ramp_up_ratio > 0:
             raise ValueError(f"ramp_up_ratio: must be above 0, got {ramp_up_ratio}; 0.05 is usual, None is without")
+        super().__init__(model)
         self.halflife_images = halflife_images
         self.ramp_up_ratio = ramp_up_ratio
-        self.num_images = 0
-        self._averaged = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        self._state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
-    @torch.no_grad()
-    def update(self, model: nn.Module, num_images: int) -> None:
-        """Take in the model's weights after a step on num_images images: average = d average + (1 - d) weights.
-
-        d = 0.5 ** (num_images / halflife_images), or with a shorter half-life while it ramps up; at its first image d
-        is 0 and the average becomes the weights.
-        """
+    def _share(self, num_images: int) -> float:
+        """1 - 0.5 ** (num_images / halflife_images), with a shorter half-life while it ramps up; 1 at first."""
         halflife_images = self.halflife_images
         if self.ramp_up_ratio is not None:
             halflife_images = min(halflife_images, self.ramp_up_ratio * self.num_images)
-        # 1 - d without cancellation.
-        weight = -math.expm1(-math.log(2) * num_images / halflife_images) if halflife_images > 0 else 1.0
-        for name, tensor in model.state_dict().items():
-            if name in self._averaged:
-                self._state[name].lerp_(tensor, weight)
-            else:
-                self._state[name].copy_(tensor)
-        self.num_images += num_images
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights under the model's own names; not copies, later updates change them."""
-        return dict(self._state)
-
-    def load_state_dict(self, state: Mapping[str, Tensor], *, num_images: int = 0) -> None:
-        """Go on from stored averages.
-
-        Args:
-            state: What state_dict gave.
-            num_images: Images that these averages had taken in, for the ramp-up.
-
-        Raises:
-            ValueError: If the names or shapes are not this model's.
-        """
-        if state.keys() != self._state.keys():
-            odd = ", ".join(sorted(state.keys() ^ self._state.keys())[:4])
-            raise ValueError(f"state: must have the model's names, got a difference at {odd}; load the same network's")
-        for name, tensor in state.items():
-            if tensor.shape != self._state[name].shape:
-                raise ValueError(
-                    f"state: {name} must have shape {list(self._state[name].shape)}, got {list(tensor.shape)}; "
-                    "load the same network's"
-                )
-            self._state[name].copy_(tensor)
-        self.num_images = num_images
-
-    def copy_to(self, model: nn.Module) -> None:
-        """Write the averaged weights into a model of the same architecture."""
-        model.load_state_dict(self._state)
+        # without cancellation
+        return -math.expm1(-math.log(2) * num_images / halflife_images) if halflife_images > 0 else 1.0
 
 
 class EmaBank:

@@ -68,6 +68,16 @@ class SamplerConfig:
             raise ValueError("guidance_scale: is 1, no guidance, got an interval or a rescale for it; leave them out")
         self._check_churn()
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether an image is a function of its x_T and label alone."""
+        match self.name:
+            case "ddim":
+                return self.eta == 0.0
+            case "heun":
+                return self.churn == 0.0
+        return self.name == "dpm_solver_2m"
+
     def _check_churn(self) -> None:
         if not self.churn >= 0.0:
             raise ValueError(f"churn: must be at least 0, got {self.churn}; 0 is deterministic, 40 much")

@@ -1,75 +1,157 @@
-"""The variational bound of images as figures: bits per dimension, whole and by term."""
+"""How likely a model finds images, in bits per dimension: by the variational bound, and by the probability flow."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from ddpm import (
     BoundStatistics,
+    ImageBound,
     LikelihoodConfig,
     ModelConfig,
     Network,
     NetworkDenoiser,
     NoiseSchedule,
+    RunningMoments,
     bound_of_images,
     images_to_x_0,
     make_schedule,
+    probability_flow_bits_per_dim,
 )
+from ddpm.shapes import Images, Labels, Steps
 from pipeline.data.image_stream import LabelledImages, regroup
 
+_PILOT_IMAGES = 16
+_PILOT_FIRST_ID = 2**40  # ids, and so noise, that no image of the measurement has: the estimate stays unbiased
 
-def measure_bound(
-    network: torch.nn.Module,
-    model: ModelConfig,
-    stream: Iterable[LabelledImages],
-    config: LikelihoodConfig,
-    *,
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-) -> BoundStatistics:
-    """The variational bound of a stream of images.
 
-    Args:
-        network: In eval mode, on the device.
-        model: What it is; a learned variance is used where it has one.
-        stream: Images; the id of each is its place in the stream.
-        config: Which bound, and how much of it per image.
-        seed: Key of the counter-based noise.
-        batch_size: Images per evaluation of the network.
-        device: Where the network is.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoundMeter:
+    """A model, ready to be asked how likely it finds images."""
 
-    Returns:
-        Its statistics over images and over t, in bits per dimension.
+    network: torch.nn.Module
+    """In eval mode, on the device."""
+    model: ModelConfig
+    """What it is."""
+    seed: int
+    """Key of the counter-based noise: two models measured with one seed share it."""
+    batch_size: int
+    """Images per evaluation of the network."""
+    device: torch.device
+    """Where the network is."""
 
-    Raises:
-        ValueError: If there is no image, or the config asks for more steps than were trained.
-    """
-    schedule = make_schedule(model.schedule)
-    if model.learned_variance:
-        config = dataclasses.replace(config, variance="learned_range")
-    statistics, start = None, 0
-    for group in regroup(stream, batch_size):
-        label = None
-        if model.num_classes is not None and group.labels is not None:
-            label = torch.from_numpy(group.labels).to(device)
-        bound = bound_of_images(
-            network,
-            schedule,
+    def image_bounds(self, stream: Iterable[LabelledImages], config: LikelihoodConfig) -> Iterator[ImageBound]:
+        """The variational bound of a stream of images, batch by batch; the id of an image is its place in the stream.
+
+        Where t is drawn by importance, the probabilities come from every term of the stream's first images.
+
+        Args:
+            stream: Images, with labels where the model has classes.
+            config: Which bound, and how much of it per image; a learned variance is used where the model has one.
+
+        Raises:
+            ValueError: If the config asks for more steps than were trained.
+        """
+        if self.model.learned_variance:
+            config = dataclasses.replace(config, variance="learned_range")
+        probabilities = None
+        for batch in self._batches(stream):
+            if config.terms == "importance" and probabilities is None:
+                probabilities = self._probabilities(batch, config)
+            yield self._bound(batch, config, probabilities)
+
+    def bound(self, stream: Iterable[LabelledImages], config: LikelihoodConfig) -> BoundStatistics:
+        """Statistics of the variational bound over images and over t, in bits per dimension.
+
+        Raises:
+            ValueError: If there is no image, or as image_bounds.
+        """
+        statistics = None
+        for bound in self.image_bounds(stream, config):
+            more = BoundStatistics.of(bound)
+            statistics = more if statistics is None else statistics + more
+        if statistics is None:
+            raise ValueError("stream: must have images, got none; name a split that has some")
+        return statistics
+
+    def probability_flow(self, stream: Iterable[LabelledImages], num_steps: int) -> RunningMoments:
+        """Bits per dimension by the probability flow, one probe per image for its divergence; one quantity.
+
+        Args:
+            stream: At least one image.
+            num_steps: Nodes of the flow, at least 2.
+
+        Raises:
+            ValueError: If there is no image, or num_steps is below 2 or more than were trained.
+        """
+        moments = None
+        for batch in self._batches(stream):
+            bits = probability_flow_bits_per_dim(
+                self.network,
+                make_schedule(self.model.schedule),
+                seed=self.seed,
+                sample_ids=batch.ids,
+                x_0=batch.x_0,
+                label=batch.label,
+                prediction_type=self.model.prediction_type,
+                variance="learned_range" if self.model.learned_variance else "fixed_small",
+                num_steps=num_steps,
+            )
+            more = RunningMoments.from_samples(bits[:, None])
+            moments = more if moments is None else moments + more
+        if moments is None:
+            raise ValueError("stream: must have images, got none; name a split that has some")
+        return moments
+
+    def _batches(self, stream: Iterable[LabelledImages]) -> "Iterator[_Batch]":
+        start = 0
+        for group in regroup(stream, self.batch_size):
+            label = None
+            if self.model.num_classes is not None and group.labels is not None:
+                label = torch.from_numpy(group.labels).to(self.device)
+            yield _Batch(
+                ids=torch.arange(start, start + len(group), device=self.device),
+                x_0=images_to_x_0(torch.from_numpy(group.images).to(self.device)),
+                label=label,
+            )
+            start += len(group)
+
+    def _bound(
+        self, batch: "_Batch", config: LikelihoodConfig, probabilities: Float64[Tensor, " T"] | None
+    ) -> ImageBound:
+        return bound_of_images(
+            self.network,
+            make_schedule(self.model.schedule),
             config,
-            seed=seed,
-            sample_ids=torch.arange(start, start + len(group), device=device),
-            x_0=images_to_x_0(torch.from_numpy(group.images).to(device)),
-            label=label,
-            prediction_type=model.prediction_type,
+            seed=self.seed,
+            sample_ids=batch.ids,
+            x_0=batch.x_0,
+            label=batch.label,
+            prediction_type=self.model.prediction_type,
+            probabilities=probabilities,
         )
-        start += len(group)
-        more = BoundStatistics.of(bound)
-        statistics = more if statistics is None else statistics + more
-    if statistics is None:
-        raise ValueError("stream: must have images, got none; name a split that has some")
-    return statistics
+
+    def _probabilities(self, batch: "_Batch", config: LikelihoodConfig) -> Float64[Tensor, " T"]:
+        first = _Batch(
+            ids=batch.ids[:_PILOT_IMAGES] + _PILOT_FIRST_ID,
+            x_0=batch.x_0[:_PILOT_IMAGES],
+            label=None if batch.label is None else batch.label[:_PILOT_IMAGES],
+        )
+        every_term = dataclasses.replace(config, terms="all", terms_per_image=0)
+        return BoundStatistics.of(self._bound(first, every_term, None)).importance(uniform_share=0.01)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Batch:
+    """Some images as the network sees them."""
+
+    ids: Steps
+    x_0: Images
+    label: Labels | None
 
 
 def eps_network(network: torch.nn.Module, schedule: NoiseSchedule, model: ModelConfig) -> Network:

@@ -16,20 +16,30 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ddpm import LikelihoodConfig, ModelConfig, Moments, Network, frechet_distance, make_schedule, x_0_to_images
+from ddpm import (
+    Estimate,
+    LikelihoodConfig,
+    ModelConfig,
+    Moments,
+    Network,
+    frechet_distance,
+    make_schedule,
+    x_0_to_images,
+)
 from pipeline.config_io import to_json
-from pipeline.data.image_stream import LabelledImages, join_images, read_images, spread_shards, stream_images
-from pipeline.data.manifest import load_manifest
-from pipeline.errors import ConfigError, DatasetMissingError, PipelineError, TrackingUnavailableError
+from pipeline.data.image_stream import LabelledImages, join_images, stream_images
+from pipeline.errors import ConfigError, PipelineError, TrackingUnavailableError
 from pipeline.evaluation.baselines import ClassGaussians
-from pipeline.evaluation.bound import eps_network, measure_bound
-from pipeline.evaluation.measures import Estimate, PixelClassifier, eps_mse, pixel_moments
+from pipeline.evaluation.bound import BoundMeter, eps_network
+from pipeline.evaluation.evaluation_dataset import EvaluationDataset
+from pipeline.evaluation.measures import PixelClassifier, eps_mse, pixel_moments
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
 from pipeline.generation import sample as sampling
 from pipeline.generation.inventory import load_generation_manifest, write_if_changed
 from pipeline.generation.sample import SampleConfig
 from pipeline.models.model_files import ModelCard, load_network, read_card
-from pipeline.models.registry import ResolvedModel, log_version_metrics, resolve_model
+from pipeline.models.registry import ResolvedModel, resolve_model
+from pipeline.models.version_records import log_version_metrics
 from pipeline.progress import say
 from pipeline.stores.storage import join_uri, open_store
 
@@ -39,7 +49,6 @@ _MAX_PIXELS = 4096
 _MAX_COVARIANCE_ENTRIES = 2**28
 _SIGNIFICANT_DIGITS = 6  # what lies beyond depends on the order of summation
 _DRAWN_AT_ONCE = 1000
-_MAX_KEPT_BYTES = 256 << 20  # of a dataset's decoded images
 
 _OpenStream = Callable[[], Iterator[LabelledImages]]
 
@@ -59,10 +68,15 @@ class EvaluateConfig:
     images have a standard error of 0.0009 with 4."""
     batch_size: int = 250
     """Images per evaluation of the network in the eps error."""
-    bound: LikelihoodConfig = field(default_factory=lambda: LikelihoodConfig(terms="stratified", terms_per_image=20))
+    bound: LikelihoodConfig = field(default_factory=lambda: LikelihoodConfig(terms="importance", terms_per_image=20))
     """Which variational bound of the held-out images; a learned variance is used where the model has one."""
     max_bound_images: int = 1_000
     """Held-out images, spread over the split, whose bound is measured."""
+    max_flow_images: int = 0
+    """Held-out images, spread over the split, whose bits per dimension are measured by the probability flow as well,
+    which shares nothing with the bound but the network; 0 leaves it out."""
+    flow_steps: int = 100
+    """Nodes of the probability flow; each takes one evaluation of the network and its gradient."""
     max_train_images: int = 50_000
     """Training images, spread over the split, for the real-against-real distance and the naive model."""
     max_classifier_images: int = 10_000
@@ -76,6 +90,10 @@ class EvaluateConfig:
         for name in ("batch_size", "max_bound_images", "max_train_images", "max_classifier_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}; choose a positive number")
+        if self.max_flow_images < 0:
+            raise ValueError(f"max_flow_images: must be at least 0, got {self.max_flow_images}; 0 leaves it out")
+        if self.flow_steps < 2:
+            raise ValueError(f"flow_steps: must be at least 2, both ends, got {self.flow_steps}; 100 is a good start")
 
 
 def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> Evaluation:
@@ -93,7 +111,7 @@ def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> E
         ConfigError: If the model makes other images than the dataset holds.
         PipelineError: As sample.
     """
-    dataset = _Dataset(config)
+    dataset = EvaluationDataset(config.dataset)
     model = model or resolve_model(config.sample.model, config.sample.tracking)
     dataset.check_fits(read_card(model.files, model.uri), model.uri)
     made = sampling.sample(config.sample, model=model)
@@ -122,47 +140,9 @@ def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> E
     return evaluation
 
 
-class _Dataset:
-    """The dataset's splits as streams of images; what is small is read once and kept."""
-
-    def __init__(self, config: EvaluateConfig) -> None:
-        self._store = open_store(config.dataset)
-        self.manifest = load_manifest(self._store)
-        held_out = self.manifest.splits.get("held_out")
-        if held_out is None or not held_out.shards:
-            raise DatasetMissingError(
-                f"{config.dataset}: the dataset has no held-out split to measure on; prepare it with held_out_fraction"
-            )
-        self._shards = {"train": self.manifest.splits["train"].shards, "held_out": held_out.shards}
-        self._kept: dict[str, LabelledImages] = {}
-        self._bytes_left = _MAX_KEPT_BYTES
-
-    def stream(self, split: str, num_images: int | None = None) -> Iterator[LabelledImages]:
-        """A split's images, all or about `num_images` spread over it."""
-        shards = self._shards[split]
-        for shard in shards if num_images is None else spread_shards(shards, num_images):
-            images = self._kept.get(shard.key) or read_images(self._store, [shard])
-            if shard.key not in self._kept and images.images.nbytes <= self._bytes_left:
-                self._kept[shard.key] = images
-                self._bytes_left -= images.images.nbytes
-            yield images
-
-    def check_fits(self, card: ModelCard, uri: str) -> None:
-        """Refuse a model of other images, or of other classes."""
-        network, manifest = card.config, self.manifest
-        ours = (manifest.image_size, manifest.channels, network.num_classes and manifest.num_classes)
-        theirs = (network.image_size, network.channels, network.num_classes)
-        if ours != theirs:
-            raise ConfigError(
-                f"dataset: {self._store.uri} holds images of {ours[0]} pixels, {ours[1]} channels, "
-                f"{manifest.num_classes} classes; {uri} makes {theirs[0]} pixels, {theirs[1]} channels, "
-                f"{theirs[2]} classes; name the dataset that it was trained on"
-            )
-
-
 def _measure(
     config: EvaluateConfig,
-    dataset: _Dataset,
+    dataset: EvaluationDataset,
     card: ModelCard,
     network: torch.nn.Module,
     generated: _OpenStream,
@@ -193,7 +173,7 @@ def _measure(
     return figures | _bound_figures(config, dataset, card.config, network, device)
 
 
-def _class_moments(dataset: _Dataset, config: EvaluateConfig, num_classes: int | None) -> list[Moments]:
+def _class_moments(dataset: EvaluationDataset, config: EvaluateConfig, num_classes: int | None) -> list[Moments]:
     try:
         return pixel_moments(dataset.stream("train", config.max_train_images), num_classes)
     except ValueError as error:
@@ -205,7 +185,7 @@ def _in_x_0_scale(moments: Moments) -> Moments:
     return Moments(count=moments.count, mean=2 * moments.mean - 1, m2=4 * moments.m2)
 
 
-def _frechet(train: Moments, dataset: _Dataset, generated: _OpenStream, naive: _OpenStream | None) -> Figure:
+def _frechet(train: Moments, dataset: EvaluationDataset, generated: _OpenStream, naive: _OpenStream | None) -> Figure:
     held_out = pixel_moments(dataset.stream("held_out"), None)[0]
 
     def distance(stream: Iterator[LabelledImages]) -> float:
@@ -219,7 +199,7 @@ def _frechet(train: Moments, dataset: _Dataset, generated: _OpenStream, naive: _
 
 
 def _label_agreement(
-    config: EvaluateConfig, dataset: _Dataset, generated: _OpenStream, naive: _OpenStream | None
+    config: EvaluateConfig, dataset: EvaluationDataset, generated: _OpenStream, naive: _OpenStream | None
 ) -> Figure:
     classifier = PixelClassifier(join_images(list(dataset.stream("train", config.max_classifier_images))))
     return Figure(
@@ -231,7 +211,7 @@ def _label_agreement(
 
 def _eps_error(
     config: EvaluateConfig,
-    dataset: _Dataset,
+    dataset: EvaluationDataset,
     network_config: ModelConfig,
     network: torch.nn.Module,
     gaussians: ClassGaussians | None,
@@ -267,27 +247,25 @@ def _eps_error(
 
 def _bound_figures(
     config: EvaluateConfig,
-    dataset: _Dataset,
+    dataset: EvaluationDataset,
     network_config: ModelConfig,
     network: torch.nn.Module,
     device: torch.device,
 ) -> dict[str, Figure]:
-    """The variational bound of the held-out images, whole and by term."""
-    bound = measure_bound(
-        network,
-        network_config,
-        dataset.stream("held_out", config.max_bound_images),
-        config.bound,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        device=device,
+    """How likely the held-out images are: the variational bound, whole and by term, and the probability flow."""
+    meter = BoundMeter(
+        network=network, model=network_config, seed=config.seed, batch_size=config.batch_size, device=device
     )
+    bound = meter.bound(dataset.stream("held_out", config.max_bound_images), config.bound)
     estimates = {
         "bits_per_dim": bound.bits_per_dim,
         "bits_per_dim_prior": bound.prior,
         "bits_per_dim_denoising": bound.denoising,
         "bits_per_dim_decoder": bound.decoder,
     }
+    if config.max_flow_images:
+        flow = meter.probability_flow(dataset.stream("held_out", config.max_flow_images), config.flow_steps)
+        estimates["bits_per_dim_flow"] = flow.estimate(0)
     return {
         name: Figure(
             model=_figure(estimate.value),
@@ -326,7 +304,7 @@ def _log(evaluation: Evaluation, model: ResolvedModel) -> None:
 
 def describe_plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     """What an evaluation would do, as names and values; reads the dataset's manifest and the model, starts nothing."""
-    dataset = _Dataset(config)
+    dataset = EvaluationDataset(config.dataset)
     splits = {name: split.num_samples for name, split in dataset.manifest.splits.items()}
     job = sampling.resolve_job(config.sample)
     dataset.check_fits(job.card, job.model.uri)

@@ -6,7 +6,6 @@ depend on how the stream is cut.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ddpm import (
+    Estimate,
     Moments,
     Network,
     NoiseSchedule,
@@ -27,16 +27,6 @@ from ddpm import (
 from pipeline.data.image_stream import LabelledImages, regroup
 
 _CHUNK_IMAGES = 4096
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """A mean and its uncertainty."""
-
-    value: float
-    """The mean."""
-    standard_error: float
-    """Its standard error."""
 
 
 def pixels(images: LabelledImages) -> Float64[np.ndarray, "n d"]:

@@ -81,6 +81,7 @@ _TITLES = {
     "bits_per_dim_prior": "  of which prior, L_T",
     "bits_per_dim_denoising": "  of which denoising, the sum of L_{t-1}",
     "bits_per_dim_decoder": "  of which decoder, L_0",
+    "bits_per_dim_flow": "held-out bits per dimension (probability flow)",
 }
 
 

@@ -49,7 +49,8 @@ class SampleConfig:
     """Which images to make, and with what."""
 
     model: str
-    """models:/name@alias, models:/name/3, or a checkpoint's folder (local or s3://...)."""
+    """models:/name@alias, models:/name/3, or a checkpoint's folder (local or s3://...); ?ema=HALFLIFE at the end: its
+    further average of that half-life."""
     output: str
     """Folder or s3://bucket/prefix; each sampling spec gets a prefix of its own below it."""
     images_per_class: int = 100

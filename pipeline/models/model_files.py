@@ -2,7 +2,8 @@
 
 JSON and safetensors only: reading a model unpickles nothing. The card holds the digests of the other two files, so a
 model is verified wherever it was copied to. The same three files lie in a checkpoint's folder and in a registered
-model.
+model. Beside them a checkpoint may hold further moving averages of the same network, each with a card of its own:
+`ema-20000.json` and `ema-20000.safetensors` for a half-life of 20,000 images.
 """
 
 import hashlib
@@ -43,6 +44,8 @@ class ModelCard:
     """Optimiser steps behind the weights."""
     weights_sha256: str = ""
     """Digest of the weights file, hexadecimal; `pack_model` fills it in."""
+    average: str = ""
+    """Which moving average of the training's weights this is, where it is not the one that training registers."""
     source_sha256: str | None = None
     """Digest of the source file of a network of your own; None without one; `pack_model` fills it in."""
 
@@ -158,40 +161,61 @@ def load_network(files: ModelFiles, where: str = "model") -> tuple[ModelCard, nn
     return card, network.eval()
 
 
-def read_model_files(store: ObjectStore, prefix: str = "") -> ModelFiles:
+def average_names(halflife_images: int) -> tuple[str, str]:
+    """File names of the card and the weights of a checkpoint's further average with this half-life."""
+    return f"ema-{halflife_images}.json", f"ema-{halflife_images}.safetensors"
+
+
+def read_model_files(store: ObjectStore, prefix: str = "", *, ema_halflife_images: int | None = None) -> ModelFiles:
     """Read a model from object storage and verify it.
 
     Args:
         store: The object store.
         prefix: Folder of the files inside the store; empty for its root.
+        ema_halflife_images: Which of the checkpoint's further averages; None for the one that training registers.
 
     Returns:
         The model's files, verified against the card.
 
     Raises:
-        ModelMissingError: If there is no model.json.
+        ModelMissingError: If there is no model.json, or no such average.
         CheckpointError: If a file is missing, cut short or altered.
     """
     folder = prefix.strip("/")
     where = f"{store.uri.rstrip('/')}/{folder}".rstrip("/")
-    keys = {name: f"{folder}/{name}" if folder else name for name in (MODEL_JSON, WEIGHTS, SOURCE_JSON)}
+    if ema_halflife_images is not None:
+        where += f"?ema={ema_halflife_images}"
+    inside = f"{folder}/" if folder else ""
+    card_name, weights_name = (
+        (MODEL_JSON, WEIGHTS) if ema_halflife_images is None else average_names(ema_halflife_images)
+    )
     try:
-        card_json = store.read(keys[MODEL_JSON])
+        card_json = store.read(inside + card_name)
     except ObjectMissingError as error:
-        raise ModelMissingError(
-            f"{where}: no {MODEL_JSON} there, so it is no checkpoint; give a checkpoint's own folder (step-...)"
-        ) from error
+        raise ModelMissingError(_what_is_there(store, inside, where, ema_halflife_images)) from error
     card = _parse_card(card_json, where)
     try:
         files = ModelFiles(
             card_json=card_json,
-            weights=store.read(keys[WEIGHTS]),
-            source=None if card.source_sha256 is None else store.read(keys[SOURCE_JSON]),
+            weights=store.read(inside + weights_name),
+            source=None if card.source_sha256 is None else store.read(inside + SOURCE_JSON),
         )
     except ObjectMissingError as error:
         raise CheckpointError(f"{where}: incomplete, use another checkpoint ({error})") from error
     read_card(files, where)
     return files
+
+
+def _what_is_there(store: ObjectStore, inside: str, where: str, ema_halflife_images: int | None) -> str:
+    """The message of a model that is missing."""
+    if ema_halflife_images is None or store.stat(inside + MODEL_JSON) is None:
+        return f"{where}: no {MODEL_JSON} there, so it is no checkpoint; give a checkpoint's own folder (step-...)"
+    names = (info.key.removeprefix(inside) for info in store.list(f"{inside}ema-"))
+    found = [name.removeprefix("ema-").removesuffix(".json") for name in names if name.endswith(".json")]
+    return (
+        f"{where}: no further average with a half-life of {ema_halflife_images} images; "
+        f"there {'are' if found else 'is'} {', '.join(found) or 'none'} (optimizer.more_ema_halflives_images)"
+    )
 
 
 def _parse_card(card_json: bytes, where: str) -> ModelCard:

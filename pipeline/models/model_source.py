@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path, PurePosixPath
 
 _OWN_PACKAGES = frozenset({"ddpm", "pipeline", "jobs"})
+# What the registered model imports; without the local part ("+cpu") that a package index does not have.
+_REQUIREMENTS = ("mlflow", "torch", "jaxtyping", "safetensors", "pydantic", "tomli-w", "numpy", "pandas", "pillow")
 _MAX_SOURCE_BYTES = 4 * 1024 * 1024  # a package of networks is far below this; a virtual environment is far above
 
 
@@ -55,6 +57,13 @@ def required_distribution(factory: str) -> str | None:
         return None
     names = importlib.metadata.packages_distributions().get(top_level, [])
     return f"{names[0]}=={importlib.metadata.version(names[0])}" if names else None
+
+
+def requirements(factory: str) -> list[str]:
+    """The pip requirements of a registered model whose network this factory makes, with the versions installed here."""
+    own = required_distribution(factory)
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in _REQUIREMENTS}
+    return [f"{name}=={version}" for name, version in versions.items()] + ([own] if own else [])
 
 
 def activate_source(source: bytes, factory: str) -> None:

@@ -6,14 +6,11 @@ version once, by the driver, so that a job works with one model even when the al
 """
 
 import contextlib
-import importlib.metadata
 import json
-import re
 import shutil
 import tempfile
-import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import tenacity
 
 import ddpm
-from pipeline.errors import CheckpointError, ConfigError, ModelMissingError, PipelineError
+from pipeline.errors import CheckpointError, ModelMissingError, PipelineError
 from pipeline.models.model_files import (
     MODEL_JSON,
     SOURCE_JSON,
@@ -31,7 +28,8 @@ from pipeline.models.model_files import (
     read_card,
     read_model_files,
 )
-from pipeline.models.model_source import required_distribution
+from pipeline.models.model_source import requirements
+from pipeline.models.model_uri import RegisteredUri, check_model_name, parse_registered, split_average
 from pipeline.progress import say
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import (
@@ -51,14 +49,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-_DIGEST_TAG, _MODEL_ID_TAG = "ddpm.digest", "ddpm.model_id"
-_MODEL_URI = re.compile(r"models:/(?P<name>[^/@:']+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@:']+))")
+DIGEST_TAG, MODEL_ID_TAG = "ddpm.digest", "ddpm.model_id"
+CHECKPOINT_TAG = "ddpm.checkpoint"
+"""Tag of a version: the checkpoint that it was registered from, which may hold further averages."""
 _REGISTER_PATIENCE_S = 120
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-_ALIAS = re.compile(r"(?!v[0-9]+$|latest$)[A-Za-z0-9_-]+", re.IGNORECASE)
-
-# What the registered model imports; without the local part ("+cpu") that a package index does not have.
-_REQUIREMENTS = ("mlflow", "torch", "jaxtyping", "safetensors", "pydantic", "tomli-w", "numpy", "pandas", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,26 +74,21 @@ class ResolvedModel:
     """A model's URI, followed to its end."""
 
     uri: str
-    """models:/name/version, or the checkpoint's URI; never an alias."""
+    """models:/name/version, or the checkpoint's URI, each with the average that was asked for; never an alias."""
     version: RegisteredVersion | None
-    """The registered version; None for a checkpoint."""
+    """The registered version; None for a checkpoint and for a further average, whose figures are not the version's."""
     files: ModelFiles
     """The model, verified."""
 
 
-def check_model_name(name: str, alias: str = "candidate") -> None:
-    """Refuse, before hours of training, a name or alias that could not be registered in the end.
-
-    Raises:
-        ConfigError: If name or alias is none that MLflow takes.
-    """
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"model name: must be letters, digits, '_', '-' and '.', got {name!r}")
-    if not _ALIAS.fullmatch(alias):
-        raise ConfigError(f"alias: must be letters, digits, '_' and '-', not 'latest' or 'v1', got {alias!r}")
-
-
-def register_model(run: TrackingRun, files: ModelFiles, name: str, alias: str = "candidate") -> RegisteredVersion:
+def register_model(
+    run: TrackingRun,
+    files: ModelFiles,
+    name: str,
+    alias: str | None = "candidate",
+    *,
+    tags: Mapping[str, str] | None = None,
+) -> RegisteredVersion:
     """Register a model as a pyfunc and move the alias to it. Safe to repeat: equal files of a run are one version.
 
     A server that cannot be reached is given two minutes to come back: hours of training may lie behind the model.
@@ -111,7 +100,8 @@ def register_model(run: TrackingRun, files: ModelFiles, name: str, alias: str = 
         run: The run that made the model.
         files: The model.
         name: Name in the registry; made if there is none.
-        alias: Alias to move; it never moves back to an older version.
+        alias: Alias to move; it never moves back to an older version. None moves none.
+        tags: Further tags of a version that is made now: where the model comes from.
 
     Raises:
         ConfigError: If name or alias is none that MLflow takes.
@@ -133,7 +123,7 @@ def register_model(run: TrackingRun, files: ModelFiles, name: str, alias: str = 
         reraise=True,
     )
     with mlflow_errors(run.uri):
-        version = patiently(_register, connect(run.uri), run, files, card, name, alias)
+        version = patiently(_register, connect(run.uri), run, files, card, name, alias, dict(tags or {}))
     return _registered(run.uri, name, version)
 
 
@@ -141,7 +131,8 @@ def resolve_model(uri: str, tracking: TrackingConfig) -> ResolvedModel:
     """Follow a model's URI to a version or checkpoint, and read and verify its files.
 
     Args:
-        uri: models:/name@alias, models:/name/3, or the folder of a checkpoint (local path, file:// or s3://).
+        uri: models:/name@alias, models:/name/3, or the folder of a checkpoint (local path, file:// or s3://). With
+            ?ema=HALFLIFE at its end, a further average of that checkpoint, or of the one that the version comes from.
         tracking: Where the registry is.
 
     Raises:
@@ -149,77 +140,78 @@ def resolve_model(uri: str, tracking: TrackingConfig) -> ResolvedModel:
         CheckpointError: If its files are incomplete or altered.
         TrackingUnavailableError: If the server does not answer.
     """
-    if not uri.startswith("models:"):
-        store = open_store(uri)
-        return ResolvedModel(uri=store.uri, version=None, files=read_model_files(store))
-    match = _MODEL_URI.fullmatch(uri)
-    if match is None:
-        raise ModelMissingError(
-            f"{uri}: is no model URI; give models:/name@alias, models:/name/3 or a checkpoint's folder"
-        )
+    place, halflife_images = split_average(uri)
+    registered = parse_registered(place)
+    if registered is None:
+        store = open_store(place)
+        files = read_model_files(store, ema_halflife_images=halflife_images)
+        return ResolvedModel(uri=_with_average(store.uri, halflife_images), version=None, files=files)
+    with _found(registered, tracking) as (client, found, version):
+        if halflife_images is None:
+            return ResolvedModel(uri=version.uri, version=version, files=_download(client, found, version))
+        checkpoint = found.tags.get(CHECKPOINT_TAG)
+    if checkpoint is None:
+        raise ModelMissingError(f"{version.uri}: does not say which checkpoint holds its further averages")
+    files = read_model_files(open_store(checkpoint), ema_halflife_images=halflife_images)
+    return ResolvedModel(uri=_with_average(version.uri, halflife_images), version=None, files=files)
+
+
+def _with_average(uri: str, halflife_images: int | None) -> str:
+    return uri if halflife_images is None else f"{uri}?ema={halflife_images}"
+
+
+@contextlib.contextmanager
+def _found(
+    uri: RegisteredUri, tracking: TrackingConfig
+) -> "Iterator[tuple[MlflowClient, ModelVersion, RegisteredVersion]]":
+    """The version that a registry's URI names, while its server is asked."""
     registry_uri = tracking_uri(tracking)
     with mlflow_errors(registry_uri):
         client = connect(registry_uri)
         try:
-            if match["alias"]:
-                found = client.get_model_version_by_alias(match["name"], match["alias"])
+            if uri.alias is not None:
+                found = client.get_model_version_by_alias(uri.name, uri.alias)
             else:
-                found = client.get_model_version(match["name"], match["version"])
+                found = client.get_model_version(uri.name, str(uri.version))
         except Exception as error:
             if refusal(error):
-                known = _describe_registry(client, match["name"])
-                raise ModelMissingError(f"{uri}: not in the registry at {redact(registry_uri)}; {known}") from error
+                known = _describe_registry(client, uri.name)
+                raise ModelMissingError(
+                    f"{uri.text}: not in the registry at {redact(registry_uri)}; {known}"
+                ) from error
             raise
-        version = _registered(registry_uri, match["name"], int(found.version))
-        return ResolvedModel(uri=version.uri, version=version, files=_download(client, found, version))
-
-
-def log_version_metrics(
-    version: RegisteredVersion, metrics: Mapping[str, float], tags: Mapping[str, str] | None = None
-) -> None:
-    """Record figures of a version: as metrics of its model and its run, and tags on the version.
-
-    Args:
-        version: The version.
-        metrics: Values by name, such as `eval/frechet_distance`.
-        tags: Tags by name.
-
-    Raises:
-        TrackingUnavailableError: If the server does not answer.
-    """
-    from mlflow.entities import Metric
-
-    with mlflow_errors(version.tracking_uri):
-        client = connect(version.tracking_uri)
-        found = client.get_model_version(version.name, str(version.version))
-        assert found.run_id is not None, "register_model sets it"
-        model = client.get_logged_model(found.tags[_MODEL_ID_TAG])
-        step = int(model.params.get("train_step", 0))
-        now_ms = time.time_ns() // 1_000_000
-        points = [Metric(key, float(value), now_ms, step, model_id=model.model_id) for key, value in metrics.items()]
-        client.log_batch(found.run_id, metrics=points)
-        for key, value in (tags or {}).items():
-            client.set_model_version_tag(version.name, str(version.version), key, value)
+        yield client, found, _registered(registry_uri, uri.name, int(found.version))
 
 
 def _register(
-    client: "MlflowClient", run: TrackingRun, files: ModelFiles, card: ModelCard, name: str, alias: str
+    client: "MlflowClient",
+    run: TrackingRun,
+    files: ModelFiles,
+    card: ModelCard,
+    name: str,
+    alias: str | None,
+    tags: dict[str, str],
 ) -> int:
     _make_registered_model(client, name)
     version = _find_version(client, name, run.run_id, files.digest)
     if version is None:
-        version = _create_version(client, run, files, card, name)
-    _raise_alias(client, name, alias, int(version.version))
+        version = _create_version(client, run, files, card, name, tags)
+    if alias is not None:
+        _raise_alias(client, name, alias, int(version.version))
     return int(version.version)
 
 
 def _create_version(
-    client: "MlflowClient", run: TrackingRun, files: ModelFiles, card: ModelCard, name: str
+    client: "MlflowClient", run: TrackingRun, files: ModelFiles, card: ModelCard, name: str, tags: dict[str, str]
 ) -> "ModelVersion":
     """Uploads the pyfunc and makes the version; a failure leaves a model marked FAILED and no version."""
     from mlflow.entities import LoggedModelOutput
 
-    tags = {_DIGEST_TAG: files.digest, "ddpm.train_step": str(card.train_step), "ddpm.dataset": card.dataset_digest}
+    tags = tags | {
+        DIGEST_TAG: files.digest,
+        "ddpm.train_step": str(card.train_step),
+        "ddpm.dataset": card.dataset_digest,
+    }
     model = client.create_logged_model(
         run.experiment_id,
         name=name.replace(".", "-"),  # MLflow takes dots in the names of registered models, not in those of logged ones
@@ -238,7 +230,7 @@ def _create_version(
         raise
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step=card.train_step)])
-    tags |= {_MODEL_ID_TAG: model.model_id}
+    tags |= {MODEL_ID_TAG: model.model_id}
     with environment(MLFLOW_TRACKING_URI=run.uri):  # MLflow's database store looks nowhere else for the model
         version = client.create_model_version(
             name, f"models:/{model.model_id}", run_id=run.run_id, tags=tags, model_id=model.model_id
@@ -271,7 +263,7 @@ def _save_pyfunc(folder: Path, files: ModelFiles, card: ModelCard, run_id: str, 
             artifacts=artifacts,
             code_paths=code,
             signature=_signature(card),
-            pip_requirements=_requirements(card),
+            pip_requirements=requirements(card.config.model),
         )
     for cache in list(folder.joinpath("pyfunc").rglob("__pycache__")):
         shutil.rmtree(cache)
@@ -307,12 +299,6 @@ def _signature(card: ModelCard) -> Any:
     return ModelSignature(inputs=Schema([*ids]), outputs=Schema([*outputs]), params=ParamSchema(params))
 
 
-def _requirements(card: ModelCard) -> list[str]:
-    own = required_distribution(card.config.model)
-    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in _REQUIREMENTS}
-    return [f"{name}=={version}" for name, version in versions.items()] + ([own] if own else [])
-
-
 def _make_registered_model(client: "MlflowClient", name: str) -> None:
     try:
         client.create_registered_model(name)
@@ -324,7 +310,7 @@ def _make_registered_model(client: "MlflowClient", name: str) -> None:
 def _find_version(client: "MlflowClient", name: str, run_id: str, digest: str) -> "ModelVersion | None":
     """The newest version of a run with these bytes."""
     versions = client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
-    ours = [v for v in versions if v.tags.get(_DIGEST_TAG) == digest]
+    ours = [v for v in versions if v.tags.get(DIGEST_TAG) == digest]
     return max(ours, key=lambda v: int(v.version), default=None)
 
 
@@ -343,9 +329,9 @@ def _download(client: "MlflowClient", found: "ModelVersion", version: Registered
     """The files of a version, compared with the digest on its tag."""
     import mlflow
 
-    digest, model_id = found.tags.get(_DIGEST_TAG), found.tags.get(_MODEL_ID_TAG)
+    digest, model_id = found.tags.get(DIGEST_TAG), found.tags.get(MODEL_ID_TAG)
     if digest is None or model_id is None:
-        raise ModelMissingError(f"{version.uri}: was not registered by this project (it has no tag {_DIGEST_TAG})")
+        raise ModelMissingError(f"{version.uri}: was not registered by this project (it has no tag {DIGEST_TAG})")
     location = client.get_logged_model(model_id).artifact_location
     with tempfile.TemporaryDirectory(prefix="ddpm-model-") as folder:
         try:

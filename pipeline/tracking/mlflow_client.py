@@ -139,6 +139,18 @@ def mlflow_errors(uri: str) -> Iterator[None]:
         raise unavailable(uri, describe(error)) from error
 
 
+def find_model_version(config: TrackingConfig, name: str, tag: str, value: str) -> int | None:
+    """The newest version of a registered model that has a tag with this value, whichever run made it.
+
+    Raises:
+        TrackingUnavailableError: If the server does not answer.
+    """
+    uri = tracking_uri(config)
+    with mlflow_errors(uri):
+        versions = connect(uri).search_model_versions(f"name = '{name}'")
+    return max((int(version.version) for version in versions if version.tags.get(tag) == value), default=None)
+
+
 def refusal(error: BaseException) -> str | None:
     """MLflow's error code, if it says that the same request will never succeed."""
     code = str(getattr(error, "error_code", ""))

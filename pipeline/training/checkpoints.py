@@ -82,14 +82,8 @@ class CheckpointStore:
             CheckpointError: If what was read back differs from what was written.
         """
         prefix = f"step-{step:09d}-{uuid.uuid4().hex[:8]}"
-        records = tuple(
-            FileRecord(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-            for name, data in sorted(files.items())
-        )
-        for record in records:
-            self._store.write(f"{prefix}/{record.name}", files[record.name])
-        checkpoint = CheckpointRecord(step=step, prefix=prefix, files=records)
-        self.read(checkpoint)
+        written = write_files(self._store, prefix, dict(sorted(files.items())))
+        checkpoint = CheckpointRecord(step=step, prefix=prefix, files=written)
         if self._store.create(_record_key(step), to_json(checkpoint)):
             return checkpoint
         self._remove_files(checkpoint)
@@ -101,21 +95,16 @@ class CheckpointStore:
         Raises:
             CheckpointError: If a file is missing, cut short or altered; names the file.
         """
-        files = {}
-        for file in record.files:
-            key = f"{record.prefix}/{file.name}"
-            try:
-                data = self._store.read(key)
-            except ObjectMissingError as error:
-                raise CheckpointError(
-                    f"{join_uri(self._store.uri, key)}: missing, though its record names it"
-                ) from error
-            if len(data) != file.size_bytes or hashlib.sha256(data).hexdigest() != file.sha256:
-                raise CheckpointError(
-                    f"{join_uri(self._store.uri, key)}: {len(data)} bytes that are not the {file.size_bytes} recorded"
-                )
-            files[file.name] = data
-        return files
+        return {file.name: read_file(self._store, record.prefix, file) for file in record.files}
+
+    def read_one(self, record: CheckpointRecord, name: str) -> bytes | None:
+        """One file of a checkpoint, compared with its record; None if the checkpoint has no such file.
+
+        Raises:
+            CheckpointError: As read.
+        """
+        files = {file.name: file for file in record.files}
+        return read_file(self._store, record.prefix, files[name]) if name in files else None
 
     def records(self) -> Iterator[CheckpointRecord]:
         """Every readable record, newest first; the files are not read."""
@@ -184,6 +173,42 @@ class CheckpointStore:
     def _remove_files(self, record: CheckpointRecord) -> None:
         for file in record.files:
             self._store.delete(f"{record.prefix}/{file.name}")
+
+
+def write_files(store: ObjectStore, prefix: str, files: Mapping[str, bytes]) -> tuple[FileRecord, ...]:
+    """Write files into a folder and read each back.
+
+    Returns:
+        A record of each, in the order given.
+
+    Raises:
+        CheckpointError: If what was read back differs from what was written.
+    """
+    records = tuple(
+        FileRecord(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for name, data in files.items()
+    )
+    for record in records:
+        store.write(f"{prefix}/{record.name}", files[record.name])
+    for record in records:
+        read_file(store, prefix, record)
+    return records
+
+
+def read_file(store: ObjectStore, prefix: str, file: FileRecord) -> bytes:
+    """A file, compared with its record.
+
+    Raises:
+        CheckpointError: If it is missing, cut short or altered; names the file.
+    """
+    where = join_uri(store.uri, f"{prefix}/{file.name}")
+    try:
+        data = store.read(f"{prefix}/{file.name}")
+    except ObjectMissingError as error:
+        raise CheckpointError(f"{where}: missing, though its record names it") from error
+    if len(data) != file.size_bytes or hashlib.sha256(data).hexdigest() != file.sha256:
+        raise CheckpointError(f"{where}: {len(data)} bytes that are not the {file.size_bytes} recorded")
+    return data
 
 
 def _record_key(step: int) -> str:

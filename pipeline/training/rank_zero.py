@@ -1,12 +1,14 @@
-"""What rank 0 keeps besides training: metrics, sample grids, checkpoints, the driver's progress."""
+"""What rank 0 keeps besides training: metrics, grids, checkpoints, snapshots of averages, the driver's progress."""
 
 import torch
 
 from ddpm import build_model, generate, make_schedule, x_0_to_images
-from pipeline.config_io import to_toml
+from pipeline.config_io import from_json, to_toml
 from pipeline.generation.pictures import image_grid
 from pipeline.models.model_files import ModelCard
-from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.averages import SNAPSHOTS_JSON
+from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
+from pipeline.training.ema_snapshots import SnapshotList, SnapshotStore
 from pipeline.training.telemetry import Throughput
 from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
@@ -30,6 +32,7 @@ class RankZero:
     ) -> None:
         """Join the MLflow run; steps that it already holds are not logged again."""
         self._task, self._checkpoints, self._state, self._device = task, checkpoints, state, device
+        self._snapshots = SnapshotStore.of_run(task.config.output)
         task.run.report_to(task.board.say.remote)
         task.run.skip_logged_steps()
 
@@ -47,20 +50,29 @@ class RankZero:
         self._task.board.update.remote(state.step, f"{loss}{throughput.images_per_s:.0f} img/s")
 
     def after_step(self) -> bool:
-        """Draw a grid and write a checkpoint where they are due; says whether that took time."""
+        """Take a snapshot, write a checkpoint and draw a grid where they are due; says whether that took time."""
         config, step = self._task.config, self._state.step
         last = step == config.steps
         due_grid = config.grid_interval_steps > 0 and (last or step % config.grid_interval_steps == 0)
         due_checkpoint = last or step % config.checkpoint_interval_steps == 0
+        took_snapshot = self._take_snapshot()  # before the checkpoint, which names it
         if due_checkpoint:
             self._save()
         if due_grid:
             self._task.run.log_image(self._grid(), f"samples/step-{step:09d}.png")
-        return due_grid or due_checkpoint
+        return due_grid or due_checkpoint or took_snapshot
 
     def close(self) -> None:
         """Send what is still to be logged."""
         self._task.run.close()
+
+    def _take_snapshot(self) -> bool:
+        config, state = self._task.config, self._state
+        interval = config.post_hoc_ema.snapshot_interval_steps
+        if not interval or (state.step % interval and state.step != config.steps):
+            return False
+        assert state.averages is not None
+        return state.averages.take_snapshot(state.step, self._snapshots, config.post_hoc_ema.dtype)
 
     def _save(self) -> None:
         task, state = self._task, self._state
@@ -76,6 +88,14 @@ class RankZero:
         record = self._checkpoints.save(state.step, files)
         task.run.log_checkpoint(state.step, self._checkpoints.uri(record), record.digest)
         self._checkpoints.prune(task.config.keep_checkpoints)
+        if state.step == task.config.steps and task.config.post_hoc_ema.tracked:
+            self._remove_leftover_snapshots(record)
+
+    def _remove_leftover_snapshots(self, last: CheckpointRecord) -> None:
+        """Those that the run's last checkpoint does not name: of two attempts at once it may be the other's."""
+        named = self._checkpoints.read_one(last, SNAPSHOTS_JSON)
+        if named is not None:
+            self._snapshots.remove_all_but(from_json(SnapshotList, named, SNAPSHOTS_JSON).snapshots)
 
     @torch.no_grad()
     def _grid(self) -> bytes:

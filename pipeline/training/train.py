@@ -25,7 +25,8 @@ from pipeline.data.manifest import DatasetManifest, load_manifest
 from pipeline.errors import ConfigError, OutputExistsError, PipelineError, TrainingDivergedError, TrainingFailedError
 from pipeline.models.model_files import read_model_files
 from pipeline.models.model_source import collect_source
-from pipeline.models.registry import RegisteredVersion, check_model_name, register_model
+from pipeline.models.model_uri import check_model_name
+from pipeline.models.registry import CHECKPOINT_TAG, RegisteredVersion, register_model
 from pipeline.progress import format_bytes, say
 from pipeline.ray_errors import own_error
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
@@ -36,7 +37,7 @@ from pipeline.training.train_config import TrainConfig, data_order, model_config
 from pipeline.training.train_loop import train_worker
 from pipeline.training.train_task import TrainTask
 
-_RUN_RECORD = "run.json"
+RUN_RECORD = "run.json"
 _GLOO_TIMEOUT_S = 1800
 
 
@@ -107,7 +108,8 @@ def train(config: TrainConfig) -> TrainResult:
                 f"{config.output}: the workers ended before step {config.steps}; --resume goes on"
             )
         # Safe to repeat: a driver killed before this line leaves it to the resumed one.
-        version = register_model(run, read_model_files(open_store(checkpoints.uri(last))), config.register_as)
+        files, where = read_model_files(open_store(checkpoints.uri(last))), {CHECKPOINT_TAG: checkpoints.uri(last)}
+        version = register_model(run, files, config.register_as, tags=where)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -156,7 +158,17 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
         ("shards", f"{len(split.shards)}, {format_bytes(sum(shard.size_bytes for shard in split.shards))}"),
         ("read buffer", f"about {format_bytes(buffer_bytes)} per worker"),
         ("checkpoints", f"{-(-config.steps // config.checkpoint_interval_steps)}, {config.keep_checkpoints} kept"),
+        *_snapshot_plan(config, count_parameters(build_model(network_config))),
     ]
+
+
+def _snapshot_plan(config: TrainConfig, num_parameters: int) -> list[tuple[str, str]]:
+    interval, lengths = config.post_hoc_ema.snapshot_interval_steps, config.post_hoc_ema.tracked
+    if not interval:
+        return []
+    number, width_bytes = -(-config.steps // interval), {"float32": 4, "float16": 2}[config.post_hoc_ema.dtype]
+    size = format_bytes(number * len(lengths) * num_parameters * width_bytes)
+    return [("EMA snapshots", f"{number} of {len(lengths)} averages, {size} in all")]
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:
@@ -171,8 +183,8 @@ def _absolute(config: TrainConfig) -> TrainConfig:
 def _claim(config: TrainConfig, manifest: DatasetManifest, store: ObjectStore) -> TrackingRun:
     """The MLflow run of this output folder: a new one, or the one to go on with."""
     identity = run_identity(config, manifest)
-    if store.stat(_RUN_RECORD) is not None:
-        record = from_json(RunRecord, store.read(_RUN_RECORD), join_uri(store.uri, _RUN_RECORD))
+    if store.stat(RUN_RECORD) is not None:
+        record = from_json(RunRecord, store.read(RUN_RECORD), join_uri(store.uri, RUN_RECORD))
         if not config.resume:
             raise OutputExistsError(
                 f"output: {store.uri} already holds a training run; "
@@ -187,7 +199,7 @@ def _claim(config: TrainConfig, manifest: DatasetManifest, store: ObjectStore) -
         tags={"ddpm.output": config.output},
     )
     try:
-        created = store.create(_RUN_RECORD, to_json(RunRecord(run_id=run.run_id, identity=identity)))
+        created = store.create(RUN_RECORD, to_json(RunRecord(run_id=run.run_id, identity=identity)))
     except PipelineError:
         run.finish("FAILED")
         raise

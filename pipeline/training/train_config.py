@@ -19,6 +19,7 @@ from pipeline.config_io import to_json
 from pipeline.data.data_order import DataConfig, DataOrder
 from pipeline.data.manifest import DatasetManifest
 from pipeline.tracking.tracking import TrackingConfig
+from pipeline.training.ema_snapshots import PostHocEmaConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +37,12 @@ class OptimizerConfig:
     grad_clip_norm: float = 1.0
     """Global gradient norm above which the gradient is scaled down."""
     ema_halflife_images: int = 900_000
-    """Images after which a weight's share in the moving average has halved."""
+    """Images after which a weight's share in the moving average has halved; this average is sampled and registered."""
+    more_ema_halflives_images: tuple[int, ...] = ()
+    """Half-lives of further averages, kept in the checkpoints; a checkpoint's URI with ?ema=HALFLIFE names one."""
+    ema_ramp_up_ratio: float | None = None
+    """Each half-life is at most this share of the images seen before, so that the first weights are forgotten early;
+    0.05 is usual. None: constant half-lives."""
 
     def __post_init__(self) -> None:
         _positive(self, "learning_rate", "grad_clip_norm", "ema_halflife_images")
@@ -45,6 +51,19 @@ class OptimizerConfig:
         for name in ("beta_1", "beta_2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: in [0, 1), got {getattr(self, name)}")
+        halflives = self.ema_halflives_images
+        if min(halflives) < 1 or len(set(halflives)) < len(halflives):
+            raise ValueError(
+                f"more_ema_halflives_images: at least 1, distinct and not ema_halflife_images "
+                f"({self.ema_halflife_images}), got {self.more_ema_halflives_images}; drop repeats"
+            )
+        if self.ema_ramp_up_ratio is not None and not self.ema_ramp_up_ratio > 0:
+            raise ValueError(f"ema_ramp_up_ratio: above 0, got {self.ema_ramp_up_ratio}; leave it out for none")
+
+    @property
+    def ema_halflives_images(self) -> tuple[int, ...]:
+        """Every half-life, the registered average's first."""
+        return (self.ema_halflife_images, *self.more_ema_halflives_images)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +121,8 @@ class TrainConfig:
     """Seed of the weights, the data order and the noise."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Adam, warm-up, clipping, EMA."""
+    post_hoc_ema: PostHocEmaConfig = field(default_factory=PostHocEmaConfig)
+    """Snapshots for averages whose length is chosen after training."""
     data: DataConfig = field(default_factory=DataConfig)
     """The order of the data and how it is read."""
     workers: WorkerConfig = field(default_factory=WorkerConfig)
@@ -199,12 +220,20 @@ _IDENTITY = (
     "model", "model_options", "unet", "schedule", "prediction_type", "learned_variance", "objective",
     "class_conditional", "label_drop", "horizontal_flip", "global_batch", "seed", "optimizer",
 )  # fmt: skip
+# Fields that came after the first runs: left out at their default, so that a run from before them can be resumed.
+_LATER_OPTIMIZER_FIELDS = ("more_ema_halflives_images", "ema_ramp_up_ratio")
 
 
 def run_identity(config: TrainConfig, manifest: DatasetManifest) -> dict[str, Any]:
     """The fields that a resumed run must share with the run that it goes on with, as plain values."""
     plain = json.loads(to_json(config))
     identity = {name: plain[name] for name in _IDENTITY}
+    default = json.loads(to_json(OptimizerConfig()))
+    for name in _LATER_OPTIMIZER_FIELDS:
+        if plain["optimizer"][name] == default[name]:
+            del plain["optimizer"][name]
+    if config.post_hoc_ema.tracked:  # how often, and how exactly stored, may change
+        identity["post_hoc_ema.sigma_rels"] = list(config.post_hoc_ema.tracked)
     return identity | {
         "dataset_digest": manifest.digest,
         "data.lanes": config.data.lanes,

@@ -78,7 +78,13 @@ def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool) -> 
     importance = None
     if task.config.objective.t_choice == "importance":
         importance = ImportanceSampler(task.model_config.schedule.num_timesteps)
-    return TrainingState(network, task.config.optimizer, keep_ema=keep_ema, importance=importance)
+    return TrainingState(
+        network,
+        task.config.optimizer,
+        keep_ema=keep_ema,
+        sigma_rels=task.config.post_hoc_ema.tracked,
+        importance=importance,
+    )
 
 
 def _agree_on_checkpoint(task: TrainTask, checkpoints: CheckpointStore, rank: int) -> CheckpointRecord | None:

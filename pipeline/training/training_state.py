@@ -1,7 +1,7 @@
-"""What a training run consists of between two steps: weights, optimiser, moving average, position.
+"""What a training run consists of between two steps: weights, optimiser, moving averages, position.
 
-As files: the moving average is the model that is sampled and registered (see model_files.py); beside it stand the
-weights in training, the optimiser's moments and `state.json`. safetensors and JSON only.
+As files: the moving averages (averages.py), of which the first is the model that is sampled and registered; beside them
+stand the weights in training, the optimiser's moments and `state.json`. safetensors and JSON only.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from ddpm import Ema, ImportanceSampler
 from pipeline.config_io import from_json, to_json
 from pipeline.errors import CheckpointError
-from pipeline.models.model_files import WEIGHTS, ModelCard, encode_model
+from pipeline.models.model_files import ModelCard
+from pipeline.training.averages import Averages
 from pipeline.training.train_config import OptimizerConfig
 
-_STATE, _TRAIN_WEIGHTS, _OPTIMIZER = "state.json", "train_weights.safetensors", "optimizer.safetensors"
+TRAIN_WEIGHTS = "train_weights.safetensors"
+_STATE, _OPTIMIZER = "state.json", "optimizer.safetensors"
 _IMPORTANCE = "importance.safetensors"
 
 
@@ -30,6 +32,8 @@ class Position:
     """Global batches behind the run; the next one has this index."""
     skipped_steps: tuple[int, ...]
     """Global batches left out because their loss or gradient was not finite."""
+    num_averaged_images: int = 0
+    """Images that the moving averages have taken in; 0 in records from before an average depended on it."""
 
 
 class TrainingState:
@@ -37,8 +41,9 @@ class TrainingState:
 
     Args:
         network: The network in training, on its device.
-        config: Adam, warm-up and moving average.
-        keep_ema: Keep the moving average here (one rank is enough: its inputs are equal on all).
+        config: Adam, warm-up and moving averages.
+        keep_ema: Keep the moving averages here (one rank is enough: their inputs are equal on all).
+        sigma_rels: Lengths of the power-function averages to track.
         importance: The choice of t where it has a state.
     """
 
@@ -48,17 +53,23 @@ class TrainingState:
         config: OptimizerConfig,
         *,
         keep_ema: bool,
+        sigma_rels: tuple[float, ...] = (),
         importance: ImportanceSampler | None = None,
     ) -> None:
         """Start at step 0 with the network's present weights."""
         self.network, self.importance = network, importance
         self.step = 0
         self.skipped_steps: list[int] = []
-        self.ema = Ema(network, config.ema_halflife_images) if keep_ema else None
+        self.averages = Averages(network, config, sigma_rels) if keep_ema else None
         self._config = config
         self._optimizer = torch.optim.Adam(
             network.parameters(), lr=config.learning_rate, betas=(config.beta_1, config.beta_2)
         )
+
+    @property
+    def ema(self) -> Ema | None:
+        """The moving average that is sampled and registered, where it is kept."""
+        return None if self.averages is None else self.averages.registered
 
     @property
     def learning_rate(self) -> float:
@@ -72,7 +83,7 @@ class TrainingState:
         The norm is the same on every rank, since the gradient was averaged over them: all step, or none does.
 
         Args:
-            num_images: Images of the global batch, the unit of the moving average.
+            num_images: Images of the global batch, the unit of the moving averages.
 
         Returns:
             The gradient's norm before clipping; where it is not finite the weights are untouched.
@@ -82,8 +93,8 @@ class TrainingState:
             for group in self._optimizer.param_groups:
                 group["lr"] = self.learning_rate
             self._optimizer.step()
-            if self.ema is not None:
-                self.ema.update(self.network, num_images)
+            if self.averages is not None:
+                self.averages.update(self.network, num_images)
         else:
             self.skipped_steps.append(self.step)
         self._optimizer.zero_grad(set_to_none=True)
@@ -91,25 +102,29 @@ class TrainingState:
         return norm
 
     def to_files(self, card: ModelCard, source: bytes | None) -> dict[str, bytes]:
-        """The state as files, among them the averaged network as a model.
+        """The state as files, among them the averaged networks as models.
 
         Args:
-            card: What that model is.
+            card: What the one is that is sampled and registered.
             source: Source of the caller's own network.
 
         Returns:
             Contents by file name.
         """
-        assert self.ema is not None, "only the rank that keeps the moving average writes checkpoints"
-        position = Position(step=self.step, skipped_steps=tuple(self.skipped_steps))
+        assert self.averages is not None, "only the rank that keeps the moving averages writes checkpoints"
+        position = Position(
+            step=self.step,
+            skipped_steps=tuple(self.skipped_steps),
+            num_averaged_images=self.averages.num_images,
+        )
         moments = {
             f"{index}.{name}": value
             for index, entry in self._optimizer.state_dict()["state"].items()
             for name, value in entry.items()
         }
-        return encode_model(card, self.ema.state_dict(), source).as_dict() | {
+        return self.averages.to_files(card, source) | {
             _STATE: to_json(position),
-            _TRAIN_WEIGHTS: _to_safetensors(self.network.state_dict()),
+            TRAIN_WEIGHTS: _to_safetensors(self.network.state_dict()),
             _OPTIMIZER: _to_safetensors(moments),
             **({} if self.importance is None else {_IMPORTANCE: _to_safetensors(self.importance.state_dict())}),
         }
@@ -122,12 +137,12 @@ class TrainingState:
         """
         try:
             position = from_json(Position, files[_STATE], _STATE)
-            self.network.load_state_dict(safetensors.torch.load(files[_TRAIN_WEIGHTS]))
+            self.network.load_state_dict(safetensors.torch.load(files[TRAIN_WEIGHTS]))
             self._restore_optimizer(safetensors.torch.load(files[_OPTIMIZER]))
             if self.importance is not None:
                 self.importance.load_state_dict(safetensors.torch.load(files[_IMPORTANCE]))
-            if self.ema is not None:
-                self.ema.load_state_dict(safetensors.torch.load(files[WEIGHTS]))
+            if self.averages is not None:
+                self.averages.restore(files, num_images=position.num_averaged_images)
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"checkpoint does not fit the configured network ({reason})") from error

@@ -25,6 +25,12 @@ batch = ddpm.make_training_batch(schedule, x_0, ids % 4, seed=0, sample_ids=ids,
 ddpm.per_sample_loss(network, batch, schedule).mean().backward()
 ddpm.Ema(network, 1000).update(network, 5)
 ddpm.EmaBank(network, (10, 1000), ramp_up_ratio=0.05).update(network, 5)
+tracked = ddpm.PowerEma(network, 0.1)
+for _ in range(2):
+    tracked.update(network, 5)
+profiles = [ddpm.PowerProfile(num_images=5 * k, sigma_rel=0.1) for k in (1, 2)]
+fit = ddpm.fit_post_hoc_ema(profiles, ddpm.PowerProfile(num_images=10, sigma_rel=0.2))
+ddpm.combine_snapshots(network, [tracked.state_dict()] * 2, fit.weights)
 sampler_of_t = ddpm.ImportanceSampler(50)
 for chosen in (ddpm.stratified_timesteps(50, seed=0, step=3, slots=ids, global_batch=8),
                sampler_of_t.draw(seed=0, step=3, slots=ids)):

@@ -76,7 +76,10 @@ def test_killed_and_resumed_equals_unbroken(dataset: str, tmp_path: Path) -> Non
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     for folder in (unbroken, broken):
         folder.mkdir()
-    interval = ["--checkpoint-interval-steps", "20", "--keep-checkpoints", "10"]
+    interval = [
+        "--checkpoint-interval-steps", "20", "--keep-checkpoints", "10", "--post-hoc-ema.snapshot-interval-steps", "15",
+        "--optimizer.more-ema-halflives-images", "500", "--optimizer.ema-ramp-up-ratio", "0.05",
+    ]  # fmt: skip
     run_job("train", *flags(unbroken, dataset, steps=300), *interval)
     job = start_job("train", *flags(broken, dataset, steps=300), *interval)
     deadline = time.monotonic() + 180
@@ -97,15 +100,19 @@ def test_killed_and_resumed_equals_unbroken(dataset: str, tmp_path: Path) -> Non
 
     final = [records(folder / "run")[-1] for folder in (unbroken, broken)]
     digests = [{f["name"]: f["sha256"] for f in record["files"]} for record in final]
-    for name in ("weights.safetensors", "train_weights.safetensors", "optimizer.safetensors", "state.json"):
-        assert digests[0][name] == digests[1][name], name
+    assert {"train_weights.safetensors", "ema-500.safetensors", "power-ema-0.1.safetensors"} < digests[0].keys()
+    assert digests[0] == digests[1] | {"config.toml": digests[0]["config.toml"]}, "all but the folder's name"
+    taken = [
+        sorted(path.name for path in (folder / "run" / "ema_snapshots").iterdir()) for folder in (unbroken, broken)
+    ]
+    assert len(taken[0]) == 20 and taken[0] == taken[1]
     losses = metric(broken, "loss")
     assert sorted(losses) == list(range(1, 301))
     assert all(len(values) == 1 for values in losses.values()), "no step is logged twice"
 
     refused = run_job("train", *flags(broken, dataset, steps=300), check=False)
     assert refused.returncode == 2 and "--resume" in refused.stderr
-    changed = run_job("train", *flags(broken, dataset, steps=300), "--resume", "--seed", "5", check=False)
+    changed = run_job("train", *flags(broken, dataset, steps=300), *interval, "--resume", "--seed", "5", check=False)
     assert changed.returncode == 2 and changed.stderr.startswith("error: seed: the run in")
 
 

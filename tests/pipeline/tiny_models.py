@@ -4,6 +4,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import torch
 
 from ddpm import ModelConfig, ScheduleConfig, UNetConfig, build_model
 from pipeline.models.model_files import ModelCard, encode_model
@@ -23,8 +24,9 @@ def write_model(
     channels: int = 1,
     num_timesteps: int = 100,
     image_size: int = 8,
+    answers: bool = False,
 ) -> str:
-    """Write an untrained model's files; returns the folder as a URI."""
+    """Write an untrained model's files; returns the folder as a URI. It answers 0, unless it is to answer something."""
     config = ModelConfig(
         model=model,
         model_options=model_options or {},
@@ -35,7 +37,11 @@ def write_model(
         num_classes=num_classes,
     )
     card = ModelCard(config=config, class_names=tuple(f"class {k}" for k in range(num_classes or 0)))
-    files = encode_model(card, build_model(config).state_dict(), collect_source(model))
+    weights = build_model(config).state_dict()
+    if answers:
+        generator = torch.Generator().manual_seed(0)
+        weights = {name: w + 0.1 * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
+    files = encode_model(card, weights, collect_source(model))
     folder.mkdir(parents=True)
     for name, data in files.as_dict().items():
         (folder / name).write_bytes(data)

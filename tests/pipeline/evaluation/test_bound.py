@@ -12,12 +12,14 @@ from ddpm import (
     ScheduleConfig,
     UNetConfig,
     build_model,
+    images_to_x_0,
     make_schedule,
+    probability_flow_bits_per_dim,
     q_sample,
 )
 from ddpm.prediction import prediction_target
-from pipeline.data.image_stream import LabelledImages
-from pipeline.evaluation.bound import eps_network, measure_bound
+from pipeline.data.image_stream import LabelledImages, join_images
+from pipeline.evaluation.bound import BoundMeter, eps_network
 
 TINY = UNetConfig(base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=4)
 CPU = torch.device("cpu")
@@ -39,7 +41,8 @@ def stream(num_classes: int | None = None) -> Iterator[LabelledImages]:
 def measure(config: ModelConfig, batch_size: int, network: torch.nn.Module | None = None, **changes: object):
     network = network or build_model(config).eval()
     bound = LikelihoodConfig(**changes)  # type: ignore[arg-type]
-    return measure_bound(network, config, stream(config.num_classes), bound, seed=3, batch_size=batch_size, device=CPU)
+    meter = BoundMeter(network=network, model=config, seed=3, batch_size=batch_size, device=CPU)
+    return meter.bound(stream(config.num_classes), bound)
 
 
 @pytest.mark.parametrize("terms", [{}, {"terms": "stratified", "terms_per_image": 4}])
@@ -76,8 +79,40 @@ def test_a_network_of_any_prediction_predicts_eps(prediction_type: str) -> None:
     assert torch.allclose(predictor(q_sample(schedule, x_0, t, eps), t, None), eps, atol=1e-9)
 
 
+def test_importance_agrees_with_every_term_and_is_surer_than_stratified() -> None:
+    exact = measure(model(), 12)
+    by_importance = measure(model(), 12, terms="importance", terms_per_image=40)
+    stratified = measure(model(), 12, terms="stratified", terms_per_image=40)
+    gap = by_importance.bits_per_dim.value - exact.bits_per_dim.value
+    assert abs(gap) < 4 * by_importance.bits_per_dim.standard_error  # fixed seed; images' own spread is in it as well
+    assert 0 < by_importance.bits_per_dim.standard_error < stratified.bits_per_dim.standard_error
+
+
+def test_the_flow_agrees_with_the_function_it_is_made_of() -> None:
+    config = model(num_classes=3)
+    network = build_model(config).eval()
+    whole, cut = (
+        BoundMeter(network=network, model=config, seed=3, batch_size=size, device=CPU).probability_flow(stream(3), 20)
+        for size in (12, 5)
+    )
+    images = join_images(list(stream(3)))
+    assert images.labels is not None
+    bits = probability_flow_bits_per_dim(
+        network,
+        make_schedule(config.schedule),
+        seed=3,
+        sample_ids=torch.arange(12),
+        x_0=images_to_x_0(torch.from_numpy(images.images)),
+        label=torch.from_numpy(images.labels),
+    )
+    for moments in (whole, cut):
+        assert int(moments.count[0]) == 12
+        assert moments.estimate(0).value == pytest.approx(float(bits.mean()), rel=1e-5)
+
+
 def test_no_image_is_refused() -> None:
+    meter = BoundMeter(network=build_model(model()).eval(), model=model(), seed=0, batch_size=4, device=CPU)
     with pytest.raises(ValueError, match="stream"):
-        measure_bound(
-            build_model(model()).eval(), model(), iter(()), LikelihoodConfig(), seed=0, batch_size=4, device=CPU
-        )
+        meter.bound(iter(()), LikelihoodConfig())
+    with pytest.raises(ValueError, match="stream"):
+        meter.probability_flow(iter(()), 20)

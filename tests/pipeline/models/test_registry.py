@@ -1,5 +1,6 @@
 """The registry: a version is what was registered, a URI is followed to the right bytes, and the pyfunc stands alone."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import CheckpointError, ConfigError, ModelMissingError, TrackingUnavailableError
-from pipeline.models.registry import log_version_metrics, register_model, resolve_model
+from pipeline.models.registry import CHECKPOINT_TAG, register_model, resolve_model
+from pipeline.models.version_records import log_version_files, log_version_metrics
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
 from tests.fixtures_services import free_port, mlflow_server
-from tests.pipeline.registered_models import model_files
+from tests.pipeline.registered_models import download_artifacts, model_files
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,43 @@ def test_a_checkpoint_is_a_model(registry: TrackingConfig, tmp_path: Path) -> No
     assert model.uri == f"{tmp_path}/checkpoints/step-000000030-ab"
 
 
+def test_a_further_average_is_a_model_of_a_checkpoint_and_of_its_version(
+    registry: TrackingConfig, run: TrackingRun, tmp_path: Path
+) -> None:
+    main, further = model_files(3), model_files(4)
+    folder, store = f"{tmp_path}/checkpoints/step-000000030-ab", open_store(str(tmp_path))
+    files = main.as_dict() | {"ema-5000.json": further.card_json, "ema-5000.safetensors": further.weights}
+    for name, data in files.items():
+        store.write(f"checkpoints/step-000000030-ab/{name}", data)
+    register_model(run, main, "averages", tags={CHECKPOINT_TAG: folder})
+    register_model(run, model_files(7), "averages")
+    assert resolve_model(folder, registry).files == main
+    for uri, resolved in (
+        (f"{folder}?ema=5000", f"{folder}?ema=5000"),
+        ("models:/averages/1?ema=5000", "models:/averages/1?ema=5000"),
+    ):
+        model = resolve_model(uri, registry)
+        assert (model.uri, model.version, model.files) == (resolved, None, further)
+    for uri, reason in (
+        (f"{folder}?ema=1", "half-life of 1 images; there are 5000"),
+        ("models:/averages/1?ema=1", "there are 5000"),
+        ("models:/averages@candidate?ema=5000", "models:/averages/2: does not say which checkpoint"),
+        (f"{tmp_path}/nothing?ema=5000", "no model.json there"),
+    ):
+        with pytest.raises(ModelMissingError, match=re.escape(reason)):
+            resolve_model(uri, registry)
+    store.write("checkpoints/step-000000030-ab/ema-5000.safetensors", further.weights[:-1] + b"!")
+    with pytest.raises(CheckpointError, match=r"ema=5000: .*altered"):
+        resolve_model(f"{folder}?ema=5000", registry)
+
+
+def test_a_version_without_an_alias_moves_none(registry: TrackingConfig, run: TrackingRun) -> None:
+    register_model(run, model_files(1), "no-alias")
+    assert register_model(run, model_files(2), "no-alias", None, tags={"ddpm.from": "here"}).version == 2
+    assert resolve_model("models:/no-alias@candidate", registry).uri == "models:/no-alias/1"
+    assert connect(run.uri).get_model_version("no-alias", "2").tags["ddpm.from"] == "here"
+
+
 @pytest.mark.parametrize(
     ("name", "error"), [("weights.safetensors", "altered"), ("model.json", "altered"), ("model.json", "missing")]
 )
@@ -158,18 +197,6 @@ def test_aliases_that_mlflow_reserves_are_refused(run: TrackingRun, alias: str) 
         register_model(run, model_files(1), "names", alias)
 
 
-def test_figures_of_a_version(registry: TrackingConfig, run: TrackingRun) -> None:
-    version = register_model(run, model_files(5), "figures")
-    log_version_metrics(version, {"eval/frechet_distance": 0.25, "eval/agreement": 0.99}, {"ddpm.report": "s3://b/r"})
-    client = connect(run.uri)
-    stored = client.get_model_version("figures", "1")
-    model = client.get_logged_model(stored.tags["ddpm.model_id"])
-    figures = {metric.key: (metric.value, metric.step) for metric in model.metrics or []}
-    assert figures == {"eval/frechet_distance": (0.25, 50), "eval/agreement": (0.99, 50)}
-    assert client.get_run(run.run_id).data.metrics["eval/frechet_distance"] == 0.25
-    assert stored.tags["ddpm.report"] == "s3://b/r"
-
-
 def test_a_server_that_is_away_is_one_line() -> None:
     config = TrackingConfig(uri="http://no-such-host.invalid:1")
     with pytest.raises(TrackingUnavailableError, match=r"Name or service not known|name resolution"):
@@ -187,6 +214,9 @@ def test_through_a_server(tmp_path: Path) -> None:
         assert register_model(run, files, "ddpm") == version
         assert resolve_model("models:/ddpm@candidate", config).files == files
         log_version_metrics(version, {"eval/frechet_distance": 0.5})
+        log_version_files(version, {"chart.png": b"picture"}, "figures")
+        stored = download_artifacts(run, "figures/chart.png", tmp_path)
+        assert stored.read_bytes() == b"picture"
         assert connect(uri).get_run(run.run_id).data.metrics == {"eval/frechet_distance": 0.5}
         with pytest.raises(ModelMissingError, match="aliases: candidate -> 1"):
             resolve_model("models:/ddpm@champion", config)

@@ -14,6 +14,8 @@ from pipeline.generation.sample import SampleConfig, sample
 from pipeline.presets import digits
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig
+from pipeline.training.ema_snapshots import PostHocEmaConfig
+from pipeline.training.post_hoc_ema import ReconstructConfig, RunAverages, reconstruct
 from pipeline.training.train import describe_plan, train
 from pipeline.training.train_config import TrainConfig
 
@@ -32,6 +34,10 @@ def config(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Train
         output=str(folder / "run"),
         unet=TINY,
         steps=12,
+        optimizer=dataclasses.replace(
+            digits().train.optimizer, more_ema_halflives_images=(500,), ema_ramp_up_ratio=0.05
+        ),
+        post_hoc_ema=PostHocEmaConfig(snapshot_interval_steps=4),
         checkpoint_interval_steps=5,
         keep_checkpoints=2,
         log_interval_steps=4,
@@ -94,15 +100,28 @@ def test_the_main_path(config: TrainConfig) -> None:
     logged = client.get_metric_history(result.run_id, "eval/eps_mse")
     assert [entry.value for entry in logged] == [report.figures["eps_mse"]]
 
+    # A further average is another model, of the version and of its checkpoint.
+    further = sample(dataclasses.replace(sampling, model=f"{result.version.uri}?ema=500"))
+    assert further.num_made == 20 and further.uri != made.uri
+    again = sample(dataclasses.replace(sampling, model=f"{result.checkpoint_uri}?ema=500"))
+    assert (again.uri, again.num_made) == (further.uri, 0)
+
+    # So is an average of any length, made of the snapshots.
+    assert [record.step for record in RunAverages(config.output).snapshots] == [4, 8, 12]
+    reconstruction = ReconstructConfig(train=config.output, output=str(Path(config.output).parent / "ema"))
+    assert sample(dataclasses.replace(sampling, model=reconstruct(reconstruction).uri)).num_made == 20
+
     # More steps of the same run are another model: a second version.
     longer = train(dataclasses.replace(config, steps=14, resume=True))
     assert (longer.steps, longer.version.uri) == (14, "models:/ddpm-digits/2")
+    assert [record.step for record in RunAverages(config.output).snapshots] == [4, 8, 12, 14]
 
 
 def test_a_plan_says_what_a_run_takes(config: TrainConfig) -> None:
     plan = dict(describe_plan(config))
     assert plan["images"].startswith("1,536 (1.0 epochs of 1,500")
     assert plan["shards"].startswith("6, ")
+    assert plan["EMA snapshots"].startswith("3 of 2 averages")
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(config: TrainConfig, tmp_path: Path) -> None:

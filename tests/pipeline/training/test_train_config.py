@@ -42,8 +42,19 @@ def test_impossible_values_are_refused_by_name(changes: dict[str, object], field
         TrainConfig(**changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("changes", [{"learning_rate": 0.0}, {"beta_1": 1.0}, {"warmup_steps": -1}])
-def test_impossible_optimisers_are_refused_by_name(changes: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": 0.0},
+        {"beta_1": 1.0},
+        {"warmup_steps": -1},
+        {"more_ema_halflives_images": (0,)},
+        {"more_ema_halflives_images": (5, 5)},
+        {"more_ema_halflives_images": (900_000,)},
+        {"ema_ramp_up_ratio": 0.0},
+    ],
+)
+def test_impossible_optimisers_are_refused_by_name(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(changes))}:"):
         OptimizerConfig(**changes)  # type: ignore[arg-type]
 
@@ -73,3 +84,14 @@ def test_a_preset_is_one_model_and_one_dataset(name: str) -> None:
     assert preset.prepare.output == preset.train.dataset == preset.evaluate.dataset
     assert preset.sample.model == f"models:/{preset.train.register_as}@candidate"
     assert preset.evaluate.sample == preset.sample
+
+
+def test_a_run_from_before_a_field_is_the_run_with_the_field_s_default() -> None:
+    """These are the fields of the first records: one more, at its default, would refuse to resume those runs."""
+    config, data = digits().train, manifest("a")
+    recorded = run_identity(config, data)
+    adam = {"learning_rate", "warmup_steps", "beta_1", "beta_2", "grad_clip_norm", "ema_halflife_images"}
+    assert set(recorded["optimizer"]) == adam
+    for changes in ({"more_ema_halflives_images": (1,)}, {"ema_ramp_up_ratio": 0.05}):
+        other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **changes))  # type: ignore[arg-type]
+        assert run_identity(other, data) != recorded

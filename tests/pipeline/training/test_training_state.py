@@ -1,8 +1,11 @@
 """The state of a training run: what a step does to it, and its way through files."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 
 from ddpm import ModelConfig, UNetConfig, build_model
@@ -19,10 +22,13 @@ MODEL = ModelConfig(
     channels=1,
 )
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=4, grad_clip_norm=1.0, ema_halflife_images=100)
+# Of these half-lives the ramp-up reaches 20 within the test, and neither 100 nor 1000.
+SEVERAL = replace(OPTIMIZER, more_ema_halflives_images=(20, 1000), ema_ramp_up_ratio=0.25)
+CARD = ModelCard(config=MODEL)
 
 
-def make_state(seed: int = 0) -> TrainingState:
-    return TrainingState(build_model(MODEL, seed=seed), OPTIMIZER, keep_ema=True)
+def make_state(seed: int = 0, config: OptimizerConfig = OPTIMIZER) -> TrainingState:
+    return TrainingState(build_model(MODEL, seed=seed), config, keep_ema=True)
 
 
 def step(state: TrainingState, scale: float = 1.0) -> float:
@@ -87,3 +93,80 @@ def test_a_checkpoint_of_another_network_is_refused() -> None:
         other.restore(files)
     with pytest.raises(CheckpointError, match="does not fit"):
         make_state().restore({name: data for name, data in files.items() if name != WEIGHTS})
+
+
+def averaged_by_hand(weights: list[torch.Tensor], halflife: float, ratio: float, num_images: int) -> torch.Tensor:
+    """The average of a parameter's values after steps of num_images each, in float64, from the definition."""
+    average = weights[0].double()
+    for k, value in enumerate(weights[1:], start=1):
+        decay = 0.5 ** (num_images / min(halflife, ratio * k * num_images))
+        average = decay * average + (1 - decay) * value.double()
+    return average
+
+
+def test_several_averages_ramp_up_over_the_steps_that_were_made() -> None:
+    """With a skipped batch in the middle: its images are in no average."""
+    state, values = make_state(config=SEVERAL), []
+    for scale in (1.0, 1.0, math.nan, 1.0, 1.0, 1.0, 1.0):
+        step(state, scale)
+        if math.isfinite(scale):
+            values.append(next(iter(state.network.parameters())).detach().clone())
+    assert state.skipped_steps == [2] and state.averages is not None and state.averages.num_images == 6 * 16
+    name = next(iter(dict(state.network.named_parameters())))
+    files = state.to_files(CARD, None)
+    assert json.loads(files["state.json"])["num_averaged_images"] == 6 * 16
+    for file, halflife in (("weights", 100), ("ema-20", 20), ("ema-1000", 1000)):
+        stored = safetensors.torch.load(files[f"{file}.safetensors"])[name]
+        torch.testing.assert_close(stored.double(), averaged_by_hand(values, halflife, 0.25, 16), rtol=0, atol=1e-6)
+
+
+def broken_off(files: dict[str, bytes]) -> dict[str, torch.Tensor]:
+    """Every average, three steps after a restart from the files."""
+    state = make_state(seed=9, config=SEVERAL)
+    state.restore(files)
+    for _ in range(3):
+        step(state)
+    later = state.to_files(CARD, None)
+    names = ("weights.safetensors", "ema-20.safetensors", "ema-1000.safetensors")
+    return {f"{file}/{key}": t for file in names for key, t in safetensors.torch.load(later[file]).items()}
+
+
+def test_several_averages_go_on_bit_for_bit_and_only_with_the_count() -> None:
+    state = make_state(config=SEVERAL)
+    for scale in (1.0, math.nan, 1.0, 1.0, 1.0):
+        step(state, scale)
+    files = state.to_files(CARD, None)
+    resumed = broken_off(files)
+    for _ in range(3):
+        step(state)
+    unbroken = state.to_files(CARD, None)
+    for key, tensor in resumed.items():
+        file, _, name = key.partition("/")
+        assert torch.equal(tensor, safetensors.torch.load(unbroken[file])[name]), key
+    for wrong in (0, 5 * 16):  # nothing, or the skipped batch counted too
+        position = json.loads(files["state.json"]) | {"num_averaged_images": wrong}
+        other = broken_off(files | {"state.json": json.dumps(position).encode()})
+        for file in ("weights.safetensors", "ema-1000.safetensors"):
+            keys = [key for key in resumed if key.startswith(file)]
+            assert not all(torch.equal(other[key], resumed[key]) for key in keys), (file, wrong)
+
+
+def test_a_record_from_before_the_count_is_read() -> None:
+    state = make_state()
+    step(state)
+    files = state.to_files(CARD, None)
+    position = json.loads(files["state.json"])
+    del position["num_averaged_images"]
+    restored = make_state(seed=1)
+    restored.restore(files | {"state.json": json.dumps(position).encode()})
+    assert step(restored) == step(state)
+    assert restored.ema is not None and state.ema is not None
+    mine = state.ema.state_dict()
+    assert all(torch.equal(tensor, mine[name]) for name, tensor in restored.ema.state_dict().items())
+
+
+def test_a_checkpoint_without_a_further_average_is_refused() -> None:
+    files = make_state(config=SEVERAL).to_files(CARD, None)
+    del files["ema-20.safetensors"]
+    with pytest.raises(CheckpointError, match="does not fit"):
+        make_state(config=SEVERAL).restore(files)

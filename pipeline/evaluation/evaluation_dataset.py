@@ -1,0 +1,58 @@
+"""The real images that a model is measured against."""
+
+from collections.abc import Iterator
+
+from pipeline.data.image_stream import LabelledImages, read_images, spread_shards
+from pipeline.data.manifest import load_manifest
+from pipeline.errors import ConfigError, DatasetMissingError
+from pipeline.models.model_files import ModelCard
+from pipeline.stores.storage import open_store
+
+_MAX_KEPT_BYTES = 256 << 20  # of decoded images
+
+
+class EvaluationDataset:
+    """The dataset's splits as streams of images; what is small is read once and kept."""
+
+    def __init__(self, uri: str) -> None:
+        """Read the manifest.
+
+        Raises:
+            DatasetMissingError: If there is no dataset, or it has no held-out split.
+        """
+        self._store = open_store(uri)
+        self.manifest = load_manifest(self._store)
+        held_out = self.manifest.splits.get("held_out")
+        if held_out is None or not held_out.shards:
+            raise DatasetMissingError(
+                f"{uri}: the dataset has no held-out split to measure on; prepare it with held_out_fraction"
+            )
+        self._shards = {"train": self.manifest.splits["train"].shards, "held_out": held_out.shards}
+        self._kept: dict[str, LabelledImages] = {}
+        self._bytes_left = _MAX_KEPT_BYTES
+
+    def stream(self, split: str, num_images: int | None = None) -> Iterator[LabelledImages]:
+        """A split's images, all or about `num_images` spread over it."""
+        shards = self._shards[split]
+        for shard in shards if num_images is None else spread_shards(shards, num_images):
+            images = self._kept.get(shard.key) or read_images(self._store, [shard])
+            if shard.key not in self._kept and images.images.nbytes <= self._bytes_left:
+                self._kept[shard.key] = images
+                self._bytes_left -= images.images.nbytes
+            yield images
+
+    def check_fits(self, card: ModelCard, uri: str) -> None:
+        """Refuse a model of other images, or of other classes.
+
+        Raises:
+            ConfigError: If the model makes other images than the dataset holds.
+        """
+        network, manifest = card.config, self.manifest
+        ours = (manifest.image_size, manifest.channels, network.num_classes and manifest.num_classes)
+        theirs = (network.image_size, network.channels, network.num_classes)
+        if ours != theirs:
+            raise ConfigError(
+                f"dataset: {self._store.uri} holds images of {ours[0]} pixels, {ours[1]} channels, "
+                f"{manifest.num_classes} classes; {uri} makes {theirs[0]} pixels, {theirs[1]} channels, "
+                f"{theirs[2]} classes; name the dataset that it was trained on"
+            )

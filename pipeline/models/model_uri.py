@@ -1,0 +1,65 @@
+"""What models are called: names that a registry takes, and the URIs that jobs are given.
+
+models:/name@alias          the version that an alias stands for
+models:/name/3              a version
+folder, s3://bucket/folder  a checkpoint
+...?ema=20000               any of these, in the checkpoint's further average with a half-life of 20,000 images
+"""
+
+import re
+from dataclasses import dataclass
+
+from pipeline.errors import ConfigError, ModelMissingError
+
+_AVERAGE = re.compile(r"(?P<uri>.+)\?ema=(?P<halflife_images>[1-9][0-9]*)")
+_REGISTERED = re.compile(r"models:/(?P<name>[^/@:']+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@:']+))")
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_ALIAS = re.compile(r"(?!v[0-9]+$|latest$)[A-Za-z0-9_-]+", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegisteredUri:
+    """A version of a registered model, by number or by alias."""
+
+    text: str
+    """The URI as it was given."""
+    name: str
+    """Name in the registry."""
+    version: str | None
+    """Version number, in digits; None where there is an alias."""
+    alias: str | None
+    """Alias; None where there is a version."""
+
+
+def split_average(uri: str) -> tuple[str, int | None]:
+    """A URI without its ?ema=, and the half-life in images that stood there; None where there was none."""
+    match = _AVERAGE.fullmatch(uri)
+    return (uri, None) if match is None else (match["uri"], int(match["halflife_images"]))
+
+
+def parse_registered(uri: str) -> RegisteredUri | None:
+    """A registry's URI in parts; None for a checkpoint's.
+
+    Raises:
+        ModelMissingError: If it starts as a registry's URI and is none.
+    """
+    if not uri.startswith("models:"):
+        return None
+    match = _REGISTERED.fullmatch(uri)
+    if match is None:
+        raise ModelMissingError(
+            f"{uri}: is no model URI; give models:/name@alias, models:/name/3 or a checkpoint's folder"
+        )
+    return RegisteredUri(text=uri, name=match["name"], version=match["version"], alias=match["alias"])
+
+
+def check_model_name(name: str, alias: str | None = None) -> None:
+    """Refuse, before hours of training, a name or alias that could not be registered in the end.
+
+    Raises:
+        ConfigError: If name or alias is none that MLflow takes.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"model name: must be letters, digits, '_', '-' and '.', got {name!r}")
+    if alias is not None and not _ALIAS.fullmatch(alias):
+        raise ConfigError(f"alias: must be letters, digits, '_' and '-', not 'latest' or 'v1', got {alias!r}")

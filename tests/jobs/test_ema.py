@@ -1,0 +1,68 @@
+"""jobs/ema.py as a user meets it."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import ema
+from pipeline.models.registry import resolve_model
+from pipeline.tracking.tracking import TrackingConfig
+from tests.pipeline.training.small_runs import make_run
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return tmp_path
+
+
+def test_reconstruct_makes_a_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(folder / "train", steps=32)
+    tracking = f"sqlite:///{folder}/mlflow.db"
+    flags = ["reconstruct", "--train", "train", "--output", "ema", "--sigma-rel", "0.075", "--register-as", "digits"]
+    flags += ["--tracking.uri", tracking]
+    assert ema.main([*flags, "--dry-run"]) == 0
+    assert "# snapshots   8, of sigma_rel 0.05, 0.1" in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir()] == ["train"], "a dry run writes nothing"
+    assert ema.main(flags) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("done: sigma_rel 0.075 in ") and last.endswith("registered models:/digits/1")
+    models = [resolve_model(uri, TrackingConfig(uri=tracking)) for uri in ("ema/sigma_rel-0.075", "models:/digits/1")]
+    assert models[0].files == models[1].files
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], ["reconstruct or sweep"]),
+        (["draw"], ["reconstruct or sweep"]),
+        (["reconstruct", "--train", "nothing"], ["nothing", "holds no checkpoint"]),
+        (["reconstruct", "--train", "plain"], ["plain", "--post-hoc-ema.snapshot-interval-steps"]),
+        (["reconstruct", "--sigma-rel", "0.5"], ["sigma_rel", "0.5"]),
+        (["reconstruct", "--train", "plain", "--register-as", "a/b"], ["model name", "a/b"]),
+        (["sweep", "--sigma-rels", "0.1", "0.1"], ["sigma_rels", "distinct"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: list[str]
+) -> None:
+    make_run(folder / "plain", steps=1, interval=0)
+    assert ema.main(flags) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "sweep"])
+def test_help_documents_every_field(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        ema.main([command, "--help"])
+    assert not stop.value.code
+    text = capsys.readouterr().out
+    blocks = re.split(r"^ *[│|]? *(?=--[a-z])", text, flags=re.MULTILINE)[1:]
+    words = {
+        block.split()[0]: re.sub(r"\(default.*?\)|[│|╰─╯-]", "", block, flags=re.DOTALL).split() for block in blocks
+    }
+    assert [flag for flag, said in words.items() if len(said) < 5] == []

@@ -1,0 +1,30 @@
+"""Model URIs: taken apart as they were put together, and refused where they are none."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import ModelMissingError
+from pipeline.models.model_uri import parse_registered, split_average
+
+PLACES = ("models:/ddpm@candidate", "models:/ddpm/3", "artifacts/checkpoints/step-1", "s3://b/p", "file:///a?b=c")
+
+
+@given(place=st.sampled_from(PLACES), halflife=st.integers(1, 10**12))
+def test_the_average_is_what_stands_at_the_end(place: str, halflife: int) -> None:
+    assert split_average(place) == (place, None)
+    assert split_average(f"{place}?ema={halflife}") == (place, halflife)
+
+
+@pytest.mark.parametrize("uri", ["models:/a/1?ema=0", "models:/a/1?ema=", "models:/a/1?ema=x", "models:/a/1?EMA=5"])
+def test_what_is_no_half_life_is_no_model_uri(uri: str) -> None:
+    assert split_average(uri) == (uri, None)
+    with pytest.raises(ModelMissingError, match="is no model URI"):
+        parse_registered(uri)
+
+
+def test_versions_aliases_and_checkpoints_are_told_apart() -> None:
+    version, alias = parse_registered("models:/a.b/12"), parse_registered("models:/a@c")
+    assert version is not None and (version.name, version.version, version.alias) == ("a.b", "12", None)
+    assert alias is not None and (alias.name, alias.version, alias.alias) == ("a", None, "c")
+    assert parse_registered("some/folder") is None

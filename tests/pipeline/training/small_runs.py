@@ -1,0 +1,59 @@
+"""A training run's output folder made in a second: real steps on random gradients, real checkpoints, no Ray."""
+
+from pathlib import Path
+
+import torch
+
+from ddpm import ModelConfig, PowerEma, ScheduleConfig, UNetConfig, build_model
+from pipeline.config_io import to_json
+from pipeline.models.model_files import ModelCard
+from pipeline.stores.storage import open_store
+from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.ema_snapshots import SnapshotStore
+from pipeline.training.train import RUN_RECORD, RunRecord
+from pipeline.training.train_config import OptimizerConfig
+from pipeline.training.training_state import TrainingState
+
+MODEL = ModelConfig(
+    unet=UNetConfig(
+        base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=4
+    ),
+    schedule=ScheduleConfig(name="cosine", num_timesteps=20),
+    image_size=8,
+    channels=1,
+    num_classes=10,
+)
+CARD = ModelCard(config=MODEL, class_names=tuple("0123456789"))
+_BATCH = 16
+
+
+def make_run(
+    output: Path, *, steps: int = 128, interval: int = 4, directly: float | None = None
+) -> tuple[TrainingState, PowerEma | None]:
+    """Train and take snapshots; the last step makes a checkpoint.
+
+    Args:
+        output: The run's folder.
+        steps: Steps in all.
+        interval: Steps between snapshots; 0 takes none.
+        directly: Length of an average that is computed beside them.
+    """
+    network = build_model(MODEL, seed=0)
+    config = OptimizerConfig(learning_rate=0.01, warmup_steps=0, ema_halflife_images=100)
+    state = TrainingState(network, config, keep_ema=True, sigma_rels=(0.05, 0.10) if interval else ())
+    beside = None if directly is None else PowerEma(network, directly)
+    snapshots = SnapshotStore.of_run(str(output))
+    assert state.averages is not None
+    while state.step < steps:
+        generator = torch.Generator().manual_seed(state.step // 8)  # the weights drift, as in training
+        for parameter in network.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        state.apply_gradient(_BATCH)
+        if beside is not None:
+            beside.update(network, _BATCH)
+        if interval and state.step % interval == 0:
+            state.averages.take_snapshot(state.step, snapshots, "float32")
+    store = open_store(str(output))
+    CheckpointStore(open_store(f"{output}/checkpoints")).save(steps, state.to_files(CARD, None))
+    store.create(RUN_RECORD, to_json(RunRecord(run_id="0" * 32, identity={})))
+    return state, beside
