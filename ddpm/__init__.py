@@ -4,11 +4,31 @@ No I/O, no clock, no environment, no global random state: every function is a fu
 order: schedules, prediction, denoiser, diffusion, samplers/ancestral, train_step, noise; then losses, likelihood, unet.
 """
 
+from ddpm.analytic import eps_second_moment_table, eps_second_moments
 from ddpm.denoiser import Denoiser, Network, NetworkDenoiser, Prediction
-from ddpm.diffusion import GaussianStep, Variance, p_mean_variance, q_posterior_mean_variance, q_sample
+from ddpm.diffusion import (
+    GaussianStep,
+    Variance,
+    analytic_variance,
+    p_mean_variance,
+    q_posterior_mean_variance,
+    q_sample,
+)
 from ddpm.discretised import discretised_log_likelihood
+from ddpm.dit import DiT, DiTConfig
+from ddpm.editing import (
+    interpolate_images,
+    invert_images,
+    num_interpolation_evaluations,
+    num_partial_steps,
+    num_repaint_evaluations,
+    partial_diffusion,
+    repaint,
+    repaint_sample,
+    slerp,
+)
 from ddpm.ema import Ema, EmaBank
-from ddpm.guidance import GuidedNetwork
+from ddpm.guidance import Guide, GuidedNetwork
 from ddpm.likelihood import BoundStatistics, ImageBound, LikelihoodConfig, bound_of_images
 from ddpm.losses import bound_loss, bound_term, gaussian_kl, prior_loss, simple_loss
 from ddpm.metrics import Moments, frechet_distance
@@ -40,10 +60,11 @@ from ddpm.probability_flow import (
     rademacher_probes,
 )
 from ddpm.running_moments import Estimate, RunningMoments
-from ddpm.samplers import SamplerConfig, generate, num_evaluations
+from ddpm.samplers import SamplerConfig, generate, num_evaluations, run_sampler, sampling_denoiser
 from ddpm.samplers.ancestral import ancestral_sample, p_sample, p_sample_loop
 from ddpm.samplers.ddim import ddim_invert, ddim_sample, ddim_step
 from ddpm.samplers.dpm_solver import dpm_solver_2m_sample, dpm_solver_2m_sde_sample
+from ddpm.samplers.dpm_solver_3m import dpm_solver_3m_common_sample, dpm_solver_3m_sample
 from ddpm.samplers.heun import heun_sample
 from ddpm.samplers.spacing import Spacing, continuous_timesteps, spaced_timesteps
 from ddpm.schedules import NoiseSchedule, ScheduleConfig, gather, make_schedule
@@ -61,10 +82,13 @@ __all__ = [
     "BoundStatistics",
     "ChosenTimesteps",
     "Denoiser",
+    "DiT",
+    "DiTConfig",
     "Ema",
     "EmaBank",
     "Estimate",
     "GaussianStep",
+    "Guide",
     "GuidedNetwork",
     "ImageBound",
     "ImportanceSampler",
@@ -89,6 +113,7 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "Variance",
+    "analytic_variance",
     "ancestral_sample",
     "bernoulli",
     "bound_loss",
@@ -104,6 +129,10 @@ __all__ = [
     "discretised_log_likelihood",
     "dpm_solver_2m_sample",
     "dpm_solver_2m_sde_sample",
+    "dpm_solver_3m_common_sample",
+    "dpm_solver_3m_sample",
+    "eps_second_moment_table",
+    "eps_second_moments",
     "fit_post_hoc_ema",
     "frechet_distance",
     "gamma_from_sigma_rel",
@@ -113,13 +142,19 @@ __all__ = [
     "heun_sample",
     "images_to_x_0",
     "importance_probabilities",
+    "interpolate_images",
+    "invert_images",
     "loss_weights",
     "make_schedule",
     "make_training_batch",
     "num_evaluations",
+    "num_interpolation_evaluations",
+    "num_partial_steps",
+    "num_repaint_evaluations",
     "p_mean_variance",
     "p_sample",
     "p_sample_loop",
+    "partial_diffusion",
     "per_sample_loss",
     "philox4x32",
     "predict_eps_from_v",
@@ -137,8 +172,13 @@ __all__ = [
     "rademacher_probes",
     "random_integers",
     "random_words",
+    "repaint",
+    "repaint_sample",
+    "run_sampler",
+    "sampling_denoiser",
     "sigma_rel_from_gamma",
     "simple_loss",
+    "slerp",
     "spaced_timesteps",
     "standard_normal",
     "stratified_timesteps",

@@ -2,7 +2,7 @@
 
 Both networks compute the same function, so a published checkpoint (google/ddpm-cifar10-32, say) can be sampled from
 here, and a network trained here can be loaded there. Pure renaming: no file is read or written, no tensor is copied,
-and diffusers is not imported.
+and diffusers is not imported. Other networks than the U-Net have no counterpart here and are refused.
 """
 
 import re
@@ -65,7 +65,7 @@ def diffusers_name(name: str) -> str:
         match = re.fullmatch(ours, prefix)
         if match and layer in _LAYERS:
             return f"{match.expand(theirs)}.{_LAYERS[layer]}.{kind}"
-    raise ValueError(f"name: no tensor of the U-Net is called {name!r}")
+    raise ValueError(f"name: no tensor of the U-Net is called {name!r}; no other network has names in UNet2DModel")
 
 
 def to_diffusers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -123,17 +123,22 @@ def diffusers_config(
             "no UNet2DModel computes what this network does"
         )
     attention = [resolution in config.attention_resolutions for resolution in level_resolutions(config, image_size)]
+    plain, plain_up = ("ResnetDownsample", "ResnetUpsample") if config.residual_resampling else ("Down", "Up")
     return {
         "sample_size": image_size,
         "in_channels": channels,
         "out_channels": channels * (2 if learned_variance else 1),
         "block_out_channels": tuple(config.base_channels * multiplier for multiplier in config.channel_multipliers),
         "layers_per_block": config.num_res_blocks,
-        "down_block_types": tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attention),
-        "up_block_types": tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention)),
-        "attention_head_dim": None,  # one head
+        "down_block_types": tuple("AttnDownBlock2D" if here else f"{plain}Block2D" for here in attention),
+        "up_block_types": tuple("AttnUpBlock2D" if here else f"{plain_up}Block2D" for here in reversed(attention)),
+        "downsample_type": "resnet" if config.residual_resampling else "conv",  # of levels with attention
+        "upsample_type": "resnet" if config.residual_resampling else "conv",
+        "resnet_time_scale_shift": "scale_shift" if config.adaptive_group_norm else "default",
+        "attention_head_dim": config.num_head_channels,
         "dropout": config.dropout,
         "norm_num_groups": config.num_groups,
+        "attn_norm_num_groups": config.num_groups,  # of the middle, which has no norm there by default
         "norm_eps": GROUP_NORM_EPS,
         "act_fn": "silu",
         "time_embedding_type": "positional",

@@ -28,7 +28,11 @@ VARIANCE_TYPES: dict[str, Variance] = {
 TIMESTEP_SPACINGS: dict[str, Spacing] = {"leading": "leading", "linspace": "linspace", "trailing": "trailing"}
 """diffusers' `timestep_spacing`."""
 
-_DPM_SOLVERS: dict[str, SamplerName] = {"dpmsolver++": "dpm_solver_2m", "sde-dpmsolver++": "dpm_solver_2m_sde"}
+# By `algorithm_type` and `solver_order`.
+_DPM_SOLVERS: dict[str, dict[int, SamplerName]] = {
+    "dpmsolver++": {2: "dpm_solver_2m", 3: "dpm_solver_3m_common"},
+    "sde-dpmsolver++": {2: "dpm_solver_2m_sde"},
+}
 # What diffusers takes where an option is missing.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "DDPMScheduler": {"clip_sample": True, "timestep_spacing": "leading"},
@@ -43,6 +47,8 @@ _COMMON_DEFAULTS: dict[str, Any] = {
     "rescale_betas_zero_snr": False,
     "prediction_type": "epsilon",
     "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "lower_order_final": True,
     "thresholding": False,
     "dynamic_thresholding_ratio": 0.995,
     "sample_max_value": 1.0,
@@ -53,7 +59,6 @@ _ONLY: dict[str, Any] = {
     "steps_offset": 0,
     "set_alpha_to_one": True,
     "clip_sample_range": 1.0,
-    "solver_order": 2,
     "solver_type": "midpoint",
     "final_sigmas_type": "zero",
     "lambda_min_clipped": -math.inf,
@@ -107,7 +112,10 @@ def from_diffusers_scheduler(config: Mapping[str, Any], *, num_steps: int) -> Di
     if scheduler == "DDIMScheduler":
         sampler = {"name": "ddim", "eta": 0.0}
     elif scheduler == "DPMSolverMultistepScheduler":
-        sampler = {"name": _translate("algorithm_type", options["algorithm_type"], _DPM_SOLVERS)}
+        by_order = _translate("algorithm_type", options["algorithm_type"], _DPM_SOLVERS)
+        sampler = {"name": _translate("solver_order", options["solver_order"], by_order)}
+        if options["solver_order"] == 3 and not options["lower_order_final"]:  # without effect on order 2
+            raise _refused("lower_order_final", options["lower_order_final"], [True])
     return DiffusersScheduler(
         schedule=_schedule(options),
         prediction_type=_translate("prediction_type", options["prediction_type"], PREDICTION_TYPES),
@@ -147,8 +155,8 @@ def _threshold(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"clip_x_0": True, "dynamic_threshold": options["dynamic_thresholding_ratio"] if limit > 1 else None}
 
 
-def _translate(name: str, value: object, words: Mapping[str, _T]) -> _T:
-    if not isinstance(value, str) or value not in words:
+def _translate(name: str, value: object, words: Mapping[Any, _T]) -> _T:
+    if not isinstance(value, str | int) or value not in words:
         raise _refused(name, value, words)
     return words[value]
 

@@ -8,7 +8,7 @@ Source:
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,14 +21,16 @@ __all__ = [
     "GaussianStep",
     "PerSample",
     "Variance",
+    "analytic_variance",
     "p_mean_variance",
     "q_posterior_mean_variance",
     "q_sample",
 ]
 
-Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+Variance = Literal["fixed_small", "fixed_large", "learned_range", "analytic"]
 """Variance of p(x_{t-1} | x_t). fixed_small: the posterior's, exact for a single image. fixed_large: beta_t, exact for
-unit-variance noise (Ho et al., section 3.2). learned_range: between the two, where the network says."""
+unit-variance noise (Ho et al., section 3.2). learned_range: between the two, where the network says. analytic: the best
+of one variance for all pixels, exact for Gaussian data; needs the second moments of eps_hat."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +99,14 @@ def q_posterior_mean_variance(
 
 
 def p_mean_variance(
-    schedule: NoiseSchedule, denoise: Denoiser, x_t: Images, t: Steps, label: Labels | None, *, variance: Variance
+    schedule: NoiseSchedule,
+    denoise: Denoiser,
+    x_t: Images,
+    t: Steps,
+    label: Labels | None,
+    *,
+    variance: Variance,
+    eps_second_moment: Table | None = None,
 ) -> GaussianStep:
     """One step of the reverse process, p(x_{t-1} | x_t): the posterior with x_0_hat in the place of x_0.
 
@@ -108,9 +117,11 @@ def p_mean_variance(
         t: Index [B] into schedule.
         label: Class [B], or None.
         variance: Which variance the step has.
+        eps_second_moment: E |eps_hat|^2 / D at every entry of schedule [T]; only variance = analytic reads it.
 
     Raises:
-        ValueError: If variance is not a known choice, or learned_range without a denoiser that predicts it.
+        ValueError: If variance is not a known choice, learned_range without a denoiser that predicts it, or analytic
+            without second moments or with those of another chain.
 
     Source:
         Ho et al. 2020, Eq. 7 and 11; section 3.2 for the fixed variances. Nichol and Dhariwal 2021 (arXiv:2102.09672),
@@ -120,7 +131,7 @@ def p_mean_variance(
     x_0_hat = prediction.x_0_hat
     mean, _, _ = q_posterior_mean_variance(schedule, x_0_hat, x_t, t)
     if variance != "learned_range":
-        table, log_table = _variance_tables(schedule, variance)
+        table, log_table = _variance_tables(schedule, variance, eps_second_moment)
         return GaussianStep(
             mean=mean, variance=gather(table, t, x_t), log_variance=gather(log_table, t, x_t), x_0_hat=x_0_hat
         )
@@ -134,15 +145,60 @@ def p_mean_variance(
     return GaussianStep(mean=mean, variance=log_variance.exp(), log_variance=log_variance, x_0_hat=x_0_hat)
 
 
-def _variance_tables(schedule: NoiseSchedule, variance: Variance) -> tuple[Table, Table]:
+def analytic_variance(schedule: NoiseSchedule, eps_second_moment: Table) -> Table:
+    """The variance of each step with which the reverse process is nearest to the forward one, the mean being the best.
+
+    By the law of total variance it is that of the posterior, plus what the mean misses because x_0 is not known:
+
+        posterior_variance + coef_x_0^2 E tr Cov(x_0 | x_t) / D
+        E tr Cov(x_0 | x_t) / D = (1 - alpha_bar) / alpha_bar (1 - E |eps_hat|^2 / D)
+
+    The last line is limited to [0, 1]: data in [-1, 1] has no larger variance, and with little signal it is an error of
+    eps_second_moment, many times enlarged.
+
+    Args:
+        schedule: The chain that is walked, usually respaced.
+        eps_second_moment: E |eps_hat|^2 / D at every entry of schedule, float64 [T]; of a network that is not the best,
+            1 - E |eps - eps_hat|^2 / D, which for the best is equal. Its rounding is divided by alpha_bar.
+
+    Returns:
+        float64 [T]; not 0 at t = 0, where samplers add no noise.
+
+    Raises:
+        ValueError: If eps_second_moment has another length.
+
+    Source:
+        Bao et al. 2022 (arXiv:2201.06503), Theorem 1, and Theorem 2 for the limits.
+    """
+    if len(eps_second_moment) != schedule.num_timesteps:
+        raise ValueError(
+            f"eps_second_moment: must have the chain's length {schedule.num_timesteps}, got {len(eps_second_moment)}; "
+            "give one number per step"
+        )
+    # Nothing is known of x_0 without any signal; the factor is infinite there, or 0 / 0 with an exact moment of 1.
+    noise = (1 - schedule.alpha_bar) * (1 - eps_second_moment.to(schedule.alpha_bar))
+    unknown = torch.where(schedule.alpha_bar > 0, noise / schedule.alpha_bar, 1.0).clamp(0, 1)
+    return schedule.posterior_variance + schedule.posterior_mean_coef_x_0.square() * unknown
+
+
+def _variance_tables(
+    schedule: NoiseSchedule, variance: Variance, eps_second_moment: Table | None
+) -> tuple[Table, Table]:
     """Variance and log-variance of every step."""
     if variance == "fixed_small":
         return schedule.posterior_variance, schedule.posterior_log_variance
     if variance == "fixed_large":
-        return schedule.beta, torch.cat((schedule.posterior_log_variance[:1], schedule.beta[1:].log()))
-    raise ValueError(
-        f"variance: must be fixed_small, fixed_large or learned_range, got {variance!r}; choose one of them"
-    )
+        table = schedule.beta
+    elif variance != "analytic":
+        raise ValueError(f"variance: must be {' or '.join(get_args(Variance))}, got {variance!r}; choose one of them")
+    elif eps_second_moment is None:
+        raise ValueError(
+            "variance: analytic needs the second moments of eps_hat, got none; measure them with eps_second_moments, "
+            "or choose a fixed variance"
+        )
+    else:
+        table = analytic_variance(schedule, eps_second_moment)
+    return table, torch.cat((schedule.posterior_log_variance[:1], table[1:].log()))
 
 
 def _check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

@@ -1,5 +1,7 @@
 """Building blocks of the U-Net of Ho et al. 2020: each a small module, nothing that knows the whole network.
 
+Heads, adaptive group norm and resampling in residual blocks are of Dhariwal & Nichol 2021 (arXiv:2105.05233).
+
 Conventions: images are [B, C, H, W]; `emb` [B, D] is the embedding of the timestep, to which that of a label may have
 been added; group norm has eps 1e-6, the activation is swish (SiLU).
 
@@ -11,6 +13,7 @@ in effect): every block begins as its shortcut, and the first eps_hat is 0.
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -92,34 +95,78 @@ class TimeEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with the embedding added between them, beside a shortcut (1x1 when the width changes)."""
+    """Two convolutions with the embedding let in between them, beside a shortcut (1x1 when the width changes).
+
+    Args:
+        in_channels: Width of the input.
+        out_channels: Width of the output.
+        emb_channels: Width of the embedding.
+        num_groups: Groups of both group norms; divides both widths.
+        dropout: Probability of dropping an activation before the second convolution, in training only.
+        adaptive: Let the embedding scale and shift what the second group norm gives, h (1 + scale) + shift, instead of
+            adding it before that norm.
+        resample: Halve or double the resolution of both branches, before the first convolution: by the mean of 2x2
+            pixels, or by repeating them.
+
+    Source:
+        Ho et al. 2020; Dhariwal & Nichol 2021, section 3 (adaptive group norm; resampling after BigGAN).
+    """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, emb_channels: int, num_groups: int, dropout: float
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        emb_channels: int,
+        num_groups: int,
+        dropout: float,
+        adaptive: bool = False,
+        resample: Literal["down", "up"] | None = None,
     ) -> None:
         super().__init__()
+        self.adaptive, self.resample = adaptive, resample
         self.norm_1 = group_norm(num_groups, in_channels)
         self.conv_1 = conv(in_channels, out_channels, 3)
-        self.emb_projection = linear(emb_channels, out_channels)
+        self.emb_projection = linear(emb_channels, out_channels * (2 if adaptive else 1))
         self.norm_2 = group_norm(num_groups, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = conv(out_channels, out_channels, 3, zero=True)
         self.shortcut = nn.Identity() if in_channels == out_channels else conv(in_channels, out_channels, 1)
 
-    def forward(self, x: Float[Tensor, "b c_in h w"], emb: Float[Tensor, "b d"]) -> Float[Tensor, "b c_out h w"]:
-        """Images of the same resolution, out_channels wide."""
-        h: Tensor = self.conv_1(F.silu(self.norm_1(x)))
-        h = h + self.emb_projection(F.silu(emb))[:, :, None, None]
-        h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
-        shortcut: Tensor = self.shortcut(x)
+    def forward(self, x: Float[Tensor, "b c_in h w"], emb: Float[Tensor, "b d"]) -> Float[Tensor, "b c_out h2 w2"]:
+        """Images out_channels wide, of the same resolution unless the block resamples."""
+        h: Tensor = self.conv_1(self._resampled(F.silu(self.norm_1(x))))
+        from_emb: Tensor = self.emb_projection(F.silu(emb))[:, :, None, None]
+        if self.adaptive:
+            scale, shift = from_emb.chunk(2, dim=1)
+            h = self.norm_2(h) * (1 + scale) + shift
+        else:
+            h = self.norm_2(h + from_emb)
+        h = self.conv_2(self.dropout(F.silu(h)))
+        shortcut: Tensor = self.shortcut(self._resampled(x))
         return shortcut + h
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        match self.resample:
+            case "down":
+                return F.avg_pool2d(x, 2)
+            case "up":
+                return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return x
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the pixels with one head as wide as the image has channels, added to its input."""
+    """Self-attention over the pixels, added to its input.
 
-    def __init__(self, num_channels: int, *, num_groups: int) -> None:
+    Args:
+        num_channels: Width of the images.
+        num_groups: Groups of the group norm before it.
+        num_head_channels: Width of a head, a divisor of num_channels; None for one head as wide as the images.
+    """
+
+    def __init__(self, num_channels: int, *, num_groups: int, num_head_channels: int | None = None) -> None:
         super().__init__()
+        self.num_heads = 1 if num_head_channels is None else num_channels // num_head_channels
         self.norm = group_norm(num_groups, num_channels)
         self.query = linear(num_channels, num_channels)
         self.key = linear(num_channels, num_channels)
@@ -128,11 +175,21 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Images of the same shape."""
-        pixels = self.norm(x).flatten(2).transpose(1, 2)[:, None]  # [B, 1 head, H * W, C]
-        h = F.scaled_dot_product_attention(self.query(pixels), self.key(pixels), self.value(pixels))
-        h = self.projection(h)[:, 0].transpose(1, 2).reshape(x.shape)
+        pixels = self.norm(x).flatten(2).transpose(1, 2)  # [B, H * W, C]
+        h = attend(self.query(pixels), self.key(pixels), self.value(pixels), self.num_heads)
+        h = self.projection(h).transpose(1, 2).reshape(x.shape)
         out: Tensor = x + h
         return out
+
+
+def attend(
+    query: Float[Tensor, "b n c"], key: Float[Tensor, "b n c"], value: Float[Tensor, "b n c"], num_heads: int
+) -> Float[Tensor, "b n c"]:
+    """Attention of N positions to each other, in num_heads heads: consecutive channels make up a head."""
+    batch, length, width = query.shape
+    by_head = (batch, length, num_heads, width // num_heads)
+    query, key, value = (one.reshape(by_head).transpose(1, 2) for one in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 class Downsample(nn.Module):

@@ -47,7 +47,9 @@ class LikelihoodConfig:
     """Network evaluations per image; 0 with terms = all, which takes one per step."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values, and counts that would be ignored."""
+        """Refuse impossible values, counts that would be ignored, and a variance that would need a table."""
+        if self.variance == "analytic":
+            raise ValueError("variance: analytic is for sampling only, got it for a bound; choose a fixed variance")
         if self.terms not in ("all", "uniform", "stratified", "importance"):
             raise ValueError(f"terms: must be all, uniform, stratified or importance, got {self.terms!r}; choose one")
         if self.num_steps is not None and self.num_steps < 1:
@@ -228,7 +230,7 @@ def _choose_terms(
         return t, torch.ones_like(t, dtype=torch.float64)
     word = random_words(seed, Stream.EVAL_BOUND_T, sample_ids, 0, K)
     if config.terms == "stratified":
-        t = timestep_in_stratum(T, torch.arange(K, device=device), K, word)
+        t = timestep_in_stratum(T, torch.arange(K, device=device).expand_as(word), K, word)
     elif probabilities is None:
         t = timestep_in_stratum(T, torch.zeros_like(word), 1, word)
     else:

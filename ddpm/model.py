@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import get_args
 
 import torch
@@ -15,11 +16,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm.dit import DiT, DiTConfig, grid_size
+from ddpm.gradient_checkpointing import switch_on_checkpointing
 from ddpm.prediction import PredictionType
 from ddpm.schedules import ScheduleConfig
 from ddpm.unet import UNet, UNetConfig, level_resolutions
 
 _FACTORY_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+BUILT_IN_NETWORKS = {"unet": "U-Net", "dit": "DiT"}  # ModelConfig.model, and the name in messages
 _IMAGE_KEYWORDS = frozenset({"image_size", "channels", "num_classes"})
 
 
@@ -28,12 +32,14 @@ class ModelConfig:
     """A network, the images it makes and the noise schedule it is trained for."""
 
     model: str = "unet"
-    """"unet", or your own network as "package.module:factory": a callable that takes image_size, channels, num_classes
-    and the model_options as keywords and returns an nn.Module with forward(x_t, t, label)."""
+    """"unet", "dit", or your own network as "package.module:factory": a callable that takes image_size, channels,
+    num_classes and the model_options as keywords and returns an nn.Module with forward(x_t, t, label)."""
     model_options: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """Further keywords for your own factory; the U-Net takes none."""
+    """Further keywords for your own factory; the U-Net and the DiT take none."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     """Shape of the U-Net; ignored when model names another network."""
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    """Shape of the DiT; ignored when model names another network."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Noise schedule of the training chain."""
     prediction_type: PredictionType = "eps"
@@ -49,7 +55,7 @@ class ModelConfig:
     """Number of classes; None for a network that is not told the class."""
 
     def __post_init__(self) -> None:
-        """Check each field, and that the U-Net fits the images."""
+        """Check each field, and that the network fits the images."""
         if self.image_size < 1:
             raise ValueError(f"image_size: must be at least 1 pixel, got {self.image_size}")
         if self.channels < 1:
@@ -64,15 +70,19 @@ class ModelConfig:
             )
         if self.prediction_type == "eps" and self.schedule.zero_terminal_snr:
             raise ValueError("prediction_type: must be v or x_0 with zero_terminal_snr, got 'eps'; choose v")
-        if self.model == "unet":
+        if self.model in BUILT_IN_NETWORKS:
             if self.model_options:
                 raise ValueError(
-                    f"model_options: the U-Net takes none, got {sorted(self.model_options)}; its shape is set by unet"
+                    f"model_options: the {BUILT_IN_NETWORKS[self.model]} takes none, got {sorted(self.model_options)}; "
+                    f"its shape is set by {self.model}"
                 )
-            level_resolutions(self.unet, self.image_size)
+            if self.model == "unet":
+                level_resolutions(self.unet, self.image_size)
+            else:
+                grid_size(self.dit, self.image_size)
             return
         if not _FACTORY_PATH.fullmatch(self.model):
-            raise ValueError(f'model: must be "unet" or "package.module:factory", got {self.model!r}')
+            raise ValueError(f'model: must be "unet", "dit" or "package.module:factory", got {self.model!r}')
         reserved = sorted(_IMAGE_KEYWORDS & set(self.model_options))
         if reserved:
             raise ValueError(
@@ -80,13 +90,14 @@ class ModelConfig:
             )
 
 
-def build_model(config: ModelConfig, *, seed: int = 0) -> nn.Module:
+def build_model(config: ModelConfig, *, seed: int = 0, gradient_checkpointing: bool = False) -> nn.Module:
     """Builds the network with its initial weights, on the CPU, in training mode.
 
     Args:
         config: Which network.
         seed: Seeds the initial weights. PyTorch's global generator is seeded for the construction only and restored
             afterwards: the same seed gives the same weights whatever was drawn before, and nothing drawn later changes.
+        gradient_checkpointing: Keep less in memory in training and compute it twice; see ddpm.gradient_checkpointing.
 
     Returns:
         A module with forward(x_t [B, C, H, W], t [B], label [B] | None) -> prediction [B, C, H, W], or [B, 2C, H, W]
@@ -94,11 +105,15 @@ def build_model(config: ModelConfig, *, seed: int = 0) -> nn.Module:
 
     Raises:
         ValueError: If the factory cannot be imported, is not callable, cannot be called with the keywords, or returns
-            something other than a module. Errors raised inside a factory are not changed.
+            something other than a module or, with gradient_checkpointing, a module that does not offer it. Errors
+            raised inside a factory are not changed.
     """
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators as well
-        return _construct(config)
+        network = _construct(config)
+    if gradient_checkpointing:
+        switch_on_checkpointing(network, config.model)
+    return network
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -142,16 +157,16 @@ def _count_flops(network: nn.Module, config: ModelConfig) -> int:
 
 
 def _construct(config: ModelConfig) -> nn.Module:
-    image = {"image_size": config.image_size, "channels": config.channels, "num_classes": config.num_classes}
-    if config.model == "unet":
-        return UNet(
-            config.unet,
+    if config.model in BUILT_IN_NETWORKS:
+        make = partial(UNet, config.unet) if config.model == "unet" else partial(DiT, config.dit)
+        return make(
             image_size=config.image_size,
             channels=config.channels,
             num_classes=config.num_classes,
             learned_variance=config.learned_variance,
             num_timesteps=config.schedule.num_timesteps,
         )
+    image = {"image_size": config.image_size, "channels": config.channels, "num_classes": config.num_classes}
     factory = _import_factory(config.model)
     keywords = {**image, **config.model_options}
     try:

@@ -3,6 +3,8 @@
 With base_channels 128, multipliers (1, 2, 2, 2) and attention at 16 it is the paper's CIFAR-10 network: 35,746,307
 parameters for 32-pixel colour images; with (1, 1, 2, 2, 4, 4) its 256-pixel network: 113,673,219. Without classes there
 are no label parameters. Labels are not in the paper: one vector per class, added to the embedding of the timestep.
+Heads in attention, adaptive group norm and resampling inside residual blocks are those of Dhariwal & Nichol 2021, off
+unless asked for.
 
 The first base_channels wide convolution, each block and each downsampling on the way down are concatenated, last first,
 to the inputs of the blocks on the way up.
@@ -10,19 +12,18 @@ to the inputs of the blocks on the way up.
 Not here: the noise schedule, clipping of x_0 and guidance, which wrap a network.
 """
 
-import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ddpm.layers import AttentionBlock, Downsample, ResidualBlock, TimeEmbedding, Upsample, conv, group_norm
+from ddpm.network_inputs import check_images, checked_label, scaled_times
 from ddpm.shapes import Images, Labels, Times
+from ddpm.unet_levels import DownLevel, Middle, UpLevel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,12 @@ class UNetConfig:
     """Probability of dropping an activation before a block's last convolution, in training only."""
     num_groups: int = 32
     """Groups of every group norm; divides base_channels."""
+    num_head_channels: int | None = None
+    """Channels of an attention head; divides the width of each level with attention and of the last. None: one head."""
+    adaptive_group_norm: bool = False
+    """Let timestep and class scale and shift what a block's second group norm gives, instead of adding before it."""
+    residual_resampling: bool = False
+    """Halve and double the resolution inside residual blocks, as in BigGAN, instead of by lone convolutions."""
 
     def __post_init__(self) -> None:
         """Check each field; see `level_resolutions` for what depends on the size of the images."""
@@ -59,6 +66,10 @@ class UNetConfig:
             raise ValueError(
                 f"num_groups: must divide base_channels ({self.base_channels}), got {self.num_groups}; choose a divisor"
             )
+        if self.num_head_channels is not None and self.num_head_channels < 1:
+            raise ValueError(
+                f"num_head_channels: must be at least 1, got {self.num_head_channels}; leave it out for one head"
+            )
 
 
 def level_resolutions(config: UNetConfig, image_size: int) -> tuple[int, ...]:
@@ -72,7 +83,8 @@ def level_resolutions(config: UNetConfig, image_size: int) -> tuple[int, ...]:
         One resolution per entry of channel_multipliers.
 
     Raises:
-        ValueError: If image_size cannot be halved that often, or attention is asked for where there is no level.
+        ValueError: If image_size cannot be halved that often, attention is asked for where there is no level, or its
+            heads do not divide a level's width.
     """
     num_halvings = len(config.channel_multipliers) - 1
     if image_size < 1 or image_size % 2**num_halvings:
@@ -87,87 +99,15 @@ def level_resolutions(config: UNetConfig, image_size: int) -> tuple[int, ...]:
             f"attention_resolutions: must be among {list(resolutions)}, the levels of {image_size}-pixel images, "
             f"got {strangers[0]}; choose among them, or none for attention in the middle only"
         )
-    return resolutions
-
-
-MakeResidualBlock = Callable[[int, int], ResidualBlock]  # (in_channels, out_channels)
-MakeAttentionBlock = Callable[[int], AttentionBlock]  # (num_channels)
-
-
-class DownLevel(nn.Module):
-    """Residual blocks of one resolution on the way down, with attention after each where asked for."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        num_blocks: int,
-        *,
-        res_block: MakeResidualBlock,
-        attention: MakeAttentionBlock | None,
-        downsample: bool,
-    ) -> None:
-        super().__init__()
-        widths = [in_channels] + [out_channels] * num_blocks
-        self.res_blocks = nn.ModuleList(res_block(*pair) for pair in itertools.pairwise(widths))
-        self.attentions = nn.ModuleList(attention(out_channels) for _ in range(num_blocks) if attention is not None)
-        self.downsample = Downsample(out_channels) if downsample else None
-
-    def forward(self, h: Tensor, emb: Tensor) -> list[Tensor]:
-        """The output of each block, and of the downsampling if there is one: what the way up will concatenate."""
-        outputs = []
-        for index, block in enumerate(self.res_blocks):
-            h = block(h, emb)
-            if self.attentions:
-                h = self.attentions[index](h)
-            outputs.append(h)
-        if self.downsample is not None:
-            outputs.append(self.downsample(h))
-        return outputs
-
-
-class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
-
-    def __init__(self, num_channels: int, *, res_block: MakeResidualBlock, attention: MakeAttentionBlock) -> None:
-        super().__init__()
-        self.res_block_1 = res_block(num_channels, num_channels)
-        self.attention = attention(num_channels)
-        self.res_block_2 = res_block(num_channels, num_channels)
-
-    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        """Images of the same shape."""
-        return cast(Tensor, self.res_block_2(self.attention(self.res_block_1(h, emb)), emb))
-
-
-class UpLevel(nn.Module):
-    """Residual blocks of one resolution on the way up, each fed what a block on the way down made as well."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        skip_channels: list[int],
-        out_channels: int,
-        *,
-        res_block: MakeResidualBlock,
-        attention: MakeAttentionBlock | None,
-        upsample: bool,
-    ) -> None:
-        super().__init__()
-        widths = [in_channels] + [out_channels] * (len(skip_channels) - 1)
-        self.res_blocks = nn.ModuleList(
-            res_block(width + skip, out_channels) for width, skip in zip(widths, skip_channels, strict=True)
+    widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
+    attentive = {width for width, here in zip(widths, resolutions) if here in config.attention_resolutions}
+    undivided = [width for width in sorted({*attentive, widths[-1]}) if width % (config.num_head_channels or width)]
+    if undivided:
+        raise ValueError(
+            f"num_head_channels: must divide {undivided[0]}, the width of a level with attention, "
+            f"got {config.num_head_channels}; choose a divisor, or leave it out for one head"
         )
-        self.attentions = nn.ModuleList(attention(out_channels) for _ in skip_channels if attention is not None)
-        self.upsample = Upsample(out_channels) if upsample else None
-
-    def forward(self, h: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
-        """Consumes `skips` from its end, one per block; twice the resolution if there is an upsampling."""
-        for index, block in enumerate(self.res_blocks):
-            h = block(torch.cat([h, skips.pop()], dim=1), emb)
-            if self.attentions:
-                h = self.attentions[index](h)
-        return h if self.upsample is None else cast(Tensor, self.upsample(h))
+    return resolutions
 
 
 class UNet(nn.Module):
@@ -202,11 +142,18 @@ class UNet(nn.Module):
         resolutions = level_resolutions(config, image_size)
         self.image_shape = (channels, image_size, image_size)
         self.num_classes, self.num_timesteps = num_classes, num_timesteps
+        self.gradient_checkpointing = False
         emb_channels = 4 * config.base_channels
         res_block = partial(
-            ResidualBlock, emb_channels=emb_channels, num_groups=config.num_groups, dropout=config.dropout
+            ResidualBlock,
+            emb_channels=emb_channels,
+            num_groups=config.num_groups,
+            dropout=config.dropout,
+            adaptive=config.adaptive_group_norm,
         )
-        attention = partial(AttentionBlock, num_groups=config.num_groups)
+        down = (lambda width: res_block(width, width, resample="down")) if config.residual_resampling else Downsample
+        up = (lambda width: res_block(width, width, resample="up")) if config.residual_resampling else Upsample
+        attention = partial(AttentionBlock, num_groups=config.num_groups, num_head_channels=config.num_head_channels)
         attention_at = [attention if here in config.attention_resolutions else None for here in resolutions]
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
         last = len(widths) - 1
@@ -223,7 +170,7 @@ class UNet(nn.Module):
                 config.num_res_blocks,
                 res_block=res_block,
                 attention=attention_at[level],
-                downsample=level < last,
+                downsample=down if level < last else None,
             )
             self.down_levels.append(down_level)
             skip_widths += [width] * (config.num_res_blocks + (level < last))
@@ -237,7 +184,7 @@ class UNet(nn.Module):
                 widths[level],
                 res_block=res_block,
                 attention=attention_at[level],
-                upsample=level > 0,
+                upsample=up if level > 0 else None,
             )
             self.up_levels.append(up_level)
             below = widths[level]
@@ -264,36 +211,20 @@ class UNet(nn.Module):
             ValueError: If x_t, t or label has another shape, a label is given to a network without classes, or a label
                 on the CPU is out of range (to look at it would stall an accelerator; there the embedding fails).
         """
-        if tuple(x_t.shape[1:]) != self.image_shape:
-            raise ValueError(f"x_t: must be [B, {', '.join(map(str, self.image_shape))}], got {list(x_t.shape)}")
-        if t.shape != x_t.shape[:1]:
-            raise ValueError(f"t: must be [B] with B = {x_t.shape[0]}, got {list(t.shape)}")
+        check_images(x_t, t, self.image_shape)
+        forget = self.gradient_checkpointing
         emb: Tensor = self._embedding(t, label)
         h = self.conv_in(x_t)
         skips = [h]
         for down_level in self.down_levels:
-            skips += down_level(skips[-1], emb)
-        h = self.middle(skips[-1], emb)
+            skips += down_level(skips[-1], emb, forget=forget)
+        h = self.middle(skips[-1], emb, forget=forget)
         for up_level in self.up_levels:
-            h = up_level(h, skips, emb)
+            h = up_level(h, skips, emb, forget=forget)
         return cast(Tensor, self.conv_out(F.silu(self.norm_out(h))))
 
     def _embedding(self, t: Tensor, label: Tensor | None) -> Tensor:
         """Embedding of the timestep plus, in a network with classes, of the label."""
-        emb: Tensor = self.time_embedding(t if self.num_timesteps == 1000 else t * (1000 / self.num_timesteps))
-        if self.label_embedding is None or self.num_classes is None:
-            if label is not None:
-                raise ValueError("label: this network has no classes (num_classes is None), pass label=None")
-            return emb
-        if label is None:
-            label = torch.full(t.shape, self.num_classes, dtype=torch.int64, device=t.device)
-        if label.shape != t.shape:
-            raise ValueError(f"label: must be [B] with B = {t.shape[0]}, got {list(label.shape)}")
-        if label.device.type == "cpu" and not torch.compiler.is_compiling() and label.numel():
-            low, high = int(label.min()), int(label.max())
-            if low < 0 or high > self.num_classes:
-                raise ValueError(
-                    f"label: must be in [0, {self.num_classes}] ({self.num_classes} is the null label), "
-                    f"got {low if low < 0 else high}"
-                )
-        return emb + cast(Tensor, self.label_embedding(label))
+        emb: Tensor = self.time_embedding(scaled_times(t, self.num_timesteps))
+        label = checked_label(label, t, self.num_classes)
+        return emb if self.label_embedding is None else emb + cast(Tensor, self.label_embedding(label))

@@ -10,16 +10,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ddpm.denoiser import Network, NetworkDenoiser, PredictionType
-from ddpm.guidance import GuidedNetwork
+from ddpm.denoiser import Denoiser, Network, NetworkDenoiser, PredictionType
+from ddpm.guidance import Guide, GuidedNetwork
 from ddpm.noise import Stream, standard_normal
 from ddpm.samplers.ancestral import ancestral_sample
 from ddpm.samplers.config import SamplerConfig, SamplerName
 from ddpm.samplers.ddim import ddim_invert, ddim_sample
 from ddpm.samplers.dpm_solver import dpm_solver_2m_sample, dpm_solver_2m_sde_sample
+from ddpm.samplers.dpm_solver_3m import dpm_solver_3m_common_sample, dpm_solver_3m_sample
 from ddpm.samplers.heun import heun_sample, num_corrections
 from ddpm.samplers.spacing import Spacing, continuous_timesteps, spaced_timesteps
-from ddpm.schedules import NoiseSchedule
+from ddpm.schedules import NoiseSchedule, Table
+from ddpm.shapes import Images, Labels
 
 __all__ = [
     "SamplerConfig",
@@ -31,10 +33,15 @@ __all__ = [
     "ddim_sample",
     "dpm_solver_2m_sample",
     "dpm_solver_2m_sde_sample",
+    "dpm_solver_3m_common_sample",
+    "dpm_solver_3m_sample",
     "generate",
     "heun_sample",
     "num_evaluations",
+    "run_sampler",
+    "sampling_denoiser",
     "spaced_timesteps",
+    "visited_entries",
 ]
 
 
@@ -50,6 +57,8 @@ def generate(
     prediction_type: PredictionType = "eps",
     learned_variance: bool = False,
     null_label: int | None = None,
+    guide: Guide | None = None,
+    eps_second_moment: Tensor | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Make the images of some sample ids; image i depends on its id and label, not on its neighbours in the batch.
 
@@ -63,21 +72,72 @@ def generate(
         image_shape: (C, H, W).
         prediction_type: What the network predicts.
         learned_variance: The network answers with 2C channels, the second half for the variance of a step.
-        null_label: The label that means "no label"; guidance needs it.
+        null_label: The label that means "no label"; guidance without a guide needs it.
+        guide: A second, weaker network to lead away from (autoguidance), instead of leading away from "no label".
+        eps_second_moment: What eps_second_moment_table gave for this network, float64 [T]; ancestral sampling with
+            variance = analytic needs it, no other sampler reads it.
 
     Returns:
         x_0 float32 [B, C, H, W], clamped to [-1, 1], on sample_ids' device. NaN stays NaN.
 
     Raises:
         ValueError: If the sampler asks for more steps than were trained, for guidance without labels or for a variance
-            that is not predicted, the network is in training mode or answers with another shape, or seed or ids are
-            out of range.
+            that is not predicted, the guide was trained on another schedule or would have no effect, a network is in
+            training mode or answers with another shape, or seed or ids are out of range.
     """
-    if isinstance(network, nn.Module) and network.training:
-        raise ValueError("network: must be in eval mode, got training mode; call network.eval() before sampling")
-    timesteps = spaced_timesteps(schedule, sampler.num_steps, sampler.spacing)
-    denoise = NetworkDenoiser(
-        network=_guided(network, schedule, sampler, null_label),
+    denoise = sampling_denoiser(
+        network,
+        schedule,
+        sampler,
+        prediction_type=prediction_type,
+        learned_variance=learned_variance,
+        null_label=null_label,
+        guide=guide,
+    )
+    with torch.no_grad():
+        x_T = standard_normal(seed, Stream.X_T, sample_ids, 0, image_shape)
+        x_0 = run_sampler(
+            denoise,
+            schedule,
+            sampler,
+            x_T,
+            label,
+            seed=seed,
+            sample_ids=sample_ids,
+            eps_second_moment=eps_second_moment,
+        )
+        return x_0.clamp(-1, 1)
+
+
+def sampling_denoiser(
+    network: Network,
+    schedule: NoiseSchedule,
+    sampler: SamplerConfig,
+    *,
+    prediction_type: PredictionType = "eps",
+    learned_variance: bool = False,
+    null_label: int | None = None,
+    guide: Guide | None = None,
+) -> NetworkDenoiser:
+    """The network as a sampler's options say: guided and limited. Arguments and errors as generate."""
+    for name, module in (("network", network), ("guide", guide and guide.network)):
+        if isinstance(module, nn.Module) and module.training:
+            raise ValueError(f"{name}: must be in eval mode, got training mode; call {name}.eval() before sampling")
+    if sampler.guidance_scale != 1.0:
+        network = GuidedNetwork(
+            network=network,
+            schedule=schedule,
+            null_label=null_label,
+            guide=guide,
+            prediction_type=prediction_type,
+            scale=sampler.guidance_scale,
+            interval=sampler.guidance_interval,
+            rescale=sampler.guidance_rescale,
+        )
+    elif guide is not None:
+        raise ValueError("guide: has no effect where guidance_scale is 1, got one; raise the scale or leave it out")
+    return NetworkDenoiser(
+        network=network,
         schedule=schedule,
         prediction_type=prediction_type,
         learned_variance=learned_variance,
@@ -85,64 +145,102 @@ def generate(
         dynamic_threshold=sampler.dynamic_threshold,
     )
 
+
+def run_sampler(
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    sampler: SamplerConfig,
+    x_T: Images,
+    label: Labels | None,
+    *,
+    seed: int,
+    sample_ids: Int[Tensor, " b"],
+    num_steps: int | None = None,
+    eps_second_moment: Table | None = None,
+) -> Images:
+    """Walk a sampler's steps with the noise of some sample ids.
+
+    Args:
+        denoise: Predicts x_0_hat and eps_hat.
+        schedule: The training chain.
+        sampler: Which sampler; guidance and limits are the denoiser's.
+        x_T: Where to start [B, C, H, W]: noise, or images noised to the last of the steps that are walked.
+        label: Class [B], or None.
+        seed: Key of the noise of the steps.
+        sample_ids: Ids [B].
+        num_steps: How many of the sampler's steps to walk, the least noisy ones; None walks them all.
+        eps_second_moment: As in generate.
+
+    Returns:
+        x_0 [B, C, H, W].
+
+    Raises:
+        ValueError: If the sampler asks for more steps than were trained, or a variance that is not predicted.
+    """
+    timesteps = spaced_timesteps(schedule, sampler.num_steps, sampler.spacing)[:num_steps]
+
     def noise(draw: int) -> Tensor:
-        return standard_normal(seed, Stream.STEP, sample_ids, draw, image_shape)
+        return standard_normal(seed, Stream.STEP, sample_ids, draw, x_T.shape[1:], x_T.dtype)
 
     def churn_noise(draw: int) -> Tensor:
-        return standard_normal(seed, Stream.CHURN, sample_ids, draw, image_shape)
+        return standard_normal(seed, Stream.CHURN, sample_ids, draw, x_T.shape[1:], x_T.dtype)
 
-    with torch.no_grad():
-        x_T = standard_normal(seed, Stream.X_T, sample_ids, 0, image_shape)
-        match sampler.name:
-            case "ancestral":
-                x_0 = ancestral_sample(
-                    denoise, schedule, x_T, label, timesteps=timesteps, noise=noise, variance=sampler.variance
-                )
-            case "ddim":
-                x_0 = ddim_sample(denoise, schedule, x_T, label, timesteps=timesteps, noise=noise, eta=sampler.eta)
-            case "dpm_solver_2m":
-                x_0 = dpm_solver_2m_sample(denoise, schedule, x_T, label, timesteps=timesteps)
-            case "dpm_solver_2m_sde":
-                x_0 = dpm_solver_2m_sde_sample(denoise, schedule, x_T, label, timesteps=timesteps, noise=noise)
-            case _:  # heun: the config knows no other
-                x_0 = heun_sample(
-                    denoise,
-                    schedule,
-                    x_T,
-                    label,
-                    timesteps=timesteps,
-                    noise=churn_noise,
-                    churn=sampler.churn,
-                    churn_interval=sampler.churn_interval,
-                    churn_noise=sampler.churn_noise,
-                )
-        return x_0.clamp(-1, 1)
+    match sampler.name:
+        case "ancestral":
+            return ancestral_sample(
+                denoise,
+                schedule,
+                x_T,
+                label,
+                timesteps=timesteps,
+                noise=noise,
+                variance=sampler.variance,
+                eps_second_moment=visited_entries(eps_second_moment, schedule, timesteps),
+            )
+        case "ddim":
+            return ddim_sample(denoise, schedule, x_T, label, timesteps=timesteps, noise=noise, eta=sampler.eta)
+        case "dpm_solver_2m":
+            return dpm_solver_2m_sample(denoise, schedule, x_T, label, timesteps=timesteps)
+        case "dpm_solver_2m_sde":
+            return dpm_solver_2m_sde_sample(denoise, schedule, x_T, label, timesteps=timesteps, noise=noise)
+        case "dpm_solver_3m":
+            return dpm_solver_3m_sample(denoise, schedule, x_T, label, timesteps=timesteps)
+        case "dpm_solver_3m_common":
+            return dpm_solver_3m_common_sample(denoise, schedule, x_T, label, timesteps=timesteps)
+        case _:  # heun: the config knows no other
+            return heun_sample(
+                denoise,
+                schedule,
+                x_T,
+                label,
+                timesteps=timesteps,
+                noise=churn_noise,
+                churn=sampler.churn,
+                churn_interval=sampler.churn_interval,
+                churn_noise=sampler.churn_noise,
+            )
 
 
-def num_evaluations(schedule: NoiseSchedule, sampler: SamplerConfig) -> int:
-    """Calls of the network per batch of images; where guidance is on, each is with a batch twice as large.
+def num_evaluations(schedule: NoiseSchedule, sampler: SamplerConfig, num_steps: int | None = None) -> int:
+    """Calls of the denoiser per batch of images; where guidance is on, each evaluates every image twice.
+
+    Args:
+        schedule: The training chain.
+        sampler: Which sampler.
+        num_steps: How many of its steps are walked, the least noisy ones; None walks them all.
 
     Raises:
         ValueError: If the sampler asks for more steps than were trained.
     """
-    timesteps = spaced_timesteps(schedule, sampler.num_steps, sampler.spacing)
-    return len(timesteps) + (num_corrections(schedule, timesteps) if sampler.name == "heun" else 0)
+    timesteps = spaced_timesteps(schedule, sampler.num_steps, sampler.spacing)[:num_steps]
+    return len(timesteps) + (num_corrections(schedule, timesteps) if sampler.name == "heun" and timesteps else 0)
 
 
-def _guided(network: Network, schedule: NoiseSchedule, sampler: SamplerConfig, null_label: int | None) -> Network:
-    """The network, with guidance if the sampler has it."""
-    if sampler.guidance_scale == 1.0:
-        return network
-    if null_label is None:
+def visited_entries(table: Table | None, schedule: NoiseSchedule, timesteps: list[int]) -> Tensor | None:
+    """The entries of a table of the training chain that belong to the visited steps."""
+    if table is not None and len(table) != schedule.num_timesteps:
         raise ValueError(
-            f"guidance_scale: needs a network trained with a null label, got {sampler.guidance_scale} without; set it "
-            "to 1, or train with label_drop"
+            f"eps_second_moment: must have one entry per trained step, {schedule.num_timesteps}, got {len(table)}; "
+            "measure this model"
         )
-    return GuidedNetwork(
-        network=network,
-        schedule=schedule,
-        null_label=null_label,
-        scale=sampler.guidance_scale,
-        interval=sampler.guidance_interval,
-        rescale=sampler.guidance_rescale,
-    )
+    return None if table is None else table[timesteps]

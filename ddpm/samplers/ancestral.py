@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ddpm.denoiser import Denoiser
 from ddpm.diffusion import Variance, p_mean_variance
-from ddpm.schedules import NoiseSchedule
+from ddpm.schedules import NoiseSchedule, Table
 from ddpm.shapes import Images, Labels, Steps
 
 
@@ -20,6 +20,7 @@ def p_sample(
     *,
     variance: Variance,
     eps: Images,
+    eps_second_moment: Table | None = None,
 ) -> Images:
     """Draw x_{t-1} from p(x_{t-1} | x_t): mean + sqrt(variance) eps, and the mean alone at t = 0.
 
@@ -31,11 +32,12 @@ def p_sample(
         label: Class [B], or None.
         variance: Which variance the step has.
         eps: Standard normal noise, same shape as x_t; not used where t = 0.
+        eps_second_moment: E |eps_hat|^2 / D at every entry of schedule [T]; only variance = analytic reads it.
 
     Source:
         Ho et al. 2020 (arXiv:2006.11239), Algorithm 2, lines 3-4.
     """
-    step = p_mean_variance(schedule, denoise, x_t, t, label, variance=variance)
+    step = p_mean_variance(schedule, denoise, x_t, t, label, variance=variance, eps_second_moment=eps_second_moment)
     noisy = (t > 0).to(x_t)[:, None, None, None]
     return step.mean + noisy * step.variance.sqrt() * eps
 
@@ -48,6 +50,7 @@ def p_sample_loop(
     *,
     variance: Variance,
     noise: Callable[[int], Tensor],
+    eps_second_moment: Table | None = None,
     final_step: bool = True,
 ) -> Images:
     """Draw x_0 by walking every step of a chain.
@@ -59,6 +62,7 @@ def p_sample_loop(
         label: Class [B], or None.
         variance: Which variance the steps have.
         noise: noise(draw) gives the standard normal noise of a step, x_T's shape; draw counts the steps from 1.
+        eps_second_moment: As in p_sample.
         final_step: Take the last step, which has no noise, from the chain's first entry to x_0; if not, x_t of that
             entry is returned.
 
@@ -72,7 +76,9 @@ def p_sample_loop(
     for draw, i in enumerate(reversed(range(0 if final_step else 1, schedule.num_timesteps)), start=1):
         t = torch.full((len(x_t),), i, device=x_t.device)
         eps = noise(draw) if i > 0 else torch.zeros_like(x_t)
-        x_t = p_sample(schedule, denoise, x_t, t, label, variance=variance, eps=eps)
+        x_t = p_sample(
+            schedule, denoise, x_t, t, label, variance=variance, eps=eps, eps_second_moment=eps_second_moment
+        )
     return x_t
 
 
@@ -85,12 +91,33 @@ def ancestral_sample(
     timesteps: Sequence[int] | Sequence[float],
     noise: Callable[[int], Tensor],
     variance: Variance,
+    eps_second_moment: Table | None = None,
     final_step: bool = True,
 ) -> Images:
     """Ancestral sampling over a subset of the training chain's steps (ascending); otherwise as p_sample_loop.
+
+    Args:
+        denoise: Predicts x_0_hat.
+        schedule: The training chain.
+        x_T: Standard normal noise [B, C, H, W].
+        label: Class [B], or None.
+        timesteps: Steps of the training chain to visit, ascending; T of them.
+        noise: As in p_sample_loop.
+        variance: Which variance the steps have.
+        eps_second_moment: E |eps_hat|^2 / D at each of timesteps [T]; only variance = analytic reads it.
+        final_step: Go on from timesteps[0] to x_0.
 
     Source:
         Nichol and Dhariwal 2021 (arXiv:2102.09672), section 4.
     """
     chain = schedule.respace(timesteps)
-    return p_sample_loop(chain, denoise, x_T, label, variance=variance, noise=noise, final_step=final_step)
+    return p_sample_loop(
+        chain,
+        denoise,
+        x_T,
+        label,
+        variance=variance,
+        noise=noise,
+        eps_second_moment=eps_second_moment,
+        final_step=final_step,
+    )

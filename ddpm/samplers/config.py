@@ -8,7 +8,15 @@ from ddpm.diffusion import Variance
 from ddpm.guidance import check_guidance
 from ddpm.samplers.spacing import Spacing
 
-SamplerName = Literal["ancestral", "ddim", "dpm_solver_2m", "dpm_solver_2m_sde", "heun"]
+SamplerName = Literal[
+    "ancestral",
+    "ddim",
+    "dpm_solver_2m",
+    "dpm_solver_2m_sde",
+    "dpm_solver_3m",
+    "dpm_solver_3m_common",
+    "heun",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,13 +25,16 @@ class SamplerConfig:
 
     name: SamplerName = "ddim"
     """ancestral: Ho et al., best with many steps. ddim: Song et al., from deterministic to ancestral by eta.
-    dpm_solver_2m: Lu et al., best with few steps; dpm_solver_2m_sde: the same with noise. heun: Karras et al."""
+    dpm_solver_3m: Lu et al., best with few steps, trailing; dpm_solver_3m_common: as it is commonly implemented, of
+    second order only. dpm_solver_2m: two places instead of three; dpm_solver_2m_sde: the same with noise. heun: Karras
+    et al."""
     num_steps: int = 50
     """Steps per image, at most as many as were trained. Each is one network evaluation; heun's are two."""
     eta: float = 1.0
     """ddim only: noise per step, from 0 (deterministic) to 1 (as much as ancestral sampling)."""
     variance: Variance = "fixed_small"
-    """ancestral only: variance of a step, the posterior's (fixed_small), beta (fixed_large), or learned_range."""
+    """ancestral only: variance of a step, the posterior's (fixed_small), beta (fixed_large), learned_range, or the best
+    of one for all pixels (analytic), which needs moments measured beforehand."""
     spacing: Spacing = "linspace"
     """Which trained steps are visited: linspace has both ends, leading has the first, trailing has the last; quadratic,
     karras and log_snr have both and visit more steps with little noise, in this order (karras starts at sigma 80)."""
@@ -76,7 +87,7 @@ class SamplerConfig:
                 return self.eta == 0.0
             case "heun":
                 return self.churn == 0.0
-        return self.name == "dpm_solver_2m"
+        return self.name in ("dpm_solver_2m", "dpm_solver_3m", "dpm_solver_3m_common")
 
     def _check_churn(self) -> None:
         if not self.churn >= 0.0:

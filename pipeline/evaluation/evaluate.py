@@ -6,12 +6,13 @@
     bits per dimension  the variational bound of the held-out images, whole and by term
 
 The naive model is a Gaussian per class (baselines.py). A figure that makes no sense for a dataset or
-a model is left out: labels need classes, and pixel statistics need small images.
+a model is left out: labels need classes, and pixel statistics need small images. An inpainting is measured like any
+images, beside fills of the same hidden pixels that no model made (fills.py); a picture shows the first of them.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -27,11 +28,12 @@ from ddpm import (
     x_0_to_images,
 )
 from pipeline.config_io import to_json
-from pipeline.data.image_stream import LabelledImages, join_images, stream_images
+from pipeline.data.image_stream import LabelledImages, join_images, read_images, stream_images
 from pipeline.errors import ConfigError, PipelineError, TrackingUnavailableError
 from pipeline.evaluation.baselines import ClassGaussians
 from pipeline.evaluation.bound import BoundMeter, eps_network
 from pipeline.evaluation.evaluation_dataset import EvaluationDataset
+from pipeline.evaluation.fills import Fills
 from pipeline.evaluation.measures import PixelClassifier, eps_mse, pixel_moments
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
 from pipeline.generation import sample as sampling
@@ -44,6 +46,7 @@ from pipeline.progress import say
 from pipeline.stores.storage import join_uri, open_store
 
 REPORT_KEY = "evaluation.json"
+FILLS_KEY = "completions.png"
 # Covariances of pixels: 4096 values per image take 128 MiB, and all classes together at most 2 GiB.
 _MAX_PIXELS = 4096
 _MAX_COVARIANCE_ENTRIES = 2**28
@@ -119,13 +122,20 @@ def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> E
     manifest = load_generation_manifest(images)
     assert manifest is not None, "sample publishes it"
     card, network = load_network(model.files, model.uri)
-    num_images = config.sample.images_per_class * (card.config.num_classes or 1)
+    edit = sampling.resolve_job(config.sample, model).edit
+    num_images = made.num_images if edit else config.sample.images_per_class * (card.config.num_classes or 1)
 
     def generated() -> Iterator[LabelledImages]:
         return stream_images(images, manifest.shards, stop=num_images)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     figures = _measure(config, dataset, card, network.to(device), generated, num_images, device)
+    if edit is not None and edit.known is not None:
+        train = dataset.stream("train", config.max_train_images)
+        fills = Fills.fit(edit, num_images, train, card.config.num_classes)
+        figures |= _fill_figures(config, dataset, fills, figures)
+        first = read_images(images, manifest.shards, min(config.sample.contact_sheet_columns, num_images)).images
+        write_if_changed(images, FILLS_KEY, fills.picture(first))
     record = EvaluationRecord(
         model=model.uri,
         model_digest=model.files.digest,
@@ -207,6 +217,22 @@ def _label_agreement(
         real=_figure(classifier.agreement(dataset.stream("held_out"))),
         gaussian=None if naive is None else _figure(classifier.agreement(naive())),
     )
+
+
+def _fill_figures(
+    config: EvaluateConfig, dataset: EvaluationDataset, fills: Fills, figures: Mapping[str, Figure]
+) -> dict[str, Figure]:
+    """Those figures of an inpainting that are about images, of fills that no model made."""
+    more = {}
+    for name, open_stream in fills.streams.items():
+        if "label_agreement" in figures:
+            of_fill = _label_agreement(config, dataset, open_stream, None).model
+            more[f"label_agreement_{name}"] = Figure(model=of_fill, real=None, gaussian=None)
+        if "frechet_pixels" in figures:
+            held_out = pixel_moments(dataset.stream("held_out"), None)[0]
+            of_fill = _figure(frechet_distance(pixel_moments(open_stream(), None)[0], held_out))
+            more[f"frechet_pixels_{name}"] = Figure(model=of_fill, real=None, gaussian=None)
+    return more
 
 
 def _eps_error(

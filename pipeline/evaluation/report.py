@@ -8,7 +8,7 @@ class Figure:
     """One figure of merit, of the model and of what it is compared with; None where it was not measured."""
 
     model: float | None
-    """The model's images, or its predictions."""
+    """The model's images, or its predictions; of a fill, the images with that fill in their place."""
     real: float | None
     """Real images in the model's place: held-out images, or the training images that the model has seen."""
     gaussian: float | None
@@ -75,7 +75,13 @@ class Evaluation:
 
 _TITLES = {
     "label_agreement": "label agreement (real: held-out)",
+    "label_agreement_grey_fill": "  with grey for the new pixels",
+    "label_agreement_mean_fill": "  with the mean training image",
+    "label_agreement_class_mean_fill": "  with that of the class",
     "frechet_pixels": "Frechet distance in pixels (real: train)",
+    "frechet_pixels_grey_fill": "  with grey for the new pixels",
+    "frechet_pixels_mean_fill": "  with the mean training image",
+    "frechet_pixels_class_mean_fill": "  with that of the class",
     "eps_mse": "held-out eps error (real: the model on train)",
     "bits_per_dim": "held-out bits per dimension (variational bound)",
     "bits_per_dim_prior": "  of which prior, L_T",

@@ -31,16 +31,20 @@ REPORT_KEY, CHART_KEY = "samplers.json", "samplers.png"
 REFERENCE = SamplerConfig(name="dpm_solver_2m", spacing="log_snr", num_steps=500)
 """What deterministic samplers are to agree with: its own error at 500 steps is about 0.0003 on the digits."""
 
-# Each with the spacing that suits it best on the digits; dpm_solver_2m has one for few steps and one for more.
+# Each with the spacing that suits it best on the digits; the solvers have one for few steps and one for more.
 SAMPLERS = {
     "ancestral, fixed_small": SamplerConfig(name="ancestral", variance="fixed_small"),
     "ancestral, fixed_large": SamplerConfig(name="ancestral", variance="fixed_large"),
     "ancestral, learned_range": SamplerConfig(name="ancestral", variance="learned_range"),
+    "ancestral, analytic": SamplerConfig(name="ancestral", variance="analytic"),
     "ddim, eta 1": SamplerConfig(name="ddim", eta=1.0),
     "ddim, eta 0": SamplerConfig(name="ddim", eta=0.0),
     "dpm_solver_2m, trailing": SamplerConfig(name="dpm_solver_2m", spacing="trailing"),
     "dpm_solver_2m, log_snr": SamplerConfig(name="dpm_solver_2m", spacing="log_snr"),
     "dpm_solver_2m_sde": SamplerConfig(name="dpm_solver_2m_sde", spacing="trailing"),
+    "dpm_solver_3m, trailing": SamplerConfig(name="dpm_solver_3m", spacing="trailing"),
+    "dpm_solver_3m, log_snr": SamplerConfig(name="dpm_solver_3m", spacing="log_snr"),
+    "dpm_solver_3m_common": SamplerConfig(name="dpm_solver_3m_common", spacing="trailing"),
     "heun": SamplerConfig(name="heun", spacing="trailing"),
     "heun, churn 10": SamplerConfig(name="heun", spacing="trailing", churn=10.0),
 }
@@ -53,7 +57,8 @@ class SamplerComparisonConfig:
     dataset: str
     """Folder or s3://bucket/prefix of a prepared dataset with classes and a held-out split, of small images."""
     sample: SampleConfig
-    """The model, the number of images and where they go; of its sampler only clipping and guidance are used."""
+    """The model, the number of images and where they go; of its sampler only clipping and guidance are used. With a
+    calibration, ancestral sampling with the analytic variance is compared too."""
     samplers: tuple[str, ...] = ()
     """Names of samplers as in the table; none for all that fit the model."""
     evaluations: tuple[int, ...] = (5, 10, 20, 50, 250, 1000)
@@ -166,7 +171,10 @@ class _Run:
 def _runs(config: SamplerComparisonConfig, card: ModelCard) -> Iterator[_Run]:
     schedule = make_schedule(card.config.schedule)
     for name in config.samplers or SAMPLERS:
-        if SAMPLERS[name].variance == "learned_range" and not card.config.learned_variance:
+        variance = SAMPLERS[name].variance
+        if (variance == "learned_range" and not card.config.learned_variance) or (
+            variance == "analytic" and config.sample.calibration is None
+        ):
             continue
         sampler = _with_options(SAMPLERS[name], config.sample.sampler)
         for max_evaluations in config.evaluations:
@@ -210,7 +218,8 @@ def _images(
     config: SamplerComparisonConfig, sampler: SamplerConfig, model: ResolvedModel, card: ModelCard
 ) -> LabelledImages:
     """The images of one sampler, made if they are missing."""
-    made = sample(dataclasses.replace(config.sample, sampler=sampler), model=model)
+    calibration = config.sample.calibration if sampler.variance == "analytic" else None
+    made = sample(dataclasses.replace(config.sample, sampler=sampler, calibration=calibration), model=model)
     store = open_store(made.uri)
     manifest = load_generation_manifest(store)
     assert manifest is not None, "sample publishes it"

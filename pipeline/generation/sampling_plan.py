@@ -7,6 +7,7 @@ cut into *output shards* of `shard_size` consecutive ids, the unit of work and o
 Plans are lazy: a plan of ten million shards is two integers, and what is done is one byte per shard.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -14,9 +15,12 @@ from typing import Literal
 from ddpm.samplers import SamplerConfig
 from pipeline import config_io
 from pipeline.errors import OutputExistsError
+from pipeline.generation.requests import EditSpec
 
 MAX_IMAGES = 2**48
 """Ids have 48 bits in the counters of the noise."""
+_LATER_FIELDS = ("guide_digest", "second_moment_digest", "request")
+"""Added to the spec after runs had been stored: while None they are no part of its digest, which names those runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,12 +31,19 @@ class SamplingSpec:
     """Version of this record."""
     model_digest: str
     """Digest of the model files (card, weights, source)."""
+    guide_digest: str | None = None
+    """Digest of the files of the weaker model of autoguidance; None: there is none."""
+    second_moment_digest: str | None = None
+    """Digest of the second moments of eps_hat, for the analytic variance; None: there are none."""
+    request: EditSpec | None = None
+    """Which edit of which images; None: images from nothing."""
     sampler: SamplerConfig
     """Sampling method and its steps."""
     seed: int
     """Seed of all noise, in [0, 2^64)."""
     label_rule: Literal["id_modulo_classes"] = "id_modulo_classes"
-    """The label is the sample id modulo the number of classes, so that growing a run relabels nothing."""
+    """The label is the sample id modulo the number of classes, so that growing a run relabels nothing. An edit has its
+    own rule, in request."""
     num_classes: int | None
     """Classes of the model; none: images have no label."""
     shard_size: int
@@ -57,10 +68,11 @@ class SamplingSpec:
     @property
     def digest(self) -> str:
         """sha256 of the canonical JSON of this record, 64 hex digits."""
-        return config_io.digest(self)
+        record = json.loads(config_io.to_json(self))
+        return config_io.digest({k: v for k, v in record.items() if v is not None or k not in _LATER_FIELDS})
 
     def label(self, sample_id: int) -> int | None:
-        """The class asked for in sample `sample_id`; None when the model has no classes."""
+        """The class asked for in sample `sample_id`, if nothing is edited; None when the model has no classes."""
         return None if self.num_classes is None else sample_id % self.num_classes
 
 

@@ -18,9 +18,9 @@ from pipeline.cluster import quiet_data_context
 from pipeline.config_io import from_json, to_json
 from pipeline.errors import PipelineError
 from pipeline.generation.commits import Commit, CommitRecord
+from pipeline.generation.image_maker import Ingredients
 from pipeline.generation.sampling_plan import OutputShard, SamplingSpec
 from pipeline.generation.shard_maker import ShardMaker
-from pipeline.models.model_files import ModelFiles
 from pipeline.stores.storage import open_store
 
 # A dataset of Ray lives in the driver's memory: shards are handed over in waves, so that ten million need no more.
@@ -45,12 +45,12 @@ class PoolConfig:
 
 
 def make_shards(
-    files: ModelFiles, spec: SamplingSpec, store_uri: str, shards: Iterable[OutputShard], pool: PoolConfig
+    ingredients: Ingredients, spec: SamplingSpec, store_uri: str, shards: Iterable[OutputShard], pool: PoolConfig
 ) -> Iterator[Commit]:
     """Make and commit shards on a pool of actors, in any order; needs an initialised Ray.
 
     Args:
-        files: The model; put into Ray's object store once.
+        ingredients: The model, and what else the spec names; put into Ray's object store once.
         spec: What to make.
         store_uri: The output prefix.
         shards: Which shards; consumed lazily.
@@ -63,11 +63,11 @@ def make_shards(
         PipelineError: What an actor raised, with its class and message, or that actors died too often.
     """
     quiet_data_context(pool.ray_logs)
-    files_ref = ray.put(files)
+    ingredients_ref = ray.put(ingredients)
     wave_size = max(_WAVE_SHARDS, _WAVE_SHARDS_PER_ACTOR * pool.num_actors)
     waiting = iter(shards)
     while wave := [dataclasses.asdict(shard) for shard in islice(waiting, wave_size)]:
-        dataset = _pool_dataset(wave, (files_ref, spec, store_uri, pool.cpus_per_actor, pool.use_gpu), pool)
+        dataset = _pool_dataset(wave, (ingredients_ref, spec, store_uri, pool.cpus_per_actor, pool.use_gpu), pool)
         try:
             for row in dataset.iter_rows():
                 if row["error"]:
@@ -99,8 +99,8 @@ def _pool_dataset(
 class _ShardActor:
     """Turns rows of Ray Data into shards, and commits or errors into rows."""
 
-    def __init__(self, files: Any, spec: SamplingSpec, store_uri: str, num_threads: int, use_gpu: bool) -> None:
-        self._files, self._spec, self._store_uri = files, spec, store_uri
+    def __init__(self, ingredients: Any, spec: SamplingSpec, store_uri: str, num_threads: int, use_gpu: bool) -> None:
+        self._ingredients, self._spec, self._store_uri = ingredients, spec, store_uri
         self._num_threads, self._device = num_threads, "cuda" if use_gpu else "cpu"
         self._maker: ShardMaker | None = None
 
@@ -115,9 +115,10 @@ class _ShardActor:
     def _load(self) -> ShardMaker:
         # Not in __init__: an actor that dies while it is made is replaced without end.
         if self._maker is None:
-            files = ray.get(self._files) if isinstance(self._files, ray.ObjectRef) else self._files
+            is_reference = isinstance(self._ingredients, ray.ObjectRef)
+            ingredients = ray.get(self._ingredients) if is_reference else self._ingredients
             store = open_store(self._store_uri)
-            self._maker = ShardMaker(files, self._spec, store, num_threads=self._num_threads, device=self._device)
+            self._maker = ShardMaker(ingredients, self._spec, store, num_threads=self._num_threads, device=self._device)
         return self._maker
 
 

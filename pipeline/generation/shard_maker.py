@@ -9,19 +9,16 @@ import platform
 import socket
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from ddpm.prediction import PredictionType
-from ddpm.samplers import generate
-from ddpm.schedules import NoiseSchedule, make_schedule
 from ddpm.train_step import x_0_to_images
 from pipeline.data.shards import Sample, encode_png, pack_shard
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.generation.commits import Commit, Provenance, write_once
+from pipeline.generation.image_maker import ImageMaker, Ingredients
 from pipeline.generation.sampling_plan import OutputShard, SamplingSpec, fixed_batches
-from pipeline.models.model_files import ModelFiles, load_network
 from pipeline.stores.object_store import ObjectStore
 
 
@@ -29,12 +26,12 @@ class ShardMaker:
     """Makes and commits output shards with one network on one device."""
 
     def __init__(
-        self, files: ModelFiles, spec: SamplingSpec, store: ObjectStore, *, num_threads: int, device: str
+        self, ingredients: Ingredients, spec: SamplingSpec, store: ObjectStore, *, num_threads: int, device: str
     ) -> None:
         """Load the network.
 
         Args:
-            files: The model.
+            ingredients: The model, and what else the spec names by digest.
             spec: What to make.
             store: The output prefix.
             num_threads: CPU threads of this process's tensor operations; more or fewer may change the last bits.
@@ -46,16 +43,10 @@ class ShardMaker:
         """
         torch.set_num_threads(num_threads)
         torch.backends.cudnn.deterministic = True  # a retry on the same kind of GPU makes the same bytes
-        try:
-            card, network = load_network(files)
-        except ValueError as error:
-            raise ConfigError(f"model: {error}") from error
-        self._network = network.to(device)
-        self._config = card.config
-        self._schedule = make_schedule(card.config.schedule)
         self._spec = spec
         self._store = store
         self._device = torch.device(device)
+        self._images = ImageMaker(ingredients, self._device)
 
     def __call__(self, shard: OutputShard) -> Commit:
         """Make a shard's images, pack them and commit them.
@@ -66,7 +57,7 @@ class ShardMaker:
         """
         started_at, started_s = datetime.now(UTC), time.monotonic()
         try:
-            tar = self._make(self._spec, shard)
+            tar = make_tar(self._images, self._spec, shard)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -81,17 +72,6 @@ class ShardMaker:
             wall_s=round(time.monotonic() - started_s, 3),
         )
         return write_once(self._store, self._spec, shard, tar, made)
-
-    def _make(self, spec: SamplingSpec, shard: OutputShard) -> bytes:
-        return make_tar(
-            self._network,
-            self._schedule,
-            spec,
-            shard,
-            self._device,
-            prediction_type=self._config.prediction_type,
-            learned_variance=self._config.learned_variance,
-        )
 
     def _out_of_memory_message(self, shard: OutputShard) -> str:
         """Try smaller batches, so that the message can name one that fits."""
@@ -117,7 +97,7 @@ class ShardMaker:
         one_step = dataclasses.replace(spec.sampler, num_steps=1)
         first = OutputShard(index=0, first_id=0, num_samples=batch_size)
         try:
-            self._make(dataclasses.replace(spec, sampler=one_step), first)
+            make_tar(self._images, dataclasses.replace(spec, sampler=one_step), first)
         except (MemoryError, RuntimeError) as error:
             if _is_out_of_memory(error):
                 return False
@@ -125,69 +105,42 @@ class ShardMaker:
         return True
 
 
-def make_tar(
-    network: nn.Module,
-    schedule: NoiseSchedule,
-    spec: SamplingSpec,
-    shard: OutputShard,
-    device: torch.device,
-    *,
-    prediction_type: PredictionType = "eps",
-    learned_variance: bool = False,
-) -> bytes:
+def make_tar(images: ImageMaker, spec: SamplingSpec, shard: OutputShard) -> bytes:
     """The bytes of an output shard: a function of its arguments.
 
     Args:
-        network: network(x_t, t, label) -> prediction, in eval mode, on the device.
-        schedule: The chain that the network was trained on.
+        images: Makes the images.
         spec: What to make.
         shard: Which ids.
-        device: Where to compute.
-        prediction_type: What the network predicts.
-        learned_variance: Whether it answers with the variance of a step too.
 
     Returns:
         A WebDataset tar: per sample a PNG, its label (.cls) if the model has classes, and a .json with seed, sample id,
-        label, sampler and model digest.
+        label, sampler and model digest; of an edit also what was asked for and which inputs it was made of.
     """
-    sampler = dataclasses.asdict(spec.sampler)
+    common: dict[str, Any] = {
+        "seed": spec.seed,
+        "sampler": dataclasses.asdict(spec.sampler),
+        "model_digest": spec.model_digest,
+    }
+    if spec.guide_digest is not None:
+        common["guide_digest"] = spec.guide_digest
+    if spec.request is not None:
+        common["request"] = dataclasses.asdict(spec.request)
     samples = []
     for ids, num_wanted in fixed_batches(shard, spec.batch_size):
-        label = _labels(spec, ids, device)
-        x_0 = generate(
-            network,
-            schedule,
-            spec.sampler,
-            seed=spec.seed,
-            sample_ids=torch.arange(ids.start, ids.stop, device=device),
-            label=label,
-            image_shape=(spec.channels, spec.image_size, spec.image_size),
-            prediction_type=prediction_type,
-            learned_variance=learned_variance,
-            null_label=spec.num_classes,
-        )
-        images = x_0_to_images(x_0[:num_wanted]).cpu().numpy()
-        for sample_id, image in zip(ids, images):
-            meta = {
-                "sample_id": sample_id,
-                "seed": spec.seed,
-                "label": spec.label(sample_id),
-                "sampler": sampler,
-                "model_digest": spec.model_digest,
-            }
-            samples.append(Sample(key=f"{sample_id:012d}", png=encode_png(image), cls=spec.label(sample_id), meta=meta))
+        made = images(spec, ids)
+        pixels = x_0_to_images(made.x_0[:num_wanted]).cpu().numpy()
+        for sample_id, image, label in zip(ids, pixels, made.labels):
+            meta = {**common, "sample_id": sample_id, "label": label}
+            if spec.request is not None:
+                meta["input_rows"] = list(spec.request.rows(sample_id))
+            samples.append(Sample(key=f"{sample_id:012d}", png=encode_png(image), cls=label, meta=meta))
     return pack_shard(samples)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: torch has a class for accelerators and only a text for the CPU."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
-def _labels(spec: SamplingSpec, ids: range, device: torch.device) -> Tensor | None:
-    if spec.num_classes is None:
-        return None
-    return torch.tensor([spec.label(sample_id) for sample_id in ids], device=device)
 
 
 def _device_name(device: torch.device) -> str:

@@ -16,6 +16,8 @@ import sysconfig
 import tempfile
 from pathlib import Path, PurePosixPath
 
+from ddpm.model import BUILT_IN_NETWORKS
+
 _OWN_PACKAGES = frozenset({"ddpm", "pipeline", "jobs"})
 # What the registered model imports; without the local part ("+cpu") that a package index does not have.
 _REQUIREMENTS = ("mlflow", "torch", "jaxtyping", "safetensors", "pydantic", "tomli-w", "numpy", "pandas", "pillow")
@@ -26,11 +28,11 @@ def collect_source(factory: str) -> bytes | None:
     """The source that a factory needs, as canonical JSON.
 
     Args:
-        factory: "unet", or "package.module:factory".
+        factory: "unet", "dit", or "package.module:factory".
 
     Returns:
-        {relative path: text} of the factory's top-level package or module as UTF-8 JSON; None for "unet", for code of
-        this project and for an installed package, which `required_distribution` names instead.
+        {relative path: text} of the factory's top-level package or module as UTF-8 JSON; None for code of this
+        project, "unet" and "dit" among it, and for an installed package, which `required_distribution` names instead.
 
     Raises:
         ValueError: If the module cannot be found, has no source, or has more than 4 MiB of it.
@@ -109,7 +111,7 @@ def _top_level(factory: str) -> str | None:
     """Name of the package or module to keep; None where there is nothing to keep."""
     module_name = factory.partition(":")[0]
     top_level = module_name.partition(".")[0]
-    return None if factory == "unet" or top_level in _OWN_PACKAGES else top_level
+    return None if factory in BUILT_IN_NETWORKS or top_level in _OWN_PACKAGES else top_level
 
 
 def _source_files(top_level: str, factory: str) -> tuple[Path, list[Path]]:

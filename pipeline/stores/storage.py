@@ -24,7 +24,16 @@ from pipeline.errors import ConfigError, ObjectMissingError, StorageAccessError,
 from pipeline.stores.local_store import LocalStore
 from pipeline.stores.object_store import TEMPORARY_PREFIX, ObjectInfo, ObjectStore, check_key, one_line
 
-__all__ = ["LocalStore", "ObjectInfo", "ObjectStore", "S3Store", "join_uri", "open_store"]
+__all__ = [
+    "LocalStore",
+    "ObjectInfo",
+    "ObjectStore",
+    "S3Store",
+    "join_uri",
+    "open_store",
+    "read_file",
+    "split_file_uri",
+]
 
 
 def open_store(uri: str) -> ObjectStore:
@@ -57,6 +66,24 @@ def join_uri(uri: str, *parts: str) -> str:
     if uri.startswith("file://"):
         parts = tuple(quote(part) for part in parts)
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def split_file_uri(uri: str) -> tuple[str, str]:
+    """The folder of a single file, which `open_store` accepts, and its key there.
+
+    Raises:
+        ConfigError: If the URI ends without a name.
+    """
+    folder, slash, name = uri.rpartition("/")
+    if name in ("", ".", "..") or folder.endswith(":/"):
+        raise ConfigError(f"URI {uri!r}: names no file; write a local path, file:///path or s3://bucket/key")
+    return folder or slash or ".", unquote(name) if uri.startswith("file://") else name
+
+
+def read_file(uri: str) -> bytes:
+    """The content of a single file, by its URI; errors as ObjectStore.read and split_file_uri."""
+    folder, name = split_file_uri(uri)
+    return open_store(folder).read(name)
 
 
 _ACCESS_CODES = {

@@ -33,7 +33,7 @@ from pipeline.stores.storage import ObjectStore, join_uri, open_store
 from pipeline.tracking.tracking import TrackingRun, check_server, resolve_tracking
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.train_board import progress_board
-from pipeline.training.train_config import TrainConfig, data_order, model_config, run_identity
+from pipeline.training.train_config import TrainConfig, complete_identity, data_order, model_config, run_identity
 from pipeline.training.train_loop import train_worker
 from pipeline.training.train_task import TrainTask
 
@@ -134,7 +134,7 @@ def load_plan(config: TrainConfig) -> tuple[DatasetManifest, ModelConfig, bytes 
     try:
         network_config = model_config(config, manifest)
         check_read_buffer(manifest, data_order(config, manifest), config.data, config.workers.num_workers)
-        build_model(network_config)
+        build_model(network_config, gradient_checkpointing=config.gradient_checkpointing)
         source = collect_source(config.model)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -190,7 +190,7 @@ def _claim(config: TrainConfig, manifest: DatasetManifest, store: ObjectStore) -
                 f"output: {store.uri} already holds a training run; "
                 "pass --resume to go on with it, or name another output"
             )
-        _refuse_changes(record.identity, identity, store.uri)
+        _refuse_changes(complete_identity(record.identity), identity, store.uri)
         return TrackingRun.join(config.tracking, record.run_id)
     run = TrackingRun.create(
         config.tracking,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ddpm import (
+    DiTConfig,
     ModelConfig,
     ObjectiveConfig,
     PredictionType,
@@ -94,11 +95,14 @@ class TrainConfig:
     output: str = "artifacts/train"
     """Folder or s3:// URI for checkpoints and the run's record."""
     model: str = "unet"
-    """The network: "unet", or "package.module:factory" of your own, called with image_size, channels, num_classes."""
+    """The network: "unet", "dit", or "package.module:factory" of your own, called with image_size, channels,
+    num_classes."""
     model_options: dict[str, int | float | str | bool] = field(default_factory=dict)
     """Further keyword arguments of your own factory."""
     unet: UNetConfig = field(default_factory=UNetConfig)
-    """The U-Net of Ho et al., where `model` is "unet"."""
+    """The U-Net of Ho et al. or of Dhariwal & Nichol, where `model` is "unet"."""
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    """The transformer of Peebles & Xie, where `model` is "dit"."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """The forward process."""
     prediction_type: PredictionType = "eps"
@@ -121,6 +125,9 @@ class TrainConfig:
     """Seed of the weights, the data order and the noise."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Adam, warm-up, clipping, EMA."""
+    gradient_checkpointing: bool = False
+    """Keep a block's input only and compute the block again in the backward pass: a fraction of the memory for about a
+    third more time, and the same numbers."""
     post_hoc_ema: PostHocEmaConfig = field(default_factory=PostHocEmaConfig)
     """Snapshots for averages whose length is chosen after training."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -197,6 +204,7 @@ def model_config(config: TrainConfig, manifest: DatasetManifest) -> ModelConfig:
         model=config.model,
         model_options=config.model_options,
         unet=config.unet,
+        dit=config.dit,
         schedule=config.schedule,
         prediction_type=config.prediction_type,
         learned_variance=config.learned_variance,
@@ -217,21 +225,15 @@ def data_order(config: TrainConfig, manifest: DatasetManifest) -> DataOrder:
 
 # A resumed run may change how long, where and how it runs, and what it shows, but not what it computes.
 _IDENTITY = (
-    "model", "model_options", "unet", "schedule", "prediction_type", "learned_variance", "objective",
+    "model", "model_options", "unet", "dit", "schedule", "prediction_type", "learned_variance", "objective",
     "class_conditional", "label_drop", "horizontal_flip", "global_batch", "seed", "optimizer",
 )  # fmt: skip
-# Fields that came after the first runs: left out at their default, so that a run from before them can be resumed.
-_LATER_OPTIMIZER_FIELDS = ("more_ema_halflives_images", "ema_ramp_up_ratio")
 
 
 def run_identity(config: TrainConfig, manifest: DatasetManifest) -> dict[str, Any]:
     """The fields that a resumed run must share with the run that it goes on with, as plain values."""
     plain = json.loads(to_json(config))
     identity = {name: plain[name] for name in _IDENTITY}
-    default = json.loads(to_json(OptimizerConfig()))
-    for name in _LATER_OPTIMIZER_FIELDS:
-        if plain["optimizer"][name] == default[name]:
-            del plain["optimizer"][name]
     if config.post_hoc_ema.tracked:  # how often, and how exactly stored, may change
         identity["post_hoc_ema.sigma_rels"] = list(config.post_hoc_ema.tracked)
     return identity | {
@@ -239,6 +241,21 @@ def run_identity(config: TrainConfig, manifest: DatasetManifest) -> dict[str, An
         "data.lanes": config.data.lanes,
         "data.window_shards": config.data.window_shards,
     }
+
+
+def complete_identity(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A recorded identity with the fields that did not exist when it was written, which had their defaults."""
+    plain = json.loads(to_json(TrainConfig()))
+    return _filled(recorded, {name: plain[name] for name in _IDENTITY})
+
+
+def _filled(recorded: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    inner = {
+        name: _filled(value, defaults[name])
+        for name, value in recorded.items()
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+    }
+    return defaults | recorded | inner
 
 
 def _positive(config: object, *names: str) -> None:

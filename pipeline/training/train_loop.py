@@ -74,15 +74,16 @@ def train_worker(task: TrainTask) -> None:
 
 
 def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool) -> TrainingState:
-    network = build_model(task.model_config, seed=task.config.seed).to(device)
+    config = task.config
+    network = build_model(task.model_config, seed=config.seed, gradient_checkpointing=config.gradient_checkpointing)
     importance = None
-    if task.config.objective.t_choice == "importance":
+    if config.objective.t_choice == "importance":
         importance = ImportanceSampler(task.model_config.schedule.num_timesteps)
     return TrainingState(
-        network,
-        task.config.optimizer,
+        network.to(device),
+        config.optimizer,
         keep_ema=keep_ema,
-        sigma_rels=task.config.post_hoc_ema.tracked,
+        sigma_rels=config.post_hoc_ema.tracked,
         importance=importance,
     )
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ddpm.diffusers_io import diffusers_config, diffusers_name, from_diffusers, to_diffusers
+from ddpm.dit import DiT, DiTConfig
 from ddpm.unet import UNet, UNetConfig
 
 UNet2DModel: Any = diffusers.UNet2DModel  # its constructor is not typed
@@ -17,6 +18,17 @@ TIMESTEPS = torch.tensor([0, 1, 250, 500, 999])
 # The paper's two networks, narrow: what matters is which block has which width, attention and resampling.
 CIFAR10 = UNetConfig(base_channels=32, num_groups=32)
 PIXELS_256 = UNetConfig(base_channels=8, channel_multipliers=(1, 1, 2, 2, 4, 4), num_groups=4)
+# That of Dhariwal & Nichol for 64 pixels, a twelfth as wide.
+ADM_64 = UNetConfig(
+    base_channels=16,
+    channel_multipliers=(1, 2, 3, 4),
+    num_res_blocks=3,
+    attention_resolutions=(32, 16, 8),
+    num_groups=4,
+    num_head_channels=8,
+    adaptive_group_norm=True,
+    residual_resampling=True,
+)
 
 
 def randomise(net: nn.Module) -> None:
@@ -30,7 +42,9 @@ def randomise(net: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("num_classes", [None, 10])
-@pytest.mark.parametrize(("config", "image_size"), [(CIFAR10, 32), (PIXELS_256, 256)], ids=["cifar10", "256px"])
+@pytest.mark.parametrize(
+    ("config", "image_size"), [(CIFAR10, 32), (PIXELS_256, 256), (ADM_64, 64)], ids=["cifar10", "256px", "adm"]
+)
 def test_outputs_equal_diffusers(config: UNetConfig, image_size: int, num_classes: int | None) -> None:
     net = UNet(config, image_size=image_size, channels=3, num_classes=num_classes).eval()
     randomise(net)
@@ -58,6 +72,9 @@ def shapes(draw: st.DrawFn) -> tuple[UNetConfig, int, int | None]:
         num_res_blocks=draw(st.integers(1, 3)),
         attention_resolutions=tuple(draw(st.sets(st.sampled_from(resolutions)))),
         num_groups=num_groups,
+        num_head_channels=draw(st.sampled_from([None, 2, 4])),
+        adaptive_group_norm=draw(st.booleans()),
+        residual_resampling=draw(st.booleans()),
     )
     return config, image_size, draw(st.sampled_from([None, 1, 7]))
 
@@ -122,6 +139,9 @@ def test_weights_of_another_network_are_refused() -> None:
         from_diffusers(to_diffusers(conditional), ours)
     with pytest.raises(ValueError, match=r"^name: .* 'middle.conv_1.weight'"):
         diffusers_name("middle.conv_1.weight")
+    dit = DiT(DiTConfig(depth=1), image_size=8, channels=3, num_classes=None)
+    with pytest.raises(ValueError, match=r"^name: no tensor of the U-Net is called 'patch_embedding.weight'; no other"):
+        to_diffusers(dit.state_dict())
 
 
 def test_a_learned_variance_is_carried_over() -> None:

@@ -92,6 +92,8 @@ def test_limits_and_solvers() -> None:
     dynamic = sampler("DDPMScheduler", thresholding=True, sample_max_value=math.inf, dynamic_thresholding_ratio=0.9)
     assert dynamic.clip_x_0 and dynamic.dynamic_threshold == 0.9
     assert sampler("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++").name == "dpm_solver_2m_sde"
+    assert sampler("DPMSolverMultistepScheduler", solver_order=3).name == "dpm_solver_3m_common"
+    assert sampler("DPMSolverMultistepScheduler", lower_order_final=False).name == "dpm_solver_2m"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,16 @@ def test_limits_and_solvers() -> None:
         ("set_alpha_to_one", {"_class_name": "DDIMScheduler", "set_alpha_to_one": False}),
         ("clip_sample_range", {"clip_sample_range": 2.0}),
         ("sample_max_value", {"thresholding": True, "sample_max_value": 1.5}),
-        ("solver_order", {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}),
+        ("solver_order", {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 1}),
+        ("solver_order", {"_class_name": "DPMSolverMultistepScheduler", "solver_order": None}),
+        (
+            "solver_order",
+            {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "algorithm_type": "sde-dpmsolver++"},
+        ),
+        (
+            "lower_order_final",
+            {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "lower_order_final": False},
+        ),
         ("algorithm_type", {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}),
         ("use_karras_sigmas", {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}),
     ],

@@ -26,6 +26,7 @@ from ddpm import (
     ddim_sample,
     dpm_solver_2m_sample,
     dpm_solver_2m_sde_sample,
+    dpm_solver_3m_common_sample,
     make_schedule,
     spaced_timesteps,
 )
@@ -71,6 +72,11 @@ def patched(scheduler: Any, schedule: NoiseSchedule, num_steps: int) -> Any:
         sigmas = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt()[scheduler.timesteps]
         scheduler.sigmas = torch.cat((sigmas, torch.zeros(1, dtype=torch.float64)))
     return scheduler
+
+
+def with_some_signal(schedule: NoiseSchedule) -> NoiseSchedule:
+    """The schedule with an alpha_bar of 0 replaced."""
+    return NoiseSchedule.from_alpha_bar(schedule.alpha_bar.clamp(min=1e-12))
 
 
 def denoiser(schedule: NoiseSchedule, kind: PredictionType, clip: bool) -> NetworkDenoiser:
@@ -141,11 +147,7 @@ def test_ddim(eta: float, kind: PredictionType, clip: bool, spacing: Spacing, ze
 def test_dpm_solver_2m(
     algorithm: str, kind: PredictionType, clip: bool, spacing: Spacing, zero: bool, num_steps: int
 ) -> None:
-    schedule = SCHEDULES[zero]
-    if zero:
-        alpha_bar = schedule.alpha_bar.clone()
-        alpha_bar[-1] = 1e-12
-        schedule = NoiseSchedule.from_alpha_bar(alpha_bar)
+    schedule = with_some_signal(SCHEDULES[zero])
     options = {"algorithm_type": algorithm, "timestep_spacing": spacing, "thresholding": clip, "sample_max_value": 1.0}
     scheduler = patched(DPMSolverMultistepScheduler(prediction_type=THEIR_NAME[kind], **options), schedule, num_steps)
     x_t = randn(1)
@@ -161,6 +163,22 @@ def test_dpm_solver_2m(
         ours = dpm_solver_2m_sde_sample(
             denoise, schedule, randn(1), None, timesteps=timesteps, noise=lambda draw: randn(100 + draw)
         )
+    assert_agrees(ours, x_t, 1e-5)
+
+
+@pytest.mark.parametrize(("kind", "clip", "spacing", "zero", "num_steps"), CASES)
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_the_common_form_of_dpm_solver_3m(
+    kind: PredictionType, clip: bool, spacing: Spacing, zero: bool, num_steps: int
+) -> None:
+    schedule = with_some_signal(SCHEDULES[zero])
+    options = {"timestep_spacing": spacing, "thresholding": clip, "sample_max_value": 1.0, "solver_order": 3}
+    scheduler = patched(DPMSolverMultistepScheduler(prediction_type=THEIR_NAME[kind], **options), schedule, num_steps)
+    x_t = randn(1)
+    for t in scheduler.timesteps:
+        x_t = scheduler.step(network(x_t, t.expand(2), None), t, x_t).prev_sample
+    denoise, timesteps = denoiser(schedule, kind, clip), scheduler.timesteps.tolist()[::-1]
+    ours = dpm_solver_3m_common_sample(denoise, schedule, randn(1), None, timesteps=timesteps)
     assert_agrees(ours, x_t, 1e-5)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from ddpm.dit import DiT, DiTConfig
 from ddpm.model import ModelConfig, build_model, count_parameters, flops_per_image
 from ddpm.schedules import ScheduleConfig
 from ddpm.unet import UNet, UNetConfig
@@ -101,7 +102,15 @@ def own(factory: str, **options: int | float | str | bool) -> ModelConfig:
             r"^prediction_type: must be v or x_0 with zero_terminal_snr, got 'eps'",
         ),
         ({"model_options": {"width": 3}}, r"^model_options: the U-Net takes none, got \['width'\]"),
-        ({"model": "UNet"}, r'^model: must be "unet" or "package.module:factory", got \'UNet\''),
+        (
+            {"model": "dit", "image_size": 31},
+            r"^image_size: must be a multiple of dit.patch_size \(2\), got 31",
+        ),
+        (
+            {"model": "dit", "model_options": {"width": 3}},
+            r"^model_options: the DiT takes none, .*its shape is set by dit",
+        ),
+        ({"model": "UNet"}, r'^model: must be "unet", "dit" or "package.module:factory", got \'UNet\''),
         ({"model": "a.b:"}, r"^model: "),
         ({"model": ":c"}, r"^model: "),
         ({"model": "a..b:c"}, r"^model: "),
@@ -117,7 +126,8 @@ def test_impossible_configs_are_refused(fields: dict[str, Any], message: str) ->
 
 
 def test_another_network_is_not_held_to_the_unets_rules() -> None:
-    assert ModelConfig(model="a.b:c", image_size=30, channels=3).image_size == 30
+    assert ModelConfig(model="a.b:c", image_size=31, channels=3).image_size == 31
+    assert ModelConfig(model="dit", image_size=30, channels=3).image_size == 30
 
 
 def test_configs_do_not_share_or_change() -> None:
@@ -155,6 +165,23 @@ def test_what_the_config_says_reaches_the_unet() -> None:
     net = build_model(config)
     assert isinstance(net, UNet) and net.num_timesteps == 250
     assert net(torch.zeros(2, 1, 8, 8), torch.tensor([0, 249])).shape == (2, 2, 8, 8)
+
+
+def test_what_the_config_says_reaches_the_dit() -> None:
+    config = ModelConfig(
+        model="dit",
+        dit=DiTConfig(patch_size=4, hidden_size=16, depth=3, num_heads=2),
+        image_size=8,
+        channels=1,
+        num_classes=2,
+        schedule=ScheduleConfig(num_timesteps=250),
+        learned_variance=True,
+    )
+    net = build_model(config)
+    assert isinstance(net, DiT) and (net.num_timesteps, len(net.blocks), net.null_label) == (250, 3, 2)
+    assert net(torch.zeros(2, 1, 8, 8), torch.tensor([0, 249]), torch.tensor([0, 2])).shape == (2, 2, 8, 8)
+    again = build_model(config)
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in net.state_dict().items())
 
 
 def test_count_parameters() -> None:

@@ -100,6 +100,8 @@ def test_stream_numbers_are_permanent() -> None:
         "EVAL_BOUND_EPS": 50,
         "EVAL_BOUND_T": 51,
         "EVAL_PROBE": 52,
+        "EVAL_MOMENT_EPS": 53,
+        "EVAL_MOMENT_T": 54,
     }
 
 

@@ -23,6 +23,14 @@ x_0 = ddpm.images_to_x_0(torch.zeros(5, 8, 8, 3, dtype=torch.uint8))
 batch = ddpm.make_training_batch(schedule, x_0, ids % 4, seed=0, sample_ids=ids, epochs=ids, flip=True, label_drop=0.1,
                                  null_label=4)
 ddpm.per_sample_loss(network, batch, schedule).mean().backward()
+adm = ddpm.UNetConfig(base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, num_groups=4, num_head_channels=4,
+                      attention_resolutions=(4,), adaptive_group_norm=True, residual_resampling=True)
+dit = ddpm.DiTConfig(hidden_size=16, depth=2, num_heads=2)
+for name in ("unet", "dit"):
+    model = ddpm.ModelConfig(model=name, unet=adm, dit=dit, image_size=8, channels=3, num_classes=4)
+    other = ddpm.build_model(model, gradient_checkpointing=True)
+    ddpm.per_sample_loss(other, batch, schedule).mean().backward()
+    other(x_0, ids.double() + 0.5)
 ddpm.Ema(network, 1000).update(network, 5)
 ddpm.EmaBank(network, (10, 1000), ramp_up_ratio=0.05).update(network, 5)
 tracked = ddpm.PowerEma(network, 0.1)
@@ -44,6 +52,8 @@ for chosen in (ddpm.stratified_timesteps(50, seed=0, step=3, slots=ids, global_b
 network.eval()
 bound = ddpm.bound_of_images(network, schedule, ddpm.LikelihoodConfig(num_steps=4), seed=0, sample_ids=ids, x_0=x_0,
                              label=ids % 4)
+stratified = ddpm.LikelihoodConfig(terms="stratified", terms_per_image=2, num_steps=4)
+ddpm.bound_of_images(network, schedule, stratified, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4)
 few = ddpm.LikelihoodConfig(terms="importance", terms_per_image=2, num_steps=4)
 statistics = ddpm.BoundStatistics.of(bound) + ddpm.BoundStatistics.of(bound)
 ddpm.bound_of_images(network, schedule, few, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4,
@@ -51,18 +61,23 @@ ddpm.bound_of_images(network, schedule, few, seed=0, sample_ids=ids, x_0=x_0, la
 ddpm.probability_flow_bits_per_dim(network, schedule, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4, num_steps=4)
 for options in ({}, {"name": "ancestral"}, {"name": "dpm_solver_2m", "guidance_scale": 2.0, "guidance_rescale": 0.5},
                 {"name": "dpm_solver_2m_sde", "dynamic_threshold": 0.9, "spacing": "log_snr"},
+                {"name": "dpm_solver_3m", "spacing": "trailing"}, {"name": "dpm_solver_3m_common"},
                 {"name": "heun", "churn": 5.0, "guidance_scale": 2.0, "guidance_interval": (0.1, 9.0)}):
     sampler = ddpm.SamplerConfig(num_steps=3, **options)
     ddpm.num_evaluations(schedule, sampler)
     images = ddpm.x_0_to_images(
         ddpm.generate(network, schedule, sampler, seed=0, sample_ids=ids, label=ids % 4, image_shape=(3, 8, 8),
                       null_label=4))
+moments = ddpm.eps_second_moments(network, schedule, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4)
+ddpm.generate(network, schedule, ddpm.SamplerConfig(name="ancestral", variance="analytic", num_steps=3), seed=0,
+              sample_ids=ids, label=ids % 4, image_shape=(3, 8, 8),
+              eps_second_moment=ddpm.eps_second_moment_table(moments + moments))
 denoise = ddpm.NetworkDenoiser(network=lambda x_t, t, label: x_t.repeat(1, 2, 1, 1), schedule=schedule,
                                prediction_type="v", learned_variance=True)
 x_t = ddpm.q_sample(schedule, x_0, ids, x_0)
 ddpm.p_mean_variance(schedule, denoise, x_t, ids, None, variance="learned_range")
 between = ddpm.continuous_timesteps(schedule, 4, "log_snr")
-for sample in (ddpm.dpm_solver_2m_sample, ddpm.ddim_invert):
+for sample in (ddpm.dpm_solver_2m_sample, ddpm.dpm_solver_3m_sample, ddpm.ddim_invert):
     sample(denoise, schedule, x_0, None, timesteps=between)
 zero = ddpm.make_schedule(ddpm.ScheduleConfig(shift=2.0, zero_terminal_snr=True))
 zero.t_at_log_snr(zero.log_snr(torch.tensor([3.5, 999.0], dtype=torch.float64)))

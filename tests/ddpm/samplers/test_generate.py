@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from ddpm.denoiser import NetworkDenoiser
 from ddpm.noise import Stream, standard_normal
 from ddpm.prediction import PredictionType
-from ddpm.samplers import SamplerConfig, generate, num_evaluations
+from ddpm.samplers import SamplerConfig, SamplerName, generate, num_evaluations, run_sampler
 from ddpm.samplers.ancestral import ancestral_sample, p_sample_loop
 from ddpm.samplers.ddim import ddim_sample
 from ddpm.samplers.dpm_solver import dpm_solver_2m_sample, dpm_solver_2m_sde_sample
+from ddpm.samplers.dpm_solver_3m import dpm_solver_3m_common_sample, dpm_solver_3m_sample
 from ddpm.samplers.heun import heun_sample
 from ddpm.samplers.spacing import spaced_timesteps
 from ddpm.schedules import ScheduleConfig, make_schedule
@@ -29,6 +30,8 @@ SAMPLERS = [
     SamplerConfig(name="ddim", num_steps=20, eta=0.0, spacing="leading", clip_x_0=False),
     SamplerConfig(name="dpm_solver_2m", num_steps=20, dynamic_threshold=0.9),
     SamplerConfig(name="dpm_solver_2m_sde", num_steps=20, spacing="quadratic", guidance_scale=2.0),
+    SamplerConfig(name="dpm_solver_3m", num_steps=20, spacing="trailing"),
+    SamplerConfig(name="dpm_solver_3m_common", num_steps=20, clip_x_0=False),
     SamplerConfig(name="heun", num_steps=10, spacing="log_snr"),
     SamplerConfig(name="heun", num_steps=10, spacing="karras", churn=10.0),
 ]
@@ -150,9 +153,24 @@ def test_the_new_samplers_use_the_config_and_the_documented_draws(options: dict[
     assert torch.equal(images("heun", **options), heun.clamp(-1, 1))
     plain = dpm_solver_2m_sample(denoise, SCHEDULE, x_T, label, timesteps=timesteps)
     assert torch.equal(images("dpm_solver_2m"), plain.clamp(-1, 1))
+    third = dpm_solver_3m_sample(denoise, SCHEDULE, x_T, label, timesteps=timesteps)
+    assert torch.equal(images("dpm_solver_3m"), third.clamp(-1, 1))
+    common = dpm_solver_3m_common_sample(denoise, SCHEDULE, x_T, label, timesteps=timesteps)
+    assert torch.equal(images("dpm_solver_3m_common"), common.clamp(-1, 1))
     sde = dpm_solver_2m_sde_sample(denoise, SCHEDULE, x_T, label, timesteps=timesteps, noise=noise(Stream.STEP))
     assert torch.equal(images("dpm_solver_2m_sde"), sde.clamp(-1, 1))
-    assert not torch.equal(plain, sde) and not torch.equal(plain, heun)
+    for a, b in itertools.combinations((heun, plain, third, common, sde), 2):
+        assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{s.name}-{s.spacing}")
+def test_deterministic_samplers_are_known_as_such(sampler: SamplerConfig) -> None:
+    """From one x_T, with two keys for the noise of the steps."""
+    ids = torch.arange(2)
+    x_T = standard_normal(0, Stream.X_T, ids, 0, SHAPE)
+    denoise = NetworkDenoiser(network=elementwise, schedule=SCHEDULE)
+    one, two = (run_sampler(denoise, SCHEDULE, sampler, x_T, ids, seed=seed, sample_ids=ids) for seed in (1, 2))
+    assert torch.equal(one, two) is sampler.is_deterministic
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{s.name}-{s.spacing}")
@@ -170,7 +188,7 @@ def test_evaluations_are_counted(sampler: SamplerConfig) -> None:
     assert set(calls) == ({4} if sampler.guidance_scale != 1 else {2})
 
 
-@pytest.mark.parametrize("name", ["ancestral", "ddim", "dpm_solver_2m", "dpm_solver_2m_sde", "heun"])
+@pytest.mark.parametrize("name", get_args(SamplerName))
 def test_every_sampler_makes_the_data_it_was_given_the_network_of(name: Any) -> None:
     """Two modes, each of eps, x_0 and v: the same images, and of the 3,200 pixels as many in each mode as should be."""
     ids = torch.arange(50)

@@ -52,7 +52,7 @@ def config_of(model: str, output: Path, images_per_class: int = 20, **changes: o
 def make_in_process(config: SampleConfig) -> dict[int, str]:
     """Make and commit every shard without Ray; the digest of each, by index."""
     job = resolve_job(config)
-    make = ShardMaker(job.model.files, job.spec, job.store, num_threads=1, device="cpu")
+    make = ShardMaker(job.ingredients, job.spec, job.store, num_threads=1, device="cpu")
     return {s.index: make(s).record.sha256 for s in job.plan.missing(bytes(job.plan.num_shards))}
 
 

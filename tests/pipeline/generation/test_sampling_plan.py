@@ -1,6 +1,7 @@
 """The plan of a generation run: a partition of the ids, independent of how many images are asked for."""
 
 import dataclasses
+import json
 import time
 import tracemalloc
 from itertools import islice
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm.samplers import SamplerConfig
+from pipeline.config_io import digest, from_json, to_json
 from pipeline.errors import OutputExistsError
+from pipeline.generation.requests import EditSpec
 from pipeline.generation.sampling_plan import (
     OutputShard,
     SamplingSpec,
@@ -85,11 +88,39 @@ def test_spec_digest_is_pinned_and_knows_no_image_count() -> None:
         {"batch_size": 33},
         {"image_size": 16},
         {"channels": 3},
+        {"guide_digest": "cd" * 32},
+        {"second_moment_digest": "cd" * 32},
+        {"request": EditSpec(kind="partial", inputs_digest="ef" * 32, num_inputs=3, label=None, strength=0.5)},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_everything_that_decides_bytes_changes_the_digest(change: dict[str, object]) -> None:
     assert make_spec(**change).digest != make_spec().digest
+
+
+def test_everything_that_decides_an_edit_changes_the_digest() -> None:
+    edit = EditSpec(kind="partial", inputs_digest="ef" * 32, num_inputs=3, label=None, strength=0.5)
+    changes = [
+        {"kind": "inpaint"},
+        {"inputs_digest": "cd" * 32},
+        {"num_inputs": 4},
+        {"label": 1},
+        {"mask_digest": "cd" * 32},
+        {"jump_length": 5},
+        {"num_resamples": 5},
+        {"strength": 0.6},
+        {"weights": (0.5,)},
+    ]
+    assert {next(iter(change)) for change in changes} == {field.name for field in dataclasses.fields(EditSpec)}
+    specs = [make_spec(request=dataclasses.replace(edit, **change)) for change in [{}, *changes]]  # type: ignore[arg-type]
+    assert len({spec.digest for spec in specs}) == len(specs)
+
+
+def test_a_stored_spec_without_the_later_fields_is_read_and_has_its_digest() -> None:
+    record = {k: v for k, v in json.loads(to_json(make_spec())).items() if k not in ("guide_digest", "request")}
+    del record["second_moment_digest"]
+    stored = from_json(SamplingSpec, json.dumps(record).encode(), "manifest.json")
+    assert stored == make_spec() and stored.digest == make_spec().digest == digest(record)
 
 
 def test_labels_depend_on_the_id_alone() -> None:

@@ -15,6 +15,7 @@ from ddpm import SamplerConfig
 from pipeline.data.shards import decode_png, read_shard
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.generation.commits import read_record
+from pipeline.generation.image_maker import Ingredients
 from pipeline.generation.sampling_plan import OutputShard, SamplingSpec
 from pipeline.generation.shard_maker import ShardMaker
 from pipeline.models.model_files import ModelFiles, read_card, read_model_files
@@ -41,7 +42,9 @@ def spec_of(files: ModelFiles, **changes: Any) -> SamplingSpec:
 
 def maker(model: str, output: Path, **changes: Any) -> ShardMaker:
     files = read_model_files(open_store(model))
-    return ShardMaker(files, spec_of(files, **changes), open_store(str(output)), num_threads=1, device="cpu")
+    return ShardMaker(
+        Ingredients(model=files), spec_of(files, **changes), open_store(str(output)), num_threads=1, device="cpu"
+    )
 
 
 def images(output: Path, commit: Any) -> list[np.ndarray]:

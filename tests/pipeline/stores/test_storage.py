@@ -13,7 +13,7 @@ import boto3
 import pytest
 
 from pipeline.errors import ConfigError, ObjectMissingError, StorageAccessError, StorageError
-from pipeline.stores.storage import ObjectStore, S3Store, join_uri, open_store
+from pipeline.stores.storage import ObjectStore, S3Store, join_uri, open_store, read_file, split_file_uri
 from tests.fixtures_s3 import S3Server
 from tests.pipeline.cutting_proxy import CuttingProxy
 from tests.pipeline.storage_checks import check_one_line, keys_of
@@ -203,6 +203,19 @@ def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert join_uri("s3://bucket/", "a", "b/") == "s3://bucket/a/b"
     assert join_uri("/", "a") == "/a" and join_uri("a", "b") == "a/b"
     assert open_store(join_uri("file:///x", "a b%")).uri == "/x/a b%"
+
+
+def test_a_single_file_is_read_by_its_own_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a b%.json").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    for uri in (str(tmp_path / "a b%.json"), (tmp_path / "a b%.json").as_uri(), "a b%.json", "./a b%.json"):
+        assert read_file(uri) == b"x"
+    assert split_file_uri("s3://bucket/key") == ("s3://bucket", "key") and split_file_uri("/x") == ("/", "x")
+    with pytest.raises(ObjectMissingError):
+        read_file("other.json")
+    for uri in ("", "a/", "a/..", "s3://bucket", "file:///x/"):
+        with pytest.raises(ConfigError, match="names no file"):
+            read_file(uri)
 
 
 @pytest.mark.parametrize(

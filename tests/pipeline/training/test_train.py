@@ -18,6 +18,7 @@ from pipeline.training.ema_snapshots import PostHocEmaConfig
 from pipeline.training.post_hoc_ema import ReconstructConfig, RunAverages, reconstruct
 from pipeline.training.train import describe_plan, train
 from pipeline.training.train_config import TrainConfig
+from tests.pipeline.tiny_models import write_own_model
 
 TINY = UNetConfig(
     base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), num_groups=4
@@ -111,8 +112,8 @@ def test_the_main_path(config: TrainConfig) -> None:
     reconstruction = ReconstructConfig(train=config.output, output=str(Path(config.output).parent / "ema"))
     assert sample(dataclasses.replace(sampling, model=reconstruct(reconstruction).uri)).num_made == 20
 
-    # More steps of the same run are another model: a second version.
-    longer = train(dataclasses.replace(config, steps=14, resume=True))
+    # More steps of the same run are another model: a second version. How they are computed may change.
+    longer = train(dataclasses.replace(config, steps=14, resume=True, gradient_checkpointing=True))
     assert (longer.steps, longer.version.uri) == (14, "models:/ddpm-digits/2")
     assert [record.step for record in RunAverages(config.output).snapshots] == [4, 8, 12, 14]
 
@@ -124,12 +125,21 @@ def test_a_plan_says_what_a_run_takes(config: TrainConfig) -> None:
     assert plan["EMA snapshots"].startswith("3 of 2 averages")
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(config: TrainConfig, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fresh = dataclasses.replace(config, output=str(tmp_path / "run"))
     with pytest.raises(DatasetMissingError):
         train(dataclasses.replace(fresh, dataset=str(tmp_path / "nothing")))
     with pytest.raises(ConfigError, match=r"^model: cannot import"):
         train(dataclasses.replace(fresh, model="no_such_package:factory"))
+    with pytest.raises(
+        ConfigError, match=r"^gradient_checkpointing: own_network_\w+:make does not offer it; give the "
+    ):
+        write_own_model(tmp_path / "own", monkeypatch, "nothing")
+        own = next((tmp_path / "own").glob("*.py")).stem
+        options: dict[str, int | float | str | bool] = {"what": "nothing"}
+        train(dataclasses.replace(fresh, model=f"{own}:make", model_options=options, gradient_checkpointing=True))
     with pytest.raises(ConfigError, match="model name"):
         train(dataclasses.replace(fresh, register_as="a/b"))
     assert not (tmp_path / "run").exists()

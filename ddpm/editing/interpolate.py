@@ -1,0 +1,135 @@
+"""Interpolation between two images: both are walked up to noise, the noises are mixed on the sphere and walked down.
+
+Noise of D pixels lies close to a sphere of radius sqrt(D). A straight line between two noises leaves it (halfway the
+norm is 1/sqrt(2) of theirs), and the network was never shown what is there; an arc does not.
+
+Source:
+    Song et al. 2021 (arXiv:2010.02502), section 5.3 and appendix D. Shoemake 1985 for slerp.
+"""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ddpm.denoiser import NetworkDenoiser
+from ddpm.samplers import ddim_invert, num_evaluations, run_sampler
+from ddpm.samplers.config import SamplerConfig
+from ddpm.samplers.spacing import spaced_timesteps
+from ddpm.schedules import NoiseSchedule
+from ddpm.shapes import Images, Labels
+
+_NOISY_SAMPLERS = ("ancestral", "dpm_solver_2m_sde")
+
+
+def slerp(first: Images, second: Images, weight: Float[Tensor, " b"]) -> Images:
+    """The image on the arc from first to second, by each image's angle between them as vectors.
+
+    Args:
+        first: Noises [B, C, H, W], or latents of images.
+        second: Same shape.
+        weight: How far along the arc [B], in [0, 1]: 0 is first, 1 second.
+
+    Returns:
+        [B, C, H, W]; a straight line between vectors that are parallel.
+
+    Source:
+        Shoemake 1985. Song et al. 2021 (arXiv:2010.02502), appendix D.5.
+    """
+    a, b = first.flatten(1).to(torch.float64), second.flatten(1).to(torch.float64)
+    cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=torch.finfo(torch.float64).tiny)
+    angle, weight = cosine.clamp(-1, 1).acos(), weight.to(torch.float64)
+    is_arc = angle.sin() > 1e-6
+    sine = torch.where(is_arc, angle.sin(), 1.0)
+    of_first = torch.where(is_arc, ((1 - weight) * angle).sin() / sine, 1 - weight)
+    of_second = torch.where(is_arc, (weight * angle).sin() / sine, weight)
+    return (of_first[:, None] * a + of_second[:, None] * b).to(first.dtype).reshape(first.shape)
+
+
+def invert_images(
+    denoise: NetworkDenoiser, schedule: NoiseSchedule, sampler: SamplerConfig, x_0: Images, label: Labels | None
+) -> Images:
+    """The latents of images: x_T from which deterministic samplers make them, nearly. What limits x_0_hat is off.
+
+    Args:
+        denoise: Predicts x_0_hat and eps_hat.
+        schedule: The training chain.
+        sampler: Whose steps are walked upwards, by DDIM.
+        x_0: Images [B, C, H, W] in [-1, 1].
+        label: Class [B], or None.
+
+    Returns:
+        Latents [B, C, H, W].
+    """
+    unlimited = dataclasses.replace(denoise, clip_x_0=False, dynamic_threshold=None)
+    timesteps = spaced_timesteps(schedule, sampler.num_steps, sampler.spacing)
+    with torch.no_grad():
+        return ddim_invert(unlimited, schedule, x_0, label, timesteps=timesteps)
+
+
+def interpolate_images(
+    denoise: NetworkDenoiser,
+    schedule: NoiseSchedule,
+    sampler: SamplerConfig,
+    first: Images,
+    second: Images,
+    weight: Float[Tensor, " b"],
+    *,
+    first_label: Labels | None,
+    second_label: Labels | None,
+    sample_ids: Int[Tensor, " b"],
+) -> Images:
+    """Images between pairs of images.
+
+    Args:
+        denoise: Predicts x_0_hat and eps_hat.
+        schedule: The training chain.
+        sampler: A deterministic one: ddim with eta 0, or a solver without noise.
+        first: Images [B, C, H, W] in [-1, 1].
+        second: Same shape.
+        weight: How far from first to second [B], in [0, 1]. At 0 and 1 the images come back, but for the error of the
+            walk up and down, which falls with the number of steps.
+        first_label: Class of first [B], or None.
+        second_label: Class of second [B]; between two classes, the nearer image's is walked down with.
+        sample_ids: Ids [B]; a deterministic sampler draws nothing with them.
+
+    Returns:
+        Images [B, C, H, W] in [-1, 1].
+
+    Raises:
+        ValueError: If the sampler is not deterministic, or one label is given and the other not.
+
+    Source:
+        Song et al. 2021 (arXiv:2010.02502), section 5.3.
+    """
+    check_deterministic(sampler)
+    label = None
+    if first_label is not None and second_label is not None:
+        label = torch.where(weight <= 0.5, first_label, second_label)
+    elif first_label is not None or second_label is not None:
+        raise ValueError("second_label: must be given if first_label is, got one of them; give both or neither")
+    latents = slerp(
+        invert_images(denoise, schedule, sampler, first, first_label),
+        invert_images(denoise, schedule, sampler, second, second_label),
+        weight,
+    )
+    with torch.no_grad():
+        return run_sampler(denoise, schedule, sampler, latents, label, seed=0, sample_ids=sample_ids).clamp(-1, 1)
+
+
+def num_interpolation_evaluations(schedule: NoiseSchedule, sampler: SamplerConfig) -> int:
+    """Calls of the denoiser per batch of images: both are walked up, one is walked down."""
+    return 2 * sampler.num_steps + num_evaluations(schedule, sampler)
+
+
+def check_deterministic(sampler: SamplerConfig) -> None:
+    """Refuse samplers with noise of their own: they do not come back to where an inversion started.
+
+    Raises:
+        ValueError: If the sampler draws noise after x_T.
+    """
+    if sampler.name in _NOISY_SAMPLERS or (sampler.name == "ddim" and sampler.eta > 0) or sampler.churn > 0:
+        raise ValueError(
+            f"name: interpolation needs a sampler without noise of its own, got {sampler.name}; choose ddim with eta 0"
+        )

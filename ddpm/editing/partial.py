@@ -1,0 +1,93 @@
+"""Partial diffusion: noise a given image to some step and denoise it from there, so that its coarse features stay.
+
+The noise is that from which the sample id's image would be made from nothing, and so are the draws of the steps: at
+full strength nothing of the image is left and `generate`'s own image comes out.
+
+Source:
+    Meng et al. 2022 (arXiv:2108.01073), SDEdit; its t_0 is our strength.
+"""
+
+import math
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ddpm.denoiser import Denoiser
+from ddpm.diffusion import q_sample
+from ddpm.noise import Stream, standard_normal
+from ddpm.samplers import run_sampler
+from ddpm.samplers.config import SamplerConfig
+from ddpm.samplers.spacing import spaced_timesteps
+from ddpm.schedules import NoiseSchedule, Table
+from ddpm.shapes import Images, Labels
+
+
+def partial_diffusion(
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    sampler: SamplerConfig,
+    x_0: Images,
+    label: Labels | None,
+    *,
+    strength: float,
+    seed: int,
+    sample_ids: Int[Tensor, " b"],
+    eps_second_moment: Table | None = None,
+) -> Images:
+    """Draw images that share with the given ones what the noise of some step leaves of them.
+
+    Args:
+        denoise: Predicts x_0_hat and eps_hat.
+        schedule: The training chain.
+        sampler: Which sampler, with which steps; its guidance and limits are the denoiser's.
+        x_0: Given images [B, C, H, W] in [-1, 1].
+        label: Class [B] to denoise towards, or None.
+        strength: Share of the sampler's steps to take, in [0, 1], rounded up: 0 returns x_0, 1 ignores it.
+        seed: Key of the noise.
+        sample_ids: Ids [B].
+        eps_second_moment: As in generate.
+
+    Returns:
+        Images [B, C, H, W] in [-1, 1].
+
+    Raises:
+        ValueError: If strength is outside [0, 1], or as run_sampler.
+
+    Source:
+        Meng et al. 2022 (arXiv:2108.01073), section 3.
+    """
+    num_steps = num_partial_steps(sampler.num_steps, strength)
+    if num_steps == 0:
+        return x_0
+    timesteps = spaced_timesteps(schedule, sampler.num_steps, sampler.spacing)
+    eps = standard_normal(seed, Stream.X_T, sample_ids, 0, x_0.shape[1:], x_0.dtype)
+    if num_steps < len(timesteps):
+        t = torch.full((len(x_0),), timesteps[num_steps - 1], device=x_0.device)
+        x_t = q_sample(schedule, x_0, t, eps)
+    else:
+        x_t = eps  # the chain's last step leaves a trace of the image, which a sampler does not start from
+    with torch.no_grad():
+        made = run_sampler(
+            denoise,
+            schedule,
+            sampler,
+            x_t,
+            label,
+            seed=seed,
+            sample_ids=sample_ids,
+            num_steps=num_steps,
+            eps_second_moment=eps_second_moment,
+        )
+        return made.clamp(-1, 1)
+
+
+def num_partial_steps(num_steps: int, strength: float) -> int:
+    """How many of a sampler's steps a strength stands for: at least one unless it is 0.
+
+    Raises:
+        ValueError: If strength is outside [0, 1].
+    """
+    if not 0.0 <= strength <= 1.0:
+        raise ValueError(f"strength: must be in [0, 1], got {strength}; 0 keeps the image, 1 replaces it")
+    return min(math.ceil(strength * num_steps - 1e-9), num_steps)  # 0.07 * 100 is a little more than 7

@@ -1,0 +1,160 @@
+"""Calibration files: measured on the training split, read back, refused for another model; images follow from them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm import SamplerConfig, generate, images_to_x_0, make_schedule, x_0_to_images
+from ddpm.analytic import eps_second_moment_table, eps_second_moments
+from pipeline.config_io import from_json, to_json
+from pipeline.data.image_stream import read_images
+from pipeline.errors import ConfigError
+from pipeline.evaluation.calibration import CalibrateConfig, calibrate, describe_plan
+from pipeline.generation.inventory import load_generation_manifest
+from pipeline.generation.sample import SampleConfig, sample
+from pipeline.models.calibration import Calibration, read_calibration
+from pipeline.models.model_files import load_network, read_model_files
+from pipeline.stores.storage import open_store
+from tests.pipeline.edit_fixtures import write_editing_model
+from tests.pipeline.generation.test_sample import make_in_process
+from tests.pipeline.small_datasets import make_dataset
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CalibrateConfig:
+    return CalibrateConfig(
+        model=write_editing_model(tmp_path / "model"),
+        dataset=make_dataset(tmp_path / "data", [7, 5, 9]).uri,
+        output=str(tmp_path / "out" / "calibration.json"),
+        terms_per_image=50,
+        batch_size=4,
+    )
+
+
+def sample_config(config: CalibrateConfig, output: Path, **changes: Any) -> SampleConfig:
+    plain = SampleConfig(
+        model=config.model,
+        output=str(output),
+        images_per_class=1,
+        sampler=SamplerConfig(name="ancestral", num_steps=5, variance="analytic"),
+        calibration=config.output,
+        shard_size=7,
+        batch_size=7,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def test_the_file_holds_what_the_library_measures_on_the_training_images(config: CalibrateConfig) -> None:
+    made = calibrate(config)
+    data = make_dataset(Path(config.dataset).parent / "copy", [7, 5, 9])
+    card, network = load_network(read_model_files(open_store(config.model)))
+    moments = eps_second_moments(
+        network,
+        make_schedule(card.config.schedule),
+        seed=0,
+        sample_ids=torch.arange(21),
+        x_0=images_to_x_0(torch.from_numpy(data.images)),
+        label=torch.arange(21) % 7,
+        terms_per_image=50,
+    )
+    np.testing.assert_allclose(made.second_moment, eps_second_moment_table(moments).numpy(), rtol=1e-5)
+    assert (made.num_images, made.dataset_digest) == (21, data.manifest.digest)
+    stored = Path(config.output).read_bytes()
+    assert from_json(Calibration, stored, config.output) == made and stored == to_json(made)
+    assert read_calibration(config.output, made.model_digest, 50, clip_x_0=True) == made
+    calibrate(config)
+    assert Path(config.output).read_bytes() == stored, "a function of model, dataset and seed"
+    rows = dict(describe_plan(config))
+    assert rows["network evaluations"] == "about 1,050 images" and rows["output"] == config.output
+
+
+def test_the_analytic_variance_makes_images_with_it(config: CalibrateConfig, tmp_path: Path) -> None:
+    calibration = calibrate(config)
+    analytic = sample_config(config, tmp_path / "images")
+    make_in_process(analytic)
+    result = sample(analytic)
+    manifest = load_generation_manifest(open_store(result.uri))
+    assert manifest is not None and manifest.spec.second_moment_digest == calibration.digest
+    made = read_images(open_store(result.uri), manifest.shards).images
+    card, network = load_network(read_model_files(open_store(config.model)))
+    by_hand = generate(
+        network,
+        make_schedule(card.config.schedule),
+        analytic.sampler,
+        seed=0,
+        sample_ids=torch.arange(7),
+        label=torch.arange(7),
+        image_shape=(1, 8, 8),
+        eps_second_moment=torch.tensor(calibration.second_moment, dtype=torch.float64),
+    )
+    assert (x_0_to_images(by_hand).numpy() == made).all()
+
+
+def test_what_does_not_belong_together_is_refused(config: CalibrateConfig, tmp_path: Path) -> None:
+    made = calibrate(config)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"calibration": None}, r"calibration: goes with .*analytic, got None with analytic; make it with"),
+        ({"sampler": SamplerConfig(num_steps=5)}, r"calibration: goes with .*with fixed_small"),
+        (
+            {"sampler": SamplerConfig(name="ancestral", num_steps=5, variance="analytic", clip_x_0=False)},
+            r"measured with clip_x_0 True, sampler.clip_x_0 is False",
+        ),
+        ({"calibration": str(tmp_path / "x.json")}, r"calibration: no file .*x.json; make it with jobs/calibrate.py"),
+        (
+            {"model": write_editing_model(tmp_path / "other", seed=2)},
+            rf"of the model {made.model_digest[:16]}, this",
+        ),
+    ]
+    for changes, words in cases:
+        with pytest.raises(ConfigError, match=words):
+            sample(sample_config(config, tmp_path / "images", **changes))
+    with pytest.raises(ConfigError, match="has 50 steps, the model 1000"):
+        read_calibration(config.output, made.model_digest, 1000, clip_x_0=True)
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"terms_per_image": 51}, r"^terms_per_image: must be at most 50.*got 51"),
+        ({"output": "folder/"}, r"names no file"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_measured(
+    config: CalibrateConfig, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        calibrate(dataclasses.replace(config, **changes))
+
+
+def test_another_dataset_is_refused(config: CalibrateConfig, tmp_path: Path) -> None:
+    wide = make_dataset(tmp_path / "wide", [3], image_size=16)
+    with pytest.raises(ConfigError, match=r"^dataset: .*other images or classes"):
+        calibrate(dataclasses.replace(config, dataset=wide.uri))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("max_images", 0), ("terms_per_image", 0), ("batch_size", 0), ("seed", -1)]
+)
+def test_impossible_configs_are_refused_by_name(field: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"^{field}: .*got {value}"):
+        CalibrateConfig(model="m", dataset="d", output="o", **{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"format_version": 2}, {"second_moment": ()}, {"second_moment": (None,)}])
+def test_damaged_files_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    record = {
+        "format_version": 1,
+        "model_digest": "a",
+        "dataset_digest": "b",
+        "num_images": 1,
+        "clip_x_0": True,
+        "second_moment": (0.5,),
+    }
+    (tmp_path / "c.json").write_bytes(to_json(record | change))
+    with pytest.raises(ConfigError, match=rf"c.json: {next(iter(change))}[.0]*: "):
+        read_calibration(str(tmp_path / "c.json"), "a", 1, clip_x_0=True)
