@@ -4,7 +4,7 @@ No I/O, no clock, no environment, no global random state: every function is a fu
 order: schedules, prediction, denoiser, diffusion, samplers/ancestral, train_step, noise; then losses, likelihood, unet.
 """
 
-from ddpm.analytic import eps_second_moment_table, eps_second_moments
+from ddpm.analytic import x_0_error_table, x_0_errors
 from ddpm.denoiser import Denoiser, Network, NetworkDenoiser, Prediction
 from ddpm.diffusion import (
     GaussianStep,
@@ -131,8 +131,6 @@ __all__ = [
     "dpm_solver_2m_sde_sample",
     "dpm_solver_3m_common_sample",
     "dpm_solver_3m_sample",
-    "eps_second_moment_table",
-    "eps_second_moments",
     "fit_post_hoc_ema",
     "frechet_distance",
     "gamma_from_sigma_rel",
@@ -183,5 +181,7 @@ __all__ = [
     "standard_normal",
     "stratified_timesteps",
     "uniform_timesteps",
+    "x_0_error_table",
+    "x_0_errors",
     "x_0_to_images",
 ]

@@ -1,19 +1,20 @@
-"""The second moments of eps_hat that Analytic-DPM's optimal variance needs, measured on data.
+"""The mean squared error of x_0_hat, which Analytic-DPM's optimal variance needs, measured on data.
 
-    moments = eps_second_moments(network, schedule, seed=..., sample_ids=..., x_0=..., label=...)     one batch
-    total = moments + another + ...                                                       in any grouping
-    generate(..., eps_second_moment=eps_second_moment_table(total))
+    errors = x_0_errors(network, schedule, seed=..., sample_ids=..., x_0=..., label=...)     one batch
+    total = errors + another + ...                                                           in any grouping
+    generate(..., x_0_error=x_0_error_table(total))
 
 An image is asked about at a few t, one in each of as many equal parts of the chain; noise and t are functions of (seed,
 sample id, term). Nothing is trained.
 
-What is averaged is not |eps_hat|^2 / D but 1 - |eps - eps_hat|^2 / D. For the best network, whose error is uncorrelated
-with its answer, both have the same mean; this one has a far smaller standard error where there is much noise, and for a
-network that is not the best it leads to the best variance around the mean which that network gives.
+Bao et al. average |eps_hat|^2 / D. For the best network, whose error is uncorrelated with its answer, one follows from
+the other (`analytic_variance`). The error of x_0_hat has a far smaller standard error where there is much noise, and
+for a network that is not the best it leads to the best variance around the mean which that network gives. It is of the
+network as it is asked here: without guidance, and clipped or not.
 
 Source:
-    Bao et al. 2022 (arXiv:2201.06503), section 3.1: their Gamma_n, which is of the score eps_hat / sqrt(1 - alpha_bar).
-    Bao et al. 2022 (arXiv:2206.07309) for networks that are not the best.
+    Bao et al. 2022 (arXiv:2201.06503), section 3.1. Bao et al. 2022 (arXiv:2206.07309) for networks that are not the
+    best.
 """
 
 import torch
@@ -30,7 +31,7 @@ from ddpm.timestep_sampling import timestep_in_stratum
 
 
 @torch.no_grad()
-def eps_second_moments(
+def x_0_errors(
     network: Network,
     schedule: NoiseSchedule,
     *,
@@ -43,7 +44,7 @@ def eps_second_moments(
     clip_x_0: bool = True,
     terms_per_image: int = 10,
 ) -> RunningMoments:
-    """The second moments of eps_hat from some images at random t; what an image adds does not depend on its neighbours.
+    """|x_0 - x_0_hat|^2 / D of some images at random t; what an image adds does not depend on its neighbours.
 
     Args:
         network: network(x_t, t, label) -> prediction; a module must be in eval mode.
@@ -54,7 +55,7 @@ def eps_second_moments(
         label: Class [B], same device, or None for an unconditional network.
         prediction_type: What the network predicts.
         learned_variance: The network answers with 2C channels.
-        clip_x_0: Limit predicted images to [-1, 1], as the sampler will that uses the moments.
+        clip_x_0: Limit predicted images to [-1, 1], as the sampler will that uses the errors.
         terms_per_image: K, network evaluations per image, in [1, T]; with T every image is asked about at every t.
 
     Returns:
@@ -76,28 +77,28 @@ def eps_second_moments(
         learned_variance=learned_variance,
         clip_x_0=clip_x_0,
     )
-    words = random_words(seed, Stream.EVAL_MOMENT_T, sample_ids, 0, K)
+    words = random_words(seed, Stream.EVAL_X_0_ERROR_T, sample_ids, 0, K)
     strata = torch.arange(K, device=words.device).expand_as(words)
     total = RunningMoments.from_samples(torch.zeros(0, T))
     for k, t in enumerate(timestep_in_stratum(T, strata, K, words).unbind(dim=1)):
-        eps = standard_normal(seed, Stream.EVAL_MOMENT_EPS, sample_ids, k, x_0.shape[1:], x_0.dtype)
-        error = (eps - denoise(q_sample(schedule, x_0, t, eps), t, label).eps_hat).double()
-        total = total + RunningMoments.from_entries(t, 1 - error.square().mean(dim=(1, 2, 3)), T)
+        eps = standard_normal(seed, Stream.EVAL_X_0_ERROR_EPS, sample_ids, k, x_0.shape[1:], x_0.dtype)
+        error = (x_0 - denoise(q_sample(schedule, x_0, t, eps), t, label).x_0_hat).double()
+        total = total + RunningMoments.from_entries(t, error.square().mean(dim=(1, 2, 3)), T)
     return total
 
 
-def eps_second_moment_table(moments: RunningMoments) -> Table:
+def x_0_error_table(errors: RunningMoments) -> Table:
     """The mean at every t, float64 [T]; where no image was asked, on the straight line between the nearest that were.
 
     Raises:
         ValueError: If there is no value at all.
     """
-    known = moments.count.nonzero()[:, 0]
+    known = errors.count.nonzero()[:, 0]
     if len(known) == 0:
-        raise ValueError("moments: must hold a value, got none; measure some images first")
-    t = torch.arange(len(moments.count))
+        raise ValueError("errors: must hold a value, got none; measure some images first")
+    t = torch.arange(len(errors.count))
     right = torch.searchsorted(known, t).clamp(max=len(known) - 1)
     left = (right - 1).clamp(min=0)
     gap = (known[right] - known[left]).clamp(min=1)
     share = ((t - known[left]) / gap.double()).clamp(0, 1)
-    return torch.lerp(moments.mean[known[left]], moments.mean[known[right]], share)
+    return torch.lerp(errors.mean[known[left]], errors.mean[known[right]], share)

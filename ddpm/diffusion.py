@@ -30,7 +30,7 @@ __all__ = [
 Variance = Literal["fixed_small", "fixed_large", "learned_range", "analytic"]
 """Variance of p(x_{t-1} | x_t). fixed_small: the posterior's, exact for a single image. fixed_large: beta_t, exact for
 unit-variance noise (Ho et al., section 3.2). learned_range: between the two, where the network says. analytic: the best
-of one variance for all pixels, exact for Gaussian data; needs the second moments of eps_hat."""
+of one variance for all pixels, exact for Gaussian data; needs the error of x_0_hat, measured beforehand."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +106,7 @@ def p_mean_variance(
     label: Labels | None,
     *,
     variance: Variance,
-    eps_second_moment: Table | None = None,
+    x_0_error: Table | None = None,
 ) -> GaussianStep:
     """One step of the reverse process, p(x_{t-1} | x_t): the posterior with x_0_hat in the place of x_0.
 
@@ -117,11 +117,11 @@ def p_mean_variance(
         t: Index [B] into schedule.
         label: Class [B], or None.
         variance: Which variance the step has.
-        eps_second_moment: E |eps_hat|^2 / D at every entry of schedule [T]; only variance = analytic reads it.
+        x_0_error: E |x_0 - x_0_hat|^2 / D at every entry of schedule [T]; only variance = analytic reads it.
 
     Raises:
         ValueError: If variance is not a known choice, learned_range without a denoiser that predicts it, or analytic
-            without second moments or with those of another chain.
+            without an x_0_error or with that of another chain.
 
     Source:
         Ho et al. 2020, Eq. 7 and 11; section 3.2 for the fixed variances. Nichol and Dhariwal 2021 (arXiv:2102.09672),
@@ -131,7 +131,7 @@ def p_mean_variance(
     x_0_hat = prediction.x_0_hat
     mean, _, _ = q_posterior_mean_variance(schedule, x_0_hat, x_t, t)
     if variance != "learned_range":
-        table, log_table = _variance_tables(schedule, variance, eps_second_moment)
+        table, log_table = _variance_tables(schedule, variance, x_0_error)
         return GaussianStep(
             mean=mean, variance=gather(table, t, x_t), log_variance=gather(log_table, t, x_t), x_0_hat=x_0_hat
         )
@@ -145,45 +145,45 @@ def p_mean_variance(
     return GaussianStep(mean=mean, variance=log_variance.exp(), log_variance=log_variance, x_0_hat=x_0_hat)
 
 
-def analytic_variance(schedule: NoiseSchedule, eps_second_moment: Table) -> Table:
+def analytic_variance(schedule: NoiseSchedule, x_0_error: Table) -> Table:
     """The variance of each step with which the reverse process is nearest to the forward one, the mean being the best.
 
     By the law of total variance it is that of the posterior, plus what the mean misses because x_0 is not known:
 
         posterior_variance + coef_x_0^2 E tr Cov(x_0 | x_t) / D
-        E tr Cov(x_0 | x_t) / D = (1 - alpha_bar) / alpha_bar (1 - E |eps_hat|^2 / D)
 
-    The last line is limited to [0, 1]: data in [-1, 1] has no larger variance, and with little signal it is an error of
-    eps_second_moment, many times enlarged.
+    The best network misses x_0 by just that: E tr Cov(x_0 | x_t) = E |x_0 - x_0_hat|^2, here limited to [0, D], since
+    data in [-1, 1] varies by no more. It is Bao et al.'s Theorem 1, whose Gamma is E |eps_hat|^2 / D / (1 - alpha_bar):
+
+        (1 - alpha_bar) Gamma = 1 - E |eps - eps_hat|^2 / D = 1 - alpha_bar / (1 - alpha_bar) E |x_0 - x_0_hat|^2 / D
+
+    the first for the best network only, whose error is uncorrelated with its answer. In their form the difference from
+    1 is divided by alpha_bar, which leaves nothing but rounding where there is next to no signal; the error of x_0_hat
+    is finite and smooth up to there.
 
     Args:
         schedule: The chain that is walked, usually respaced.
-        eps_second_moment: E |eps_hat|^2 / D at every entry of schedule, float64 [T]; of a network that is not the best,
-            1 - E |eps - eps_hat|^2 / D, which for the best is equal. Its rounding is divided by alpha_bar.
+        x_0_error: E |x_0 - x_0_hat|^2 / D at every entry of schedule, float64 [T].
 
     Returns:
         float64 [T]; not 0 at t = 0, where samplers add no noise.
 
     Raises:
-        ValueError: If eps_second_moment has another length.
+        ValueError: If x_0_error has another length.
 
     Source:
         Bao et al. 2022 (arXiv:2201.06503), Theorem 1, and Theorem 2 for the limits.
     """
-    if len(eps_second_moment) != schedule.num_timesteps:
+    if len(x_0_error) != schedule.num_timesteps:
         raise ValueError(
-            f"eps_second_moment: must have the chain's length {schedule.num_timesteps}, got {len(eps_second_moment)}; "
+            f"x_0_error: must have the chain's length {schedule.num_timesteps}, got {len(x_0_error)}; "
             "give one number per step"
         )
-    # Nothing is known of x_0 without any signal; the factor is infinite there, or 0 / 0 with an exact moment of 1.
-    noise = (1 - schedule.alpha_bar) * (1 - eps_second_moment.to(schedule.alpha_bar))
-    unknown = torch.where(schedule.alpha_bar > 0, noise / schedule.alpha_bar, 1.0).clamp(0, 1)
+    unknown = x_0_error.to(schedule.alpha_bar).clamp(0, 1)
     return schedule.posterior_variance + schedule.posterior_mean_coef_x_0.square() * unknown
 
 
-def _variance_tables(
-    schedule: NoiseSchedule, variance: Variance, eps_second_moment: Table | None
-) -> tuple[Table, Table]:
+def _variance_tables(schedule: NoiseSchedule, variance: Variance, x_0_error: Table | None) -> tuple[Table, Table]:
     """Variance and log-variance of every step."""
     if variance == "fixed_small":
         return schedule.posterior_variance, schedule.posterior_log_variance
@@ -191,13 +191,13 @@ def _variance_tables(
         table = schedule.beta
     elif variance != "analytic":
         raise ValueError(f"variance: must be {' or '.join(get_args(Variance))}, got {variance!r}; choose one of them")
-    elif eps_second_moment is None:
+    elif x_0_error is None:
         raise ValueError(
-            "variance: analytic needs the second moments of eps_hat, got none; measure them with eps_second_moments, "
-            "or choose a fixed variance"
+            "variance: analytic needs the error of x_0_hat, got none; measure it with x_0_errors, or choose a fixed "
+            "variance"
         )
     else:
-        table = analytic_variance(schedule, eps_second_moment)
+        table = analytic_variance(schedule, x_0_error)
     return table, torch.cat((schedule.posterior_log_variance[:1], table[1:].log()))
 
 

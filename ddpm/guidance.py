@@ -4,9 +4,10 @@
 
 Without a guide the weak answer is the network's own without the label (classifier-free guidance): one call with a batch
 twice as large. With a guide it is that of a second, less able network, told the same label (autoguidance): one call of
-each. One wrapper around a network, so that every sampler can be guided. Whether eps, x_0 or v is predicted does not
-matter, since each is an affine function of another and the two weights sum to 1; a guide that predicts another of them
-is converted. Clipping follows, in the denoiser.
+each. One wrapper around a network, so that every sampler can be guided. Without rescaling it does not matter whether
+eps, x_0 or v is predicted, since each is an affine function of another and the two weights sum to 1; a guide that
+predicts another of them is converted. Rescaling keeps the standard deviation of what the network predicts, as in Lin et
+al., and does differ: that of eps, of x_0 and of v are three things. Clipping follows, in the denoiser.
 
 Source:
     Ho and Salimans 2022 (arXiv:2207.12598), whose w is our scale - 1. Karras et al. 2024 (arXiv:2406.02507) for

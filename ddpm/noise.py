@@ -65,9 +65,9 @@ class Stream(IntEnum):
     """Step indices at which the bound is estimated, draw 0."""
     EVAL_PROBE = 52
     """Probes of the divergence of a flow, draw 0."""
-    EVAL_MOMENT_EPS = 53
-    """Noise under the second moments of eps_hat; the draw counts the terms of an image."""
-    EVAL_MOMENT_T = 54
+    EVAL_X_0_ERROR_EPS = 53
+    """Noise under the errors of x_0_hat; the draw counts the terms of an image."""
+    EVAL_X_0_ERROR_T = 54
     """Step indices at which those are measured, draw 0."""
 
 

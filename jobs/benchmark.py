@@ -3,9 +3,8 @@
 import dataclasses
 import sys
 
-from jobs.cli import run_job
+from jobs.cli import run_subcommand
 from pipeline.benchmark import BenchmarkConfig, benchmark_train
-from pipeline.errors import ConfigError
 from pipeline.presets import Preset
 from pipeline.progress import say
 
@@ -27,10 +26,7 @@ def _plan(config: BenchmarkConfig) -> list[tuple[str, str]]:
 
 def main(argv: list[str]) -> int:
     """Read what to measure, then the flags."""
-    if argv[:1] != ["train"] and "--help" not in argv:
-        print(f"error: {ConfigError('what to measure: train, as in jobs/benchmark.py train')}", file=sys.stderr)
-        return ConfigError.exit_code
-    return run_job(argv[1:] if argv[:1] == ["train"] else argv, _of_preset, _run, _plan)
+    return run_subcommand(argv, "jobs/benchmark.py", {"train": (_of_preset, _run, _plan)}, __doc__)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def _of_preset(preset: Preset) -> CalibrateConfig:
 
 def _run(config: CalibrateConfig) -> None:
     made = calibrate(config)
-    say(f"done: {made.num_images:,} images, {len(made.second_moment):,} steps in {config.output}")
+    say(f"done: {made.num_images:,} images, {len(made.x_0_error):,} steps in {config.output}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 import dataclasses
 import sys
 
-from jobs.cli import run_job
-from pipeline.errors import ConfigError
+from jobs.cli import run_subcommand
 from pipeline.evaluation import bound_comparison, sampler_comparison
 from pipeline.evaluation.bound_comparison import BoundComparisonConfig, compare_bounds
 from pipeline.evaluation.sampler_comparison import SamplerComparisonConfig, compare_samplers
@@ -43,15 +42,15 @@ def _run_bounds(config: BoundComparisonConfig) -> None:
 
 def main(argv: list[str]) -> int:
     """Read what to compare, then the flags."""
-    match argv[:1]:
-        case ["samplers"]:
-            return run_job(argv[1:], samplers_of_preset, _run_samplers, sampler_comparison.describe_plan)
-        case ["bounds"]:
-            return run_job(argv[1:], _bounds_of_preset, _run_bounds, bound_comparison.describe_plan)
-    print(
-        f"error: {ConfigError('what to compare: samplers or bounds, as in jobs/compare.py samplers')}", file=sys.stderr
+    return run_subcommand(
+        argv,
+        "jobs/compare.py",
+        {
+            "samplers": (samplers_of_preset, _run_samplers, sampler_comparison.describe_plan),
+            "bounds": (_bounds_of_preset, _run_bounds, bound_comparison.describe_plan),
+        },
+        __doc__,
     )
-    return ConfigError.exit_code
 
 
 if __name__ == "__main__":

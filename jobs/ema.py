@@ -6,8 +6,7 @@
 
 import sys
 
-from jobs.cli import run_job
-from pipeline.errors import ConfigError
+from jobs.cli import run_subcommand
 from pipeline.evaluation import ema_sweep
 from pipeline.evaluation.ema_sweep import EmaSweepConfig, sweep_ema
 from pipeline.presets import Preset
@@ -47,13 +46,15 @@ def _run_sweep(config: EmaSweepConfig) -> None:
 
 def main(argv: list[str]) -> int:
     """Read what to do, then the flags."""
-    match argv[:1]:
-        case ["reconstruct"]:
-            return run_job(argv[1:], _reconstruct_of_preset, _run_reconstruct, post_hoc_ema.describe_plan)
-        case ["sweep"]:
-            return run_job(argv[1:], _sweep_of_preset, _run_sweep, ema_sweep.describe_plan)
-    print(f"error: {ConfigError('what to do: reconstruct or sweep, as in jobs/ema.py reconstruct')}", file=sys.stderr)
-    return ConfigError.exit_code
+    return run_subcommand(
+        argv,
+        "jobs/ema.py",
+        {
+            "reconstruct": (_reconstruct_of_preset, _run_reconstruct, post_hoc_ema.describe_plan),
+            "sweep": (_sweep_of_preset, _run_sweep, ema_sweep.describe_plan),
+        },
+        __doc__,
+    )
 
 
 if __name__ == "__main__":

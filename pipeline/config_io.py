@@ -48,6 +48,21 @@ def to_toml(obj: Any) -> str:
     return tomli_w.dumps(_write_none(type(obj), _plain(obj)))
 
 
+def refuse_empty(config: object, *fields: str) -> None:
+    """Refuse empty texts in a dataclass, such as a flag with an unset shell variable behind it.
+
+    Args:
+        config: The object.
+        fields: Names of fields that hold a text or None.
+
+    Raises:
+        ValueError: If a text is empty.
+    """
+    for name in fields:
+        if getattr(config, name) == "":
+            raise ValueError(f"{name}: must not be empty, got ''; give a value or leave it out")
+
+
 def from_json(cls: type[T], data: bytes, where: str) -> T:
     """Read a record from JSON.
 

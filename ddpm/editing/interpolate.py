@@ -20,7 +20,7 @@ from ddpm.samplers.spacing import spaced_timesteps
 from ddpm.schedules import NoiseSchedule
 from ddpm.shapes import Images, Labels
 
-_NOISY_SAMPLERS = ("ancestral", "dpm_solver_2m_sde")
+_NOISE_OPTIONS = {"ddim": "eta", "heun": "churn"}
 
 
 def slerp(first: Images, second: Images, weight: Float[Tensor, " b"]) -> Images:
@@ -129,7 +129,14 @@ def check_deterministic(sampler: SamplerConfig) -> None:
     Raises:
         ValueError: If the sampler draws noise after x_T.
     """
-    if sampler.name in _NOISY_SAMPLERS or (sampler.name == "ddim" and sampler.eta > 0) or sampler.churn > 0:
+    if sampler.is_deterministic:
+        return
+    if sampler.name in _NOISE_OPTIONS:
+        option = _NOISE_OPTIONS[sampler.name]
         raise ValueError(
-            f"name: interpolation needs a sampler without noise of its own, got {sampler.name}; choose ddim with eta 0"
+            f"{option}: interpolation needs 0, got {getattr(sampler, option)} with {sampler.name}; set it to 0, "
+            "noise of its own does not lead back to the images"
         )
+    raise ValueError(
+        f"name: interpolation needs a sampler without noise of its own, got {sampler.name}; choose ddim with eta 0"
+    )

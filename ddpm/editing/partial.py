@@ -33,7 +33,7 @@ def partial_diffusion(
     strength: float,
     seed: int,
     sample_ids: Int[Tensor, " b"],
-    eps_second_moment: Table | None = None,
+    x_0_error: Table | None = None,
 ) -> Images:
     """Draw images that share with the given ones what the noise of some step leaves of them.
 
@@ -46,7 +46,7 @@ def partial_diffusion(
         strength: Share of the sampler's steps to take, in [0, 1], rounded up: 0 returns x_0, 1 ignores it.
         seed: Key of the noise.
         sample_ids: Ids [B].
-        eps_second_moment: As in generate.
+        x_0_error: As in generate.
 
     Returns:
         Images [B, C, H, W] in [-1, 1].
@@ -77,7 +77,7 @@ def partial_diffusion(
             seed=seed,
             sample_ids=sample_ids,
             num_steps=num_steps,
-            eps_second_moment=eps_second_moment,
+            x_0_error=x_0_error,
         )
         return made.clamp(-1, 1)
 

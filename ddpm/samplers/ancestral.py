@@ -20,7 +20,7 @@ def p_sample(
     *,
     variance: Variance,
     eps: Images,
-    eps_second_moment: Table | None = None,
+    x_0_error: Table | None = None,
 ) -> Images:
     """Draw x_{t-1} from p(x_{t-1} | x_t): mean + sqrt(variance) eps, and the mean alone at t = 0.
 
@@ -32,12 +32,12 @@ def p_sample(
         label: Class [B], or None.
         variance: Which variance the step has.
         eps: Standard normal noise, same shape as x_t; not used where t = 0.
-        eps_second_moment: E |eps_hat|^2 / D at every entry of schedule [T]; only variance = analytic reads it.
+        x_0_error: E |x_0 - x_0_hat|^2 / D at every entry of schedule [T]; only variance = analytic reads it.
 
     Source:
         Ho et al. 2020 (arXiv:2006.11239), Algorithm 2, lines 3-4.
     """
-    step = p_mean_variance(schedule, denoise, x_t, t, label, variance=variance, eps_second_moment=eps_second_moment)
+    step = p_mean_variance(schedule, denoise, x_t, t, label, variance=variance, x_0_error=x_0_error)
     noisy = (t > 0).to(x_t)[:, None, None, None]
     return step.mean + noisy * step.variance.sqrt() * eps
 
@@ -50,7 +50,7 @@ def p_sample_loop(
     *,
     variance: Variance,
     noise: Callable[[int], Tensor],
-    eps_second_moment: Table | None = None,
+    x_0_error: Table | None = None,
     final_step: bool = True,
 ) -> Images:
     """Draw x_0 by walking every step of a chain.
@@ -62,7 +62,7 @@ def p_sample_loop(
         label: Class [B], or None.
         variance: Which variance the steps have.
         noise: noise(draw) gives the standard normal noise of a step, x_T's shape; draw counts the steps from 1.
-        eps_second_moment: As in p_sample.
+        x_0_error: As in p_sample.
         final_step: Take the last step, which has no noise, from the chain's first entry to x_0; if not, x_t of that
             entry is returned.
 
@@ -76,9 +76,7 @@ def p_sample_loop(
     for draw, i in enumerate(reversed(range(0 if final_step else 1, schedule.num_timesteps)), start=1):
         t = torch.full((len(x_t),), i, device=x_t.device)
         eps = noise(draw) if i > 0 else torch.zeros_like(x_t)
-        x_t = p_sample(
-            schedule, denoise, x_t, t, label, variance=variance, eps=eps, eps_second_moment=eps_second_moment
-        )
+        x_t = p_sample(schedule, denoise, x_t, t, label, variance=variance, eps=eps, x_0_error=x_0_error)
     return x_t
 
 
@@ -91,7 +89,7 @@ def ancestral_sample(
     timesteps: Sequence[int] | Sequence[float],
     noise: Callable[[int], Tensor],
     variance: Variance,
-    eps_second_moment: Table | None = None,
+    x_0_error: Table | None = None,
     final_step: bool = True,
 ) -> Images:
     """Ancestral sampling over a subset of the training chain's steps (ascending); otherwise as p_sample_loop.
@@ -104,7 +102,7 @@ def ancestral_sample(
         timesteps: Steps of the training chain to visit, ascending; T of them.
         noise: As in p_sample_loop.
         variance: Which variance the steps have.
-        eps_second_moment: E |eps_hat|^2 / D at each of timesteps [T]; only variance = analytic reads it.
+        x_0_error: E |x_0 - x_0_hat|^2 / D at each of timesteps [T]; only variance = analytic reads it.
         final_step: Go on from timesteps[0] to x_0.
 
     Source:
@@ -118,6 +116,6 @@ def ancestral_sample(
         label,
         variance=variance,
         noise=noise,
-        eps_second_moment=eps_second_moment,
+        x_0_error=x_0_error,
         final_step=final_step,
     )

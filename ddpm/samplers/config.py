@@ -25,16 +25,16 @@ class SamplerConfig:
 
     name: SamplerName = "ddim"
     """ancestral: Ho et al., best with many steps. ddim: Song et al., from deterministic to ancestral by eta.
-    dpm_solver_3m: Lu et al., best with few steps, trailing; dpm_solver_3m_common: as it is commonly implemented, of
-    second order only. dpm_solver_2m: two places instead of three; dpm_solver_2m_sde: the same with noise. heun: Karras
-    et al."""
+    dpm_solver_3m: Lu et al., best with few steps where spacing is trailing or linspace; with quadratic, karras or
+    log_snr from about 20 steps on. dpm_solver_3m_common: as it is commonly implemented, of second order only.
+    dpm_solver_2m: two places instead of three; dpm_solver_2m_sde: the same with noise. heun: Karras et al."""
     num_steps: int = 50
     """Steps per image, at most as many as were trained. Each is one network evaluation; heun's are two."""
     eta: float = 1.0
     """ddim only: noise per step, from 0 (deterministic) to 1 (as much as ancestral sampling)."""
     variance: Variance = "fixed_small"
     """ancestral only: variance of a step, the posterior's (fixed_small), beta (fixed_large), learned_range, or the best
-    of one for all pixels (analytic), which needs moments measured beforehand."""
+    of one for all pixels (analytic), which needs an error measured beforehand, without guidance."""
     spacing: Spacing = "linspace"
     """Which trained steps are visited: linspace has both ends, leading has the first, trailing has the last; quadratic,
     karras and log_snr have both and visit more steps with little noise, in this order (karras starts at sigma 80)."""
@@ -78,6 +78,12 @@ class SamplerConfig:
         if self.guidance_scale == 1.0 and (self.guidance_interval is not None or self.guidance_rescale != 0.0):
             raise ValueError("guidance_scale: is 1, no guidance, got an interval or a rescale for it; leave them out")
         self._check_churn()
+        if self.variance == "analytic" and (self.guidance_scale != 1.0 or self.dynamic_threshold is not None):
+            raise ValueError(
+                "variance: analytic is measured without guidance or dynamic threshold, got guidance_scale "
+                f"{self.guidance_scale} and dynamic_threshold {self.dynamic_threshold}; leave them out or choose "
+                "fixed_small"
+            )
 
     @property
     def is_deterministic(self) -> bool:

@@ -108,8 +108,8 @@ def ddim_invert(
     """The x_T from which deterministic DDIM makes these images, nearly: the same steps walked upwards.
 
     A step up takes x_0_hat and eps_hat where it starts, a step down where that ends: the round trip errs by as much as
-    they change within a step, and the error falls with the number of steps. Clipping cannot be undone: switch it off in
-    the denoiser.
+    they change within a step, and the error falls with the number of steps. In the first step x_0 is known and only
+    eps_hat is asked for. Clipping cannot be undone: switch it off in the denoiser.
 
     Args:
         denoise: Predicts x_0_hat and eps_hat.
@@ -128,9 +128,9 @@ def ddim_invert(
     chain = schedule.respace(timesteps)
     x_t = x_0
     for i in range(0 if first_step else 1, chain.num_timesteps):
-        # No network was trained on images without any noise: the first step asks it about its least noisy one.
+        # No network was trained on images without any noise: the first step asks about its end, where x_0 is too clean.
         t = torch.full((len(x_t),), max(i - 1, 0), device=x_t.device)
         prediction = denoise(x_t, chain.timesteps.to(t.device)[t], label)
-        alpha_bar = float(chain.alpha_bar[i])
-        x_t = alpha_bar**0.5 * prediction.x_0_hat + (1 - alpha_bar) ** 0.5 * prediction.eps_hat
+        alpha_bar, clean = float(chain.alpha_bar[i]), x_0 if i == 0 else prediction.x_0_hat
+        x_t = alpha_bar**0.5 * clean + (1 - alpha_bar) ** 0.5 * prediction.eps_hat
     return x_t

@@ -31,6 +31,8 @@ from ddpm.shapes import Images, Labels
 Weights = Callable[[Sequence[float], float], list[float]]
 """weights(nodes, h) -> w: the factor of x_0_hat at each node; nodes are in units of h, the first is 0."""
 
+_MAX_NODES = 3
+"""Places that are remembered, also across a step that looks at fewer."""
 _NUM_TERMS = 20
 """Of the series for h < 1: the next is below 1 / 21!."""
 
@@ -82,7 +84,8 @@ def multistep_sample(
         x_T: Standard normal noise [B, C, H, W].
         label: Class [B], or None.
         weights: How the values at the nodes are weighed.
-        order: order(i) is the largest number of nodes of the step from entry i of the chain; 1 for the last, i = 0.
+        order: order(i) is the largest number of nodes, 1 to 3, of the step from entry i of the chain; 1 for the last,
+            i = 0.
         correct_first: Take the first step again as soon as x_0_hat is known where it led: a node more, at r = 1, and no
             evaluation more, since x_0_hat is not asked for again at the corrected place.
         final_step: Go on from the chain's first entry to x_0; if not, x_t of that entry is returned.
@@ -110,8 +113,9 @@ def multistep_sample(
         x_0_hat = denoise(x_t, chain.timesteps[i].to(x_t.device).expand(len(x_t)), label).x_0_hat
         if i == T - 2 and correct_first:
             x_t = step(i + 1, x_T, [*nodes, 1.0], [*values, x_0_hat])
-        visited = [(places[i], x_0_hat), *visited][: order(i)]
-        nodes = [0.0, *((place - places[i]) / widths[i] for place, _ in visited[1:])]
-        values = [value for _, value in visited]
+        visited = [(places[i], x_0_hat), *visited][:_MAX_NODES]
+        used = visited[: order(i)]
+        nodes = [0.0, *((place - places[i]) / widths[i] for place, _ in used[1:])]
+        values = [value for _, value in used]
         x_t = step(i, x_t, nodes, values)
     return x_t

@@ -143,14 +143,32 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     Raises:
         ValueError: If it is not such a PNG.
     """
+    pixels = _decode(data, ("L", "RGB"), convert_to=None)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def decode_mask(data: bytes) -> NDArray[np.bool_]:
+    """Which pixels [H, W] of a PNG are white and opaque: whose channels are all in the upper half of their range.
+
+    Raises:
+        ValueError: If it is no PNG of at most 8 bits per channel.
+    """
+    channels = _decode(data, ("1", "L", "LA", "P", "PA", "RGB", "RGBA"), convert_to="RGBA")
+    return np.asarray((channels >= 128).all(axis=2))
+
+
+def _decode(data: bytes, modes: tuple[str, ...], convert_to: str | None) -> NDArray[np.uint8]:
     try:
         with PIL.Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.mode not in ("L", "RGB"):
-                raise ValueError(f"png: must be 8-bit grey or RGB, got mode {image.mode}")
-            pixels = np.array(image)  # a copy: writable, and independent of the file
+            if image.mode not in modes:
+                kinds = "8-bit grey or RGB" if convert_to is None else "8-bit"
+                raise ValueError(f"png: must be {kinds}, got mode {image.mode}")
+            # A copy: writable, and independent of the file.
+            return np.array(image if convert_to is None else image.convert(convert_to))
+    except PIL.UnidentifiedImageError:  # its own words hold the address of the buffer
+        raise ValueError("png: is no PNG, or its header is damaged") from None
     except (OSError, SyntaxError) as error:
         raise ValueError(f"png: does not decode: {error}") from None
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:

@@ -1,6 +1,8 @@
 """How likely a model finds images, in bits per dimension: by the variational bound, and by the probability flow."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -58,10 +60,13 @@ class BoundMeter:
         """
         if self.model.learned_variance:
             config = dataclasses.replace(config, variance="learned_range")
-        probabilities = None
-        for batch in self._batches(stream):
-            if config.terms == "importance" and probabilities is None:
-                probabilities = self._probabilities(batch, config)
+        batches, first, probabilities = self._batches(stream), list[_Batch](), None
+        if config.terms == "importance":
+            while sum(len(batch.ids) for batch in first) < _PILOT_IMAGES and (batch := next(batches, None)):
+                first.append(batch)
+            if first:
+                probabilities = self._probabilities(first, config)
+        for batch in itertools.chain(first, batches):
             yield self._bound(batch, config, probabilities)
 
     def bound(self, stream: Iterable[LabelledImages], config: LikelihoodConfig) -> BoundStatistics:
@@ -135,14 +140,19 @@ class BoundMeter:
             probabilities=probabilities,
         )
 
-    def _probabilities(self, batch: "_Batch", config: LikelihoodConfig) -> Float64[Tensor, " T"]:
-        first = _Batch(
-            ids=batch.ids[:_PILOT_IMAGES] + _PILOT_FIRST_ID,
-            x_0=batch.x_0[:_PILOT_IMAGES],
-            label=None if batch.label is None else batch.label[:_PILOT_IMAGES],
-        )
+    def _probabilities(self, batches: "list[_Batch]", config: LikelihoodConfig) -> Float64[Tensor, " T"]:
+        """From every term of the first images, however they are cut into batches."""
         every_term = dataclasses.replace(config, terms="all", terms_per_image=0)
-        return BoundStatistics.of(self._bound(first, every_term, None)).importance(uniform_share=0.01)
+        labels = [batch.label for batch in batches if batch.label is not None]
+        pilot = _Batch(
+            ids=torch.arange(_PILOT_FIRST_ID, _PILOT_FIRST_ID + _PILOT_IMAGES, device=self.device),
+            x_0=torch.cat([batch.x_0 for batch in batches]),
+            label=torch.cat(labels) if labels else None,
+        )
+        cuts = [*range(0, min(_PILOT_IMAGES, len(pilot.x_0)), self.batch_size), min(_PILOT_IMAGES, len(pilot.x_0))]
+        parts = (self._bound(pilot.rows(*cut), every_term, None) for cut in itertools.pairwise(cuts))
+        statistics = map(BoundStatistics.of, parts)
+        return functools.reduce(BoundStatistics.__add__, statistics).importance(uniform_share=0.01)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -152,6 +162,11 @@ class _Batch:
     ids: Steps
     x_0: Images
     label: Labels | None
+
+    def rows(self, start: int, stop: int) -> "_Batch":
+        """Some of them."""
+        label = None if self.label is None else self.label[start:stop]
+        return _Batch(ids=self.ids[start:stop], x_0=self.x_0[start:stop], label=label)
 
 
 def eps_network(network: torch.nn.Module, schedule: NoiseSchedule, model: ModelConfig) -> Network:

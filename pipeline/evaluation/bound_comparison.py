@@ -1,7 +1,7 @@
-"""Is one model's variational bound lower than another's? Both are measured on the same images, noise and t.
+"""Is one model's variational bound lower than another's? Both are measured on the same images.
 
-What the two share cancels in their difference, image by image, so that its standard error is far smaller than that of
-either bound.
+Where their chains have the same length, noise and t are the same too. What the two share cancels in their difference,
+image by image, so that its standard error is far smaller than that of either bound.
 """
 
 import functools
@@ -34,7 +34,7 @@ class BoundComparisonConfig:
     model: str
     """models:/name@alias, models:/name/3, or a checkpoint's folder."""
     baseline: str
-    """The model that it is compared with, named in the same way."""
+    """The model that it is compared with, named in the same way: the champion, once there is one."""
     output: str
     """Folder or s3://bucket/prefix for the report."""
     bound: LikelihoodConfig = field(default_factory=LikelihoodConfig)
@@ -103,13 +103,9 @@ def compare_bounds(config: BoundComparisonConfig) -> BoundComparison:
         ConfigError: If a model makes other images than the dataset holds, or has fewer steps than the bound asks for.
         ModelMissingError, CheckpointError, StorageError: If models or dataset cannot be read.
     """
-    dataset = EvaluationDataset(config.dataset)
-    model, baseline = (_resolve(uri, dataset, config) for uri in (config.model, config.baseline))
-    try:
-        pairs = zip(_bounds(model, dataset, config), _bounds(baseline, dataset, config))
-        moments = functools.reduce(RunningMoments.__add__, (_side_by_side(ours, theirs) for ours, theirs in pairs))
-    except ValueError as error:
-        raise ConfigError(f"bound.{error}") from error
+    dataset, model, baseline = _resolve(config)
+    pairs = zip(_bounds(model, dataset, config), _bounds(baseline, dataset, config))
+    moments = functools.reduce(RunningMoments.__add__, (_side_by_side(ours, theirs) for ours, theirs in pairs))
     of_model, of_baseline, difference = (
         {name: moments.estimate(len(_TERMS) * side + k) for k, name in enumerate(_TERMS)} for side in range(3)
     )
@@ -126,10 +122,22 @@ def compare_bounds(config: BoundComparisonConfig) -> BoundComparison:
     return comparison
 
 
-def _resolve(uri: str, dataset: EvaluationDataset, config: BoundComparisonConfig) -> ResolvedModel:
-    model = resolve_model(uri, config.tracking)
-    dataset.check_fits(read_card(model.files, model.uri), model.uri)
-    return model
+def _resolve(config: BoundComparisonConfig) -> tuple[EvaluationDataset, ResolvedModel, ResolvedModel]:
+    """Dataset, model and baseline, checked against each other."""
+    dataset = EvaluationDataset(config.dataset)
+    model, baseline = (resolve_model(uri, config.tracking) for uri in (config.model, config.baseline))
+    for found in (model, baseline):
+        card = read_card(found.files, found.uri)
+        dataset.check_fits(card, found.uri)
+        most = card.config.schedule.num_timesteps
+        if config.bound.num_steps is not None and config.bound.num_steps > most:
+            raise ConfigError(
+                f"bound.num_steps: must be in [1, {most}], the trained steps of {found.uri}, got "
+                f"{config.bound.num_steps}; choose fewer"
+            )
+    if model.files.digest == baseline.files.digest:
+        raise ConfigError(f"baseline: must be another model, got {baseline.uri}, which is the model; name another")
+    return dataset, model, baseline
 
 
 def _bounds(model: ResolvedModel, dataset: EvaluationDataset, config: BoundComparisonConfig) -> Iterator[ImageBound]:
@@ -149,11 +157,11 @@ def _side_by_side(ours: ImageBound, theirs: ImageBound) -> RunningMoments:
 
 def describe_plan(config: BoundComparisonConfig) -> list[tuple[str, str]]:
     """What a comparison would do, as names and values; reads manifest and models, starts nothing."""
-    dataset = EvaluationDataset(config.dataset)
-    rows = [("dataset", f"{config.dataset}: {dataset.manifest.splits['held_out'].num_samples:,} held-out images")]
-    for name, uri in (("model", config.model), ("baseline", config.baseline)):
-        model = _resolve(uri, dataset, config)
-        schedule = read_card(model.files, model.uri).config.schedule
+    dataset, model, baseline = _resolve(config)
+    num_images = min(config.max_images, dataset.manifest.splits["held_out"].num_samples)
+    rows = [("dataset", f"{config.dataset}: about {num_images:,} held-out images")]
+    for name, found in (("model", model), ("baseline", baseline)):
+        schedule = read_card(found.files, found.uri).config.schedule
         evaluations = config.bound.terms_per_image or config.bound.num_steps or schedule.num_timesteps
-        rows.append((name, f"{model.uri}: {evaluations:,} evaluations of the network per image"))
+        rows.append((name, f"{found.uri}: {evaluations:,} evaluations of the network per image"))
     return [*rows, ("report", join_uri(config.output, REPORT_KEY))]

@@ -1,11 +1,11 @@
-"""Measure what the analytic variance needs to know of a model: the second moments of eps_hat on its training images."""
+"""Measure what the analytic variance needs to know of a model: the error of x_0_hat on its training images."""
 
 from dataclasses import dataclass, field
 
 import torch
 
 from ddpm import images_to_x_0, make_schedule
-from ddpm.analytic import eps_second_moment_table, eps_second_moments
+from ddpm.analytic import x_0_error_table, x_0_errors
 from ddpm.running_moments import RunningMoments
 from pipeline.config_io import to_json
 from pipeline.data.image_stream import regroup, spread_shards, stream_images
@@ -78,14 +78,14 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     network = load_network(model.files, model.uri)[1].to(device)
     shards = spread_shards(manifest.splits["train"].shards, config.max_images)
     num_images = min(sum(shard.num_samples for shard in shards), config.max_images)
-    moments = RunningMoments.from_samples(torch.zeros(0, schedule.num_timesteps))
+    errors = RunningMoments.from_samples(torch.zeros(0, schedule.num_timesteps))
     start = 0
     with Progress("calibrating", num_images, "img") as progress:
         for group in regroup(stream_images(store, shards, num_images), config.batch_size):
             label = None
             if network_config.num_classes is not None and group.labels is not None:
                 label = torch.from_numpy(group.labels).to(device)
-            moments = moments + eps_second_moments(
+            errors = errors + x_0_errors(
                 network,
                 schedule,
                 seed=config.seed,
@@ -104,7 +104,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         dataset_digest=manifest.digest,
         num_images=num_images,
         clip_x_0=config.clip_x_0,
-        second_moment=tuple(eps_second_moment_table(moments).tolist()),
+        x_0_error=tuple(x_0_error_table(errors).tolist()),
     )
     open_store(folder).write(name, to_json(calibration))
     return calibration

@@ -11,7 +11,7 @@ from typing import Literal
 
 from ddpm import PowerProfile
 from pipeline.cluster import ray_session
-from pipeline.config_io import to_json, to_toml
+from pipeline.config_io import refuse_empty, to_json, to_toml
 from pipeline.evaluation.charts import Line, Panel, line_charts
 from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
 from pipeline.generation.inventory import write_if_changed
@@ -47,10 +47,19 @@ class EmaSweepConfig:
     """Name of the MLflow run."""
 
     def __post_init__(self) -> None:
+        refuse_empty(self, "train", "output", "run_name")
+        if self.evaluate.sample.request.kind != "generate":
+            raise ValueError(
+                "evaluate.sample.request.kind: averages are measured on images from nothing, got "
+                f"{self.evaluate.sample.request.kind}, which keeps parts of real ones; leave the request out"
+            )
         if not self.sigma_rels or len(set(self.sigma_rels)) < len(self.sigma_rels):
             raise ValueError(f"sigma_rels: distinct and at least one, got {self.sigma_rels}; try 0.05 0.10 0.15")
         for sigma_rel in self.sigma_rels:
-            PowerProfile(num_images=1, sigma_rel=sigma_rel)
+            try:
+                PowerProfile(num_images=1, sigma_rel=sigma_rel)
+            except ValueError as error:
+                raise ValueError(str(error).replace("sigma_rel:", "sigma_rels:", 1)) from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

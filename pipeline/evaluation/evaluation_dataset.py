@@ -32,14 +32,17 @@ class EvaluationDataset:
         self._bytes_left = _MAX_KEPT_BYTES
 
     def stream(self, split: str, num_images: int | None = None) -> Iterator[LabelledImages]:
-        """A split's images, all or about `num_images` spread over it."""
+        """A split's images, or about `num_images` of them, spread evenly over the split: it may be sorted by class."""
         shards = self._shards[split]
-        for shard in shards if num_images is None else spread_shards(shards, num_images):
+        if num_images is not None:
+            shards = spread_shards(shards, num_images)
+        every = 1 if num_images is None else max(1, sum(shard.num_samples for shard in shards) // num_images)
+        for shard in shards:
             images = self._kept.get(shard.key) or read_images(self._store, [shard])
             if shard.key not in self._kept and images.images.nbytes <= self._bytes_left:
                 self._kept[shard.key] = images
                 self._bytes_left -= images.images.nbytes
-            yield images
+            yield images[::every]
 
     def check_fits(self, card: ModelCard, uri: str) -> None:
         """Refuse a model of other images, or of other classes.

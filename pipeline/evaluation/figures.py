@@ -91,16 +91,16 @@ def draw_figures(config: FiguresConfig) -> list[str]:
     meter = BoundMeter(
         network=network, model=card.config, seed=config.seed, batch_size=config.batch_size, device=device
     )
-    say("measuring every term of the bound")
-    bound = meter.bound(dataset.stream("held_out", config.max_bound_images), LikelihoodConfig())
     pictures = {
         "schedules.png": draw_schedules(card.config.schedule),
         "posterior_variance.png": draw_posterior_variance(card.config.schedule),
         "loss_weights.png": draw_loss_weights(card.config.schedule, card.config.prediction_type),
-        "bits_by_t.png": draw_bits_by_t(bound),
         "trajectory.png": draw_trajectory(card, network, seed=config.seed, device=device),
-        "samplers.png": draw_comparison(compare_samplers(config.samplers, model=model)),
     }
+    say("measuring every term of the bound")
+    bound = meter.bound(dataset.stream("held_out", config.max_bound_images), LikelihoodConfig())
+    pictures["bits_by_t.png"] = draw_bits_by_t(bound)
+    pictures["samplers.png"] = draw_comparison(compare_samplers(config.samplers, model=model))
     store = open_store(config.output)
     for name, png in pictures.items():
         write_if_changed(store, name, png)

@@ -13,20 +13,21 @@ from ddpm import (
     make_schedule,
     spaced_timesteps,
 )
+from ddpm.schedules import Table
 from pipeline.evaluation.charts import Line, Panel, line_charts
 
 _CHAINS = (1000, 100, 20)
+_LEAST_LINEAR_STEPS = 21  # shorter linear chains would have a beta of 1
 
 
 def draw_schedules(config: ScheduleConfig) -> bytes:
     """Signal left and log-SNR against t, of the usual schedules of the same length, as a PNG."""
-    length = dataclasses.replace(config, name="linear", shift=1.0, zero_terminal_snr=False)
-    schedules = {
-        "linear": length,
-        "cosine": dataclasses.replace(length, name="cosine"),
-        "linear, zero terminal SNR": dataclasses.replace(length, zero_terminal_snr=True),
-        "cosine, shift 4": dataclasses.replace(length, name="cosine", shift=4.0),
-    }
+    cosine = dataclasses.replace(config, name="cosine", shift=1.0, zero_terminal_snr=False)
+    schedules = {"cosine": cosine, "cosine, shift 4": dataclasses.replace(cosine, shift=4.0)}
+    if config.num_timesteps >= _LEAST_LINEAR_STEPS:
+        linear = dataclasses.replace(cosine, name="linear")
+        schedules["linear"] = linear
+        schedules["linear, zero terminal SNR"] = dataclasses.replace(linear, zero_terminal_snr=True)
     if config not in schedules.values():
         schedules["this model's"] = config
     signal, log_snr = [], []
@@ -72,40 +73,35 @@ def draw_posterior_variance(config: ScheduleConfig) -> bytes:
 def draw_loss_weights(config: ScheduleConfig, prediction_type: PredictionType) -> bytes:
     """How strongly each objective weighs the squared error of eps, and of x_0, as a PNG; each has median 1 over t."""
     schedule = make_schedule(config)
-    objectives = {
-        f"L_simple of {prediction_type}": loss_weights(schedule, ObjectiveConfig(), prediction_type)
-        * _eps_error_per_error(schedule, prediction_type),
-        "min-SNR, gamma 5": loss_weights(schedule, ObjectiveConfig(weighting="min_snr"), "eps"),
-        "P2, gamma 1": loss_weights(schedule, ObjectiveConfig(weighting="p2"), "eps"),
-        "L_vlb, fixed_small": _bound_weights(schedule),
-    }
     snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
+    shown = (schedule.alpha_bar > 0) & (torch.arange(len(snr)) > 0)  # no eps can be told from x_0 without signal
+    place = torch.arange(len(snr))[shown].tolist()
     panels = []
-    for title, factor in (("weight of the error of eps", torch.ones_like(snr)), ("weight of the error of x_0", snr)):
+    for title, per_x_0 in (("weight of the error of eps", snr), ("weight of the error of x_0", torch.ones_like(snr))):
         lines = []
-        for name, weights in objectives.items():
-            shown = (weights * factor)[1:]
-            lines.append(Line(label=name, x=list(range(1, len(snr))), y=(shown / shown.median()).tolist()))
+        for name, weights in weights_of_x_0(schedule, prediction_type).items():
+            weight = (weights / per_x_0)[shown]
+            lines.append(Line(label=name, x=place, y=(weight / weight.median()).tolist()))
         panels.append(Panel(title=title, lines=lines, log_y=True, limits_y=(1e-3, 1e3)))
     return line_charts(panels, x_label="t")
 
 
-def _eps_error_per_error(schedule: NoiseSchedule, prediction_type: PredictionType) -> torch.Tensor:
-    """Squared error of what is predicted, per squared error of eps: 1 for eps, 1 / SNR for x_0, 1 / alpha_bar for v."""
-    alpha_bar = schedule.alpha_bar
-    match prediction_type:
-        case "x_0":
-            return (1 - alpha_bar) / alpha_bar
-        case "v":
-            return 1 / alpha_bar
-    return torch.ones_like(alpha_bar)
-
-
-def _bound_weights(schedule: NoiseSchedule) -> torch.Tensor:
-    """Factor of the squared error of eps in L_{t-1}: the means differ by a multiple of the error of x_0_hat.
+def weights_of_x_0(schedule: NoiseSchedule, prediction_type: PredictionType) -> dict[str, Table]:
+    """Factor of the squared error of x_0_hat in each objective, at every t [T]; finite also without signal.
 
     Source:
-        Ho et al. 2020 (arXiv:2006.11239), Eq. 12, with sigma^2 = beta_tilde.
+        Ho et al. 2020 (arXiv:2006.11239), Eq. 12 with sigma^2 = beta_tilde, for the bound: there the means of a step
+        differ by a multiple of the error of x_0_hat.
     """
-    of_x_0 = schedule.posterior_mean_coef_x_0.square() / (2 * schedule.posterior_log_variance.exp())
-    return of_x_0 * (1 - schedule.alpha_bar) / schedule.alpha_bar
+    alpha_bar = schedule.alpha_bar
+    per_prediction = {
+        "eps": alpha_bar / (1 - alpha_bar),
+        "x_0": torch.ones_like(alpha_bar),
+        "v": 1 / (1 - alpha_bar),
+    }
+    return {
+        f"L_simple of {prediction_type}": per_prediction[prediction_type],
+        "min-SNR, gamma 5": loss_weights(schedule, ObjectiveConfig(weighting="min_snr"), "x_0"),
+        "P2, gamma 1": loss_weights(schedule, ObjectiveConfig(weighting="p2"), "x_0"),
+        "L_vlb, fixed_small": schedule.posterior_mean_coef_x_0.square() / (2 * schedule.posterior_log_variance.exp()),
+    }

@@ -22,6 +22,7 @@ from pipeline.evaluation.measures import PixelClassifier, pixel_moments, pixels
 from pipeline.evaluation.sampler_table import SamplerComparison, SamplerRow, draw_comparison
 from pipeline.generation.inventory import load_generation_manifest, write_if_changed
 from pipeline.generation.sample import SampleConfig, sample
+from pipeline.generation.sample_job import resolve_job
 from pipeline.models.model_files import ModelCard, read_card
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.progress import say
@@ -60,7 +61,8 @@ class SamplerComparisonConfig:
     """The model, the number of images and where they go; of its sampler only clipping and guidance are used. With a
     calibration, ancestral sampling with the analytic variance is compared too."""
     samplers: tuple[str, ...] = ()
-    """Names of samplers as in the table; none for all that fit the model."""
+    """Which to compare, each name in quotes, such as "ddim, eta 0" heun; a wrong one is answered with all names. None
+    given: all that fit the model."""
     evaluations: tuple[int, ...] = (5, 10, 20, 50, 250, 1000)
     """Numbers of network evaluations per image; a sampler takes as many steps as these allow."""
     max_train_images: int = 10_000
@@ -71,6 +73,11 @@ class SamplerComparisonConfig:
         if unknown:
             raise ValueError(
                 f"samplers: each must be one of {'; '.join(SAMPLERS)}, got {unknown[0]!r}; choose of these"
+            )
+        if self.sample.request.kind != "generate":
+            raise ValueError(
+                f"sample.request.kind: samplers are compared on images from nothing, got {self.sample.request.kind}; "
+                "leave it out"
             )
         if not self.evaluations or min(self.evaluations) < 1:
             raise ValueError(f"evaluations: at least one number, each at least 1, got {self.evaluations}; try 10 20 50")
@@ -93,21 +100,20 @@ def compare_samplers(config: SamplerComparisonConfig, *, model: ResolvedModel | 
         PipelineError: As sample.
     """
     started_s = time.monotonic()
-    dataset, model, card = _resolve(config, model)
-    runs = list(_runs(config, card))
-    judge = _Judge(config, dataset)
+    found = _resolve(config, model)
+    judge = _Judge(config, found.dataset)
     rows = []
     with ray_session(config.sample.cluster):
-        reference = _images(config, _reference(config, card), model, card)
-        for number, run in enumerate(runs, start=1):
-            say(f"{number} of {len(runs)}: {run.name}, {run.num_evaluations} evaluations")
-            made = _images(config, run.sampler, model, card)
+        reference = _images(config, found.reference, found)
+        for number, run in enumerate(found.runs, start=1):
+            say(f"{number} of {len(found.runs)}: {run.name}, {run.num_evaluations} evaluations")
+            made = _images(config, run.sampler, found)
             rows.append(judge.row(run, made, reference if run.sampler.is_deterministic else None))
     comparison = SamplerComparison(
-        model=model.uri,
-        model_digest=model.files.digest,
-        dataset_digest=dataset.manifest.digest,
-        num_images=config.sample.images_per_class * (card.config.num_classes or 1),
+        model=found.model.uri,
+        model_digest=found.model.files.digest,
+        dataset_digest=found.dataset.manifest.digest,
+        num_images=config.sample.images_per_class * (found.card.config.num_classes or 1),
         wall_s=round(time.monotonic() - started_s),
         real_frechet_pixels=judge.real_frechet,
         real_label_agreement=judge.real_agreement,
@@ -146,18 +152,6 @@ class _Judge:
         return pixel_moments(stream, None)[0]
 
 
-def _resolve(
-    config: SamplerComparisonConfig, model: ResolvedModel | None
-) -> tuple[EvaluationDataset, ResolvedModel, ModelCard]:
-    dataset = EvaluationDataset(config.dataset)
-    model = model or resolve_model(config.sample.model, config.sample.tracking)
-    card = read_card(model.files, model.uri)
-    dataset.check_fits(card, model.uri)
-    if (card.config.num_classes or 0) < 2:
-        raise ConfigError(f"sample.model: {model.uri} has no classes to read in its images; compare one that has")
-    return dataset, model, card
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Run:
     """One sampler with one number of steps."""
@@ -168,25 +162,63 @@ class _Run:
     num_evaluations: int
 
 
-def _runs(config: SamplerComparisonConfig, card: ModelCard) -> Iterator[_Run]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Comparison:
+    """A resolved comparison."""
+
+    dataset: EvaluationDataset
+    model: ResolvedModel
+    card: ModelCard
+    reference: SamplerConfig
+    runs: tuple[_Run, ...]
+
+
+def _resolve(config: SamplerComparisonConfig, model: ResolvedModel | None) -> _Comparison:
+    """Look up everything that any of the runs needs, so that none of them fails after hours of others."""
+    dataset = EvaluationDataset(config.dataset)
+    model = model or resolve_model(config.sample.model, config.sample.tracking)
+    card = read_card(model.files, model.uri)
+    dataset.check_fits(card, model.uri)
+    if (card.config.num_classes or 0) < 2:
+        raise ConfigError(f"sample.model: {model.uri} has no classes to read in its images; compare one that has")
+    obstacles = {name: _obstacle(name, config, card) for name in config.samplers or SAMPLERS}
+    for name in config.samplers:
+        if obstacles[name]:
+            raise ConfigError(f"samplers: {name!r} does not fit, {obstacles[name]}")
+    runs = tuple(run for name, obstacle in obstacles.items() if not obstacle for run in _runs(name, config, card))
+    num_steps = min(REFERENCE.num_steps, card.config.schedule.num_timesteps)
+    reference = dataclasses.replace(_with_options(REFERENCE, config.sample.sampler), num_steps=num_steps)
+    for sampler in (reference, *{run.name: run.sampler for run in runs}.values()):
+        resolve_job(_sample_config(config, sampler), model)
+    return _Comparison(dataset=dataset, model=model, card=card, reference=reference, runs=runs)
+
+
+def _obstacle(name: str, config: SamplerComparisonConfig, card: ModelCard) -> str | None:
+    """Why a sampler cannot be compared, if so."""
+    base = config.sample.sampler
+    match SAMPLERS[name].variance:
+        case "learned_range" if not card.config.learned_variance:
+            return "the model has not learned a variance; leave it out"
+        case "analytic" if config.sample.calibration is None:
+            return "it needs sample.calibration; make it with jobs/calibrate.py"
+        case "analytic" if base.guidance_scale != 1.0 or base.dynamic_threshold is not None:
+            return "calibrations are without guidance and dynamic threshold; leave it out"
+    return None
+
+
+def _runs(name: str, config: SamplerComparisonConfig, card: ModelCard) -> Iterator[_Run]:
     schedule = make_schedule(card.config.schedule)
-    for name in config.samplers or SAMPLERS:
-        variance = SAMPLERS[name].variance
-        if (variance == "learned_range" and not card.config.learned_variance) or (
-            variance == "analytic" and config.sample.calibration is None
-        ):
-            continue
-        sampler = _with_options(SAMPLERS[name], config.sample.sampler)
-        for max_evaluations in config.evaluations:
-            num_steps = most_steps(schedule, sampler, max_evaluations)
-            if num_steps:
-                chosen = dataclasses.replace(sampler, num_steps=num_steps)
-                yield _Run(
-                    name=name,
-                    sampler=chosen,
-                    max_evaluations=max_evaluations,
-                    num_evaluations=num_evaluations(schedule, chosen),
-                )
+    sampler = _with_options(SAMPLERS[name], config.sample.sampler)
+    for max_evaluations in config.evaluations:
+        num_steps = most_steps(schedule, sampler, max_evaluations)
+        if num_steps:
+            chosen = dataclasses.replace(sampler, num_steps=num_steps)
+            yield _Run(
+                name=name,
+                sampler=chosen,
+                max_evaluations=max_evaluations,
+                num_evaluations=num_evaluations(schedule, chosen),
+            )
 
 
 def most_steps(schedule: NoiseSchedule, sampler: SamplerConfig, evaluations: int) -> int:
@@ -195,11 +227,6 @@ def most_steps(schedule: NoiseSchedule, sampler: SamplerConfig, evaluations: int
         if num_evaluations(schedule, dataclasses.replace(sampler, num_steps=num_steps)) <= evaluations:
             return num_steps
     return 0
-
-
-def _reference(config: SamplerComparisonConfig, card: ModelCard) -> SamplerConfig:
-    num_steps = min(REFERENCE.num_steps, card.config.schedule.num_timesteps)
-    return dataclasses.replace(_with_options(REFERENCE, config.sample.sampler), num_steps=num_steps)
 
 
 def _with_options(sampler: SamplerConfig, base: SamplerConfig) -> SamplerConfig:
@@ -214,31 +241,32 @@ def _with_options(sampler: SamplerConfig, base: SamplerConfig) -> SamplerConfig:
     )
 
 
-def _images(
-    config: SamplerComparisonConfig, sampler: SamplerConfig, model: ResolvedModel, card: ModelCard
-) -> LabelledImages:
-    """The images of one sampler, made if they are missing."""
+def _sample_config(config: SamplerComparisonConfig, sampler: SamplerConfig) -> SampleConfig:
     calibration = config.sample.calibration if sampler.variance == "analytic" else None
-    made = sample(dataclasses.replace(config.sample, sampler=sampler, calibration=calibration), model=model)
+    return dataclasses.replace(config.sample, sampler=sampler, calibration=calibration)
+
+
+def _images(config: SamplerComparisonConfig, sampler: SamplerConfig, found: _Comparison) -> LabelledImages:
+    """The images of one sampler, made if they are missing."""
+    made = sample(_sample_config(config, sampler), model=found.model)
     store = open_store(made.uri)
     manifest = load_generation_manifest(store)
     assert manifest is not None, "sample publishes it"
-    num_images = config.sample.images_per_class * (card.config.num_classes or 1)
+    num_images = config.sample.images_per_class * (found.card.config.num_classes or 1)
     return join_images(list(stream_images(store, manifest.shards, stop=num_images)))
 
 
 def describe_plan(config: SamplerComparisonConfig) -> list[tuple[str, str]]:
-    """What a comparison would do, as names and values; reads manifest and model, starts nothing."""
-    _, model, card = _resolve(config, None)
-    schedule = make_schedule(card.config.schedule)
-    runs = list(_runs(config, card))
-    num_images = config.sample.images_per_class * (card.config.num_classes or 1)
-    evaluations = sum(run.num_evaluations for run in runs)
-    evaluations += num_evaluations(schedule, _reference(config, card))
+    """What a comparison would do, as names and values; reads manifest and models, starts nothing."""
+    found = _resolve(config, None)
+    num_images = config.sample.images_per_class * (found.card.config.num_classes or 1)
+    evaluations = sum(run.num_evaluations for run in found.runs)
+    evaluations += num_evaluations(make_schedule(found.card.config.schedule), found.reference)
+    guided = 1 if config.sample.sampler.guidance_scale == 1.0 else 2
     return [
-        ("model", model.uri),
-        ("samplers", "; ".join(dict.fromkeys(run.name for run in runs))),
-        ("runs", f"{len(runs)} of {num_images:,} images each, and the reference"),
-        ("network evaluations", f"{num_images * evaluations:,} images at most; what exists is not made again"),
+        ("model", found.model.uri),
+        ("samplers", "; ".join(dict.fromkeys(run.name for run in found.runs))),
+        ("runs", f"{len(found.runs)} of {num_images:,} images each, and the reference"),
+        ("network evaluations", f"{num_images * evaluations * guided:,} images at most; what exists is not made again"),
         ("report", join_uri(config.sample.output, REPORT_KEY)),
     ]

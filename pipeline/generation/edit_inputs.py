@@ -18,7 +18,7 @@ from jaxtyping import Bool
 from pipeline import config_io
 from pipeline.data.image_stream import LabelledImages, join_images, read_images
 from pipeline.data.manifest import MANIFEST_KEY, ShardRecord, load_manifest
-from pipeline.data.shards import decode_png
+from pipeline.data.shards import decode_mask
 from pipeline.errors import ConfigError, DatasetError, DatasetMissingError, ObjectMissingError, ShardCorruptError
 from pipeline.generation.inventory import load_generation_manifest
 from pipeline.generation.requests import REGIONS, EditSpec, RequestConfig
@@ -113,7 +113,7 @@ def _find_inputs(uri: str, split: str | None) -> InputImages:
         names = run.class_names or tuple(str(k) for k in range(spec.num_classes or 0))
         return InputImages(uri=store.uri, shards=run.shards, image_shape=(size, size, spec.channels), class_names=names)
     dataset = load_manifest(store)
-    name = split or "train"
+    name = "train" if split is None else split
     if name not in dataset.splits:
         raise ConfigError(f"request.split: {uri} has {', '.join(sorted(dataset.splits))}, got {name!r}; choose one")
     return InputImages(
@@ -172,7 +172,7 @@ def known_pixels(mask: str, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """Which pixels an inpainting keeps.
 
     Args:
-        mask: Name of a region to make anew, or the URI of a PNG whose white pixels are made anew.
+        mask: Name of a region to make anew, or the URI of a PNG whose white, opaque pixels are made anew.
         size: Height and width of the images.
 
     Raises:
@@ -191,22 +191,21 @@ def known_pixels(mask: str, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
         new[regions[mask]] = True
         return ~new
     try:
-        pixels = decode_png(read_file(mask))
+        white = decode_mask(read_file(mask))
     except ObjectMissingError:
         raise ConfigError(
             f"request.mask: {mask!r} is neither a file nor one of {', '.join(REGIONS)}; choose one of them"
         ) from None
     except ValueError as error:
-        raise ConfigError(f"request.mask: {mask}: {error}; save it as 8-bit black and white") from None
-    if pixels.shape[:2] != size:
+        raise ConfigError(f"request.mask: {mask}: {error}; save it as black and white PNG") from None
+    if white.shape != size:
         raise ConfigError(
-            f"request.mask: {mask} has {pixels.shape[0]} x {pixels.shape[1]} pixels, the images {height} x {width}; "
+            f"request.mask: {mask} has {white.shape[0]} x {white.shape[1]} pixels, the images {height} x {width}; "
             "give it their size"
         )
-    new[(pixels >= 128).all(axis=2)] = True
-    if not new.any():
+    if not white.any():
         raise ConfigError(f"request.mask: {mask} has no white pixel, so that nothing would be made anew")
-    return ~new
+    return ~white
 
 
 class RowReader:

@@ -7,6 +7,7 @@ from pipeline.generation.edit_inputs import EditRequest, RowReader
 from pipeline.generation.pictures import image_grid
 
 _HIDDEN = 128
+_LEAST_SIDE = 64  # pixels: edits are compared pixel by pixel, and there are few of them
 
 
 def edit_sheet(edit: EditRequest, made: UInt8[np.ndarray, "n h w c"]) -> bytes:
@@ -29,9 +30,13 @@ def edit_sheet(edit: EditRequest, made: UInt8[np.ndarray, "n h w c"]) -> bytes:
             between = made[start : start + width]
             blank = np.full((width - len(between), *first.shape), 255, dtype=np.uint8)
             cells.append(np.concatenate([first[None], between, blank, second[None]]))
-        return image_grid(np.concatenate(cells), columns=width + 2)
+        return _enlarged_grid(np.concatenate(cells), columns=width + 2)
     given = inputs.read([edit.spec.rows(sample_id)[0] for sample_id in range(len(made))]).images
     rows = [given, made]
     if edit.known is not None:
         rows.insert(1, np.where(edit.known[None, :, :, None], given, np.uint8(_HIDDEN)))
-    return image_grid(np.concatenate(rows), columns=len(made))
+    return _enlarged_grid(np.concatenate(rows), columns=len(made))
+
+
+def _enlarged_grid(images: UInt8[np.ndarray, "n h w c"], columns: int) -> bytes:
+    return image_grid(images, columns, scale=max(1, _LEAST_SIDE // images.shape[1]))

@@ -38,8 +38,8 @@ class Ingredients:
     """The images to edit: where they are, not the images."""
     known: Bool[np.ndarray, "h w"] | None = None
     """Pixels that an inpainting keeps."""
-    eps_second_moment: tuple[float, ...] | None = None
-    """Second moments of eps_hat, one per trained step, for the analytic variance."""
+    x_0_error: tuple[float, ...] | None = None
+    """Mean squared error of x_0_hat, one per trained step, for the analytic variance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -78,8 +78,8 @@ class ImageMaker:
         self._known = None
         if ingredients.known is not None:
             self._known = torch.from_numpy(ingredients.known)[None, None].to(device)
-        moments = ingredients.eps_second_moment
-        self._moments = None if moments is None else torch.tensor(moments, dtype=torch.float64)
+        error = ingredients.x_0_error
+        self._x_0_error = None if error is None else torch.tensor(error, dtype=torch.float64)
 
     def _load(self, files: ModelFiles, field: str) -> tuple[ModelCard, torch.nn.Module]:
         try:
@@ -111,7 +111,7 @@ class ImageMaker:
             learned_variance=self._config.learned_variance,
             null_label=spec.num_classes,
             guide=self._guide,
-            eps_second_moment=self._moments,
+            x_0_error=self._x_0_error,
         )
         return MadeBatch(x_0=x_0, labels=labels)
 
@@ -150,7 +150,7 @@ class ImageMaker:
                 strength=edit.strength,
                 seed=spec.seed,
                 sample_ids=sample_ids,
-                eps_second_moment=self._moments,
+                x_0_error=self._x_0_error,
             )
         else:
             assert self._known is not None and edit.jump_length is not None and edit.num_resamples is not None
@@ -162,7 +162,7 @@ class ImageMaker:
                 num_resamples=edit.num_resamples,
                 seed=spec.seed,
                 sample_ids=sample_ids,
-                eps_second_moment=self._moments,
+                x_0_error=self._x_0_error,
             )
         return MadeBatch(x_0=made, labels=labels)
 

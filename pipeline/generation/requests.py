@@ -7,7 +7,9 @@ of an edit belongs to fixed rows of the inputs, so that it is the same image in 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ddpm import SamplerConfig
 from ddpm.editing import num_partial_steps, resampling_path
+from pipeline.config_io import refuse_empty
 
 RequestKind = Literal["generate", "inpaint", "partial", "interpolate"]
 REGIONS = ("upper_half", "lower_half", "left_half", "right_half", "centre")
@@ -25,8 +27,10 @@ class RequestConfig:
     """Whether to make images from nothing or to edit given ones, and how."""
 
     kind: RequestKind = "generate"
-    """generate: from nothing. inpaint: make a region anew (RePaint). partial: noise each image to some strength and
-    denoise it (SDEdit). interpolate: images between the 1st and 2nd, the 3rd and 4th, ... of the inputs."""
+    """generate: from nothing. inpaint: make a region anew (RePaint), best with sampler.spacing quadratic. partial:
+    noise each image to some strength and denoise it (SDEdit). interpolate: images between the 1st and 2nd, the 3rd and
+    4th, ... of the inputs. inpaint walks with ancestral or ddim; interpolate with what adds no noise: ddim with eta 0,
+    heun with churn 0, dpm_solver_2m, dpm_solver_3m or dpm_solver_3m_common; partial with any."""
     inputs: str | None = None
     """The images to edit: a prepared dataset, or the prefix of a finished generation run (local or s3://...)."""
     split: str | None = None
@@ -39,7 +43,7 @@ class RequestConfig:
     """inpaint only: upper_half, lower_half, left_half, right_half or centre, or a PNG file (local or s3://...) of the
     images' size; its white pixels are made anew."""
     jump_length: int = 10
-    """inpaint only: steps of a jump back to more noise."""
+    """inpaint only: steps of a jump back to more noise, fewer than the sampler has."""
     num_resamples: int = 10
     """inpaint only: how often each stretch of that length is walked; the cost is about as many times the steps."""
     strength: float = 0.5
@@ -51,6 +55,7 @@ class RequestConfig:
         """Refuse impossible values, and options that the request would ignore."""
         if self.kind not in get_args(RequestKind):
             raise ValueError(f"kind: must be {' or '.join(get_args(RequestKind))}, got {self.kind!r}; choose one")
+        refuse_empty(self, "inputs", "split", "mask")
         defaults = {field: type(self).__dataclass_fields__[field].default for field in _ONLY_FOR}
         for field, kind in _ONLY_FOR.items():
             value = getattr(self, field)
@@ -74,6 +79,24 @@ class RequestConfig:
         num_partial_steps(1, self.strength)
         if not self.weights or not all(0.0 <= weight <= 1.0 for weight in self.weights):
             raise ValueError(f"weights: must be numbers in [0, 1], at least one, got {self.weights}; try 0.5")
+
+
+def check_steps(request: RequestConfig, sampler: SamplerConfig) -> None:
+    """Refuse options of an edit that so few steps leave without effect.
+
+    Raises:
+        ValueError: If an inpainting would never jump back, or a strength above 0 takes no step.
+    """
+    steps = sampler.num_steps
+    if request.kind == "inpaint" and request.num_resamples > 1 and request.jump_length >= steps:
+        raise ValueError(
+            f"request.jump_length: must be below sampler.num_steps, {steps}, to jump at all, got "
+            f"{request.jump_length}; lower it, or set request.num_resamples to 1"
+        )
+    if request.kind == "partial" and request.strength > 0.0 and num_partial_steps(steps, request.strength) == 0:
+        raise ValueError(
+            f"request.strength: takes none of the {steps} steps, got {request.strength}; 0 keeps the images on purpose"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

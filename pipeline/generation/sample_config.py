@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from ddpm import SamplerConfig
 from pipeline.cluster import ClusterConfig
-from pipeline.generation.requests import RequestConfig
+from pipeline.config_io import refuse_empty
+from pipeline.generation.requests import RequestConfig, check_steps
 from pipeline.tracking.tracking import TrackingConfig
 
 
@@ -52,6 +53,7 @@ class SampleConfig:
     """Where the work runs."""
 
     def __post_init__(self) -> None:
+        refuse_empty(self, "model", "output", "guide_model", "calibration")
         for name in (
             "images_per_class",
             "shard_size",
@@ -67,3 +69,4 @@ class SampleConfig:
                 raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed: must be in [0, 2^64), got {self.seed}; choose another seed")
+        check_steps(self.request, self.sampler)

@@ -50,7 +50,7 @@ class SampleJob:
             guide=None if self.guide is None else self.guide.files,
             inputs=None if self.edit is None else self.edit.inputs,
             known=None if self.edit is None else self.edit.known,
-            eps_second_moment=None if self.calibration is None else self.calibration.second_moment,
+            x_0_error=None if self.calibration is None else self.calibration.x_0_error,
         )
 
     @property
@@ -99,7 +99,7 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
         spec = SamplingSpec(
             model_digest=model.files.digest,
             guide_digest=None if guide is None else guide.files.digest,
-            second_moment_digest=None if calibration is None else calibration.digest,
+            calibration_digest=None if calibration is None else calibration.digest,
             request=None if edit is None else edit.spec,
             sampler=config.sampler,
             seed=config.seed,

@@ -19,7 +19,7 @@ from pipeline.generation.requests import EditSpec
 
 MAX_IMAGES = 2**48
 """Ids have 48 bits in the counters of the noise."""
-_LATER_FIELDS = ("guide_digest", "second_moment_digest", "request")
+_LATER_FIELDS = ("guide_digest", "calibration_digest", "request")
 """Added to the spec after runs had been stored: while None they are no part of its digest, which names those runs."""
 
 
@@ -33,8 +33,8 @@ class SamplingSpec:
     """Digest of the model files (card, weights, source)."""
     guide_digest: str | None = None
     """Digest of the files of the weaker model of autoguidance; None: there is none."""
-    second_moment_digest: str | None = None
-    """Digest of the second moments of eps_hat, for the analytic variance; None: there are none."""
+    calibration_digest: str | None = None
+    """Digest of the calibration, for the analytic variance; None: there is none."""
     request: EditSpec | None = None
     """Which edit of which images; None: images from nothing."""
     sampler: SamplerConfig

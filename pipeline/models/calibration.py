@@ -1,4 +1,4 @@
-"""A model's calibration: the second moments of its eps_hat, which the analytic variance of ancestral sampling needs.
+"""A model's calibration: the error of its x_0_hat, which the analytic variance of ancestral sampling needs.
 
 One JSON file for each model, measured once (pipeline/evaluation/calibration.py) and named by `sample`'s config.
 """
@@ -25,20 +25,23 @@ class Calibration:
     """Training images that were measured."""
     clip_x_0: bool
     """Whether predicted images were limited to [-1, 1], as by the sampler that this is for."""
-    second_moment: tuple[float, ...]
-    """What eps_second_moment_table gave, one number per trained step; of a poor network some may be below 0."""
+    x_0_error: tuple[float, ...]
+    """What x_0_error_table gave: mean squared error of x_0_hat, not negative, one number per trained step."""
 
     def __post_init__(self) -> None:
         """Refuse other versions and impossible numbers."""
         if self.format_version != 1:
             raise ValueError(f"format_version: this program reads version 1, got {self.format_version}; update it")
-        if not self.second_moment or not all(math.isfinite(moment) for moment in self.second_moment):
-            raise ValueError("second_moment: must be one number per trained step, got none or NaN; calibrate again")
+        if not self.x_0_error or not all(0 <= error < math.inf for error in self.x_0_error):
+            raise ValueError(
+                "x_0_error: must be one number from 0 up per trained step, got none, NaN or a negative one; calibrate "
+                "again"
+            )
 
     @property
     def digest(self) -> str:
         """Of the numbers, which are all that decides images."""
-        return config_io.digest(list(self.second_moment))
+        return config_io.digest(list(self.x_0_error))
 
 
 def read_calibration(uri: str, model_digest: str, num_timesteps: int, *, clip_x_0: bool) -> Calibration:
@@ -63,9 +66,9 @@ def read_calibration(uri: str, model_digest: str, num_timesteps: int, *, clip_x_
             f"calibration: {uri} is of the model {found.model_digest[:16]}, this one is {model_digest[:16]}; calibrate "
             "this model with jobs/calibrate.py"
         )
-    if len(found.second_moment) != num_timesteps:
+    if len(found.x_0_error) != num_timesteps:
         raise ConfigError(
-            f"calibration: {uri} has {len(found.second_moment)} steps, the model {num_timesteps}; calibrate it again"
+            f"calibration: {uri} has {len(found.x_0_error)} steps, the model {num_timesteps}; calibrate it again"
         )
     if found.clip_x_0 != clip_x_0:
         raise ConfigError(

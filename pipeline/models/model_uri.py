@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from pipeline.errors import ConfigError, ModelMissingError
 
-_AVERAGE = re.compile(r"(?P<uri>.+)\?ema=(?P<halflife_images>[1-9][0-9]*)")
-_REGISTERED = re.compile(r"models:/(?P<name>[^/@:']+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@:']+))")
+_AVERAGE = re.compile(r"(?P<uri>.+)\?ema=(?P<halflife_images>[^/]*)")
+_HALFLIFE = re.compile(r"[1-9][0-9]*")
+_REGISTERED = re.compile(r"models:/(?P<name>[^/@:'?]+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@:'?]+))")
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _ALIAS = re.compile(r"(?!v[0-9]+$|latest$)[A-Za-z0-9_-]+", re.IGNORECASE)
 
@@ -32,9 +33,20 @@ class RegisteredUri:
 
 
 def split_average(uri: str) -> tuple[str, int | None]:
-    """A URI without its ?ema=, and the half-life in images that stood there; None where there was none."""
+    """A URI without its ?ema=, and the half-life in images that stood there; None where there was none.
+
+    Raises:
+        ModelMissingError: If what stands there is no half-life.
+    """
     match = _AVERAGE.fullmatch(uri)
-    return (uri, None) if match is None else (match["uri"], int(match["halflife_images"]))
+    if match is None:
+        return uri, None
+    if not _HALFLIFE.fullmatch(match["halflife_images"]):
+        raise ModelMissingError(
+            f"{uri}: ?ema=: a whole number of images above 0, got {match['halflife_images']!r}; give one, such as "
+            "?ema=20000, or leave it out"
+        )
+    return match["uri"], int(match["halflife_images"])
 
 
 def parse_registered(uri: str) -> RegisteredUri | None:
@@ -48,7 +60,8 @@ def parse_registered(uri: str) -> RegisteredUri | None:
     match = _REGISTERED.fullmatch(uri)
     if match is None:
         raise ModelMissingError(
-            f"{uri}: is no model URI; give models:/name@alias, models:/name/3 or a checkpoint's folder"
+            f"{uri}: is no model URI; give models:/name@alias, models:/name/3 or a checkpoint's folder, with nothing "
+            "but ?ema=HALFLIFE behind it"
         )
     return RegisteredUri(text=uri, name=match["name"], version=match["version"], alias=match["alias"])
 

@@ -136,7 +136,7 @@ def resolve_model(uri: str, tracking: TrackingConfig) -> ResolvedModel:
         tracking: Where the registry is.
 
     Raises:
-        ModelMissingError: If there is no such model, version, alias or checkpoint.
+        ModelMissingError: If there is no such model, version, alias or checkpoint, or the URI is malformed.
         CheckpointError: If its files are incomplete or altered.
         TrackingUnavailableError: If the server does not answer.
     """
@@ -151,7 +151,10 @@ def resolve_model(uri: str, tracking: TrackingConfig) -> ResolvedModel:
             return ResolvedModel(uri=version.uri, version=version, files=_download(client, found, version))
         checkpoint = found.tags.get(CHECKPOINT_TAG)
     if checkpoint is None:
-        raise ModelMissingError(f"{version.uri}: does not say which checkpoint holds its further averages")
+        raise ModelMissingError(
+            f"{version.uri}: does not say which checkpoint holds its further averages, such as that of "
+            f"half-life {halflife_images} images; name the checkpoint's folder with ?ema={halflife_images} instead"
+        )
     files = read_model_files(open_store(checkpoint), ema_halflife_images=halflife_images)
     return ResolvedModel(uri=_with_average(version.uri, halflife_images), version=None, files=files)
 

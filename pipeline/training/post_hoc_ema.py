@@ -13,8 +13,8 @@ import safetensors.torch
 from torch import Tensor
 
 from ddpm import PostHocFit, PowerProfile, combine_snapshots, fit_post_hoc_ema
-from pipeline.config_io import from_json
-from pipeline.errors import ModelMissingError, ObjectMissingError, OutputExistsError
+from pipeline.config_io import from_json, refuse_empty
+from pipeline.errors import ConfigError, ModelMissingError, ObjectMissingError, OutputExistsError
 from pipeline.models.model_files import MODEL_JSON, ModelFiles, encode_model, load_network, read_model_files
 from pipeline.models.model_uri import check_model_name
 from pipeline.models.registry import DIGEST_TAG, RegisteredVersion, register_model, resolve_model
@@ -47,7 +47,13 @@ class ReconstructConfig:
     """MLflow."""
 
     def __post_init__(self) -> None:
+        refuse_empty(self, "train", "output")
         PowerProfile(num_images=1, sigma_rel=self.sigma_rel)
+        if self.register_as is not None:
+            try:
+                check_model_name(self.register_as)
+            except ConfigError as error:
+                raise ValueError(f"register_as: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +77,6 @@ def reconstruct(config: ReconstructConfig) -> Reconstructed:
         PipelineError: As its subclasses say.
     """
     if config.register_as is not None:
-        check_model_name(config.register_as)
         check_server(config.tracking)
     run = RunAverages(config.train)
     residual = run.fit(config.sigma_rel).residual

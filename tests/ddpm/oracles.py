@@ -37,13 +37,19 @@ class Mixture:
         mean = float((weights * means).sum())
         return mean, float((weights * (variances + means**2)).sum()) - mean**2
 
-    def x_0_hat(self, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
-        """E[x_0 | x_t]; finite and exact also where alpha_bar is 0."""
+    def posterior(self, x_t: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p(x_0 | x_t), a mixture too: weights, means and variances; exact also where alpha_bar is 0."""
         weights, means, variances = self.components(alpha_bar)
         distance = x_t[..., None] - means
         posterior = (weights.log() - 0.5 * (distance**2 / variances + variances.log())).softmax(-1)
         _, start, width = torch.tensor((self.weights, self.means, self.variances), dtype=torch.float64)
-        return (posterior * (start + alpha_bar.sqrt()[..., None] * width / variances * distance)).sum(-1)
+        centre = start + alpha_bar.sqrt()[..., None] * width / variances * distance
+        return posterior, centre, width * (1 - alpha_bar)[..., None] / variances
+
+    def x_0_hat(self, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        """E[x_0 | x_t]."""
+        weights, means, _ = self.posterior(x_t, alpha_bar)
+        return (weights * means).sum(-1)
 
     def network(self, schedule: NoiseSchedule, prediction_type: PredictionType = "eps") -> Network:
         """The best network there can be, in float64, for integer and float t."""
@@ -61,14 +67,22 @@ class Mixture:
         """The same as a denoiser, without clipping."""
         return NetworkDenoiser(network=self.network(schedule), schedule=schedule, clip_x_0=False)
 
-    def eps_second_moment(self, alpha_bar: Tensor) -> Tensor:
-        """E[eps_hat^2] under x_t, float64 [T], by the trapezoidal rule: as good as exact for so smooth a function."""
+    def expectation(self, f: Callable[[Tensor, Tensor], Tensor], alpha_bar: Tensor) -> Tensor:
+        """E f(x_t, alpha_bar), float64 [T], by the trapezoidal rule: as good as exact for so smooth a function."""
         weights, means, variances = self.components(alpha_bar)
         x = torch.linspace(-8, 8, 401, dtype=torch.float64)[:, None, None]
         density = (weights / (2 * math.pi * variances).sqrt() * (-((x - means) ** 2) / (2 * variances)).exp()).sum(-1)
         x_t, alpha_bar = x[..., 0].expand(-1, len(alpha_bar)), alpha_bar.expand(len(x), -1)
-        eps_hat = (x_t - alpha_bar.sqrt() * self.x_0_hat(x_t, alpha_bar)) / (1 - alpha_bar).sqrt()
-        return torch.trapezoid(density * eps_hat**2, x[:, 0, 0], dim=0)
+        return torch.trapezoid(density * f(x_t, alpha_bar), x[:, 0, 0], dim=0)
+
+    def x_0_error(self, alpha_bar: Tensor) -> Tensor:
+        """E[(x_0 - x_0_hat)^2], float64 [T]: the variance of p(x_0 | x_t), without a difference of like numbers."""
+
+        def variance(x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+            weights, means, variances = self.posterior(x_t, alpha_bar)
+            return (weights * (variances + (means - (weights * means).sum(-1, keepdim=True)) ** 2)).sum(-1)
+
+        return self.expectation(variance, alpha_bar)
 
     def cumulative(self, x: Tensor, alpha_bar: float) -> Tensor:
         """Distribution function of x_t."""

@@ -1,5 +1,6 @@
-"""Analytic-DPM: exact on Gaussian data over any steps, within its limits always; and its moments, measured."""
+"""Analytic-DPM: exact on Gaussian data over any steps, within its limits always; and the error it needs, measured."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -19,89 +20,123 @@ from ddpm import (
     Stream,
     analytic_variance,
     ancestral_sample,
-    eps_second_moment_table,
-    eps_second_moments,
     generate,
     make_schedule,
     p_mean_variance,
     p_sample,
     spaced_timesteps,
     standard_normal,
+    x_0_error_table,
+    x_0_errors,
 )
-from tests.ddpm.oracles import SKEWED, Mixture
+from tests.ddpm.oracles import SKEWED, TWO_MODES, Mixture
 
 LINEAR, COSINE = (make_schedule(ScheduleConfig(name=name)) for name in ("linear", "cosine"))
 NO_SIGNAL = make_schedule(ScheduleConfig(name="linear", zero_terminal_snr=True))
 SHORT = make_schedule(ScheduleConfig(name="cosine", num_timesteps=50))
 
 
-def moments_of_a_gaussian(alpha_bar: Tensor, variance: float) -> Tensor:
-    """E[eps_hat^2] = (1 - abar) / (abar s^2 + 1 - abar)."""
-    return (1 - alpha_bar) / (alpha_bar * variance + 1 - alpha_bar)
+def error_of_a_gaussian(alpha_bar: Tensor, variance: float) -> Tensor:
+    """E[(x_0 - x_0_hat)^2] = s^2 (1 - abar) / (abar s^2 + 1 - abar)."""
+    return variance * (1 - alpha_bar) / (alpha_bar * variance + 1 - alpha_bar)
 
 
 @pytest.mark.parametrize("variance", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=["linear", "cosine"])
+@pytest.mark.parametrize("schedule", [LINEAR, COSINE, NO_SIGNAL], ids=["linear", "cosine", "no signal"])
 @pytest.mark.parametrize(
-    "steps", [[0, 999], [0, 3, 500, 501, 999], [0.5, 100.25, 700.75], [400], range(1000)], ids=lambda s: f"{len(s)}"
+    "steps",
+    [
+        *(spaced_timesteps(1000, n, "linspace") for n in range(2, 11)),
+        [0, 999],
+        [0, 3, 500, 501, 999],
+        [0.5, 100.25, 700.75],
+        [400],
+        range(1000),
+    ],
+    ids=lambda s: f"{len(s)}",
 )
 def test_exact_on_a_gaussian_over_any_steps(
     steps: list[int] | list[float], schedule: NoiseSchedule, variance: float
 ) -> None:
     """Mean and variance after every step but the noiseless last, to 1e-12; read off one real step at a time.
 
-    Long steps from where there is next to no signal enlarge the rounding of the moment itself: that much is allowed.
+    The network predicts v: of eps, x_0_hat would have few digits where there is next to no signal, and none without.
     """
     data = Mixture(weights=(1.0,), means=(0.7,), variances=(variance,))
-    chain, denoise = schedule.respace(steps), data.denoiser(schedule)
-    moments = moments_of_a_gaussian(chain.alpha_bar, variance)
+    chain, network = schedule.respace(steps), data.network(schedule, "v")
+    denoise = NetworkDenoiser(network=network, schedule=schedule, prediction_type="v", clip_x_0=False)
+    error = error_of_a_gaussian(chain.alpha_bar, variance)
     mean, var = data.mean_and_variance(float(chain.alpha_bar[-1]))
     x_t, eps = (torch.tensor(v, dtype=torch.float64).reshape(3, 1, 1, 1) for v in ([0.0, 1.0, 0.0], [0.0, 0.0, 1.0]))
-    rounding = 2**-53 / chain.alpha_bar * chain.posterior_mean_coef_x_0**2
     for i in range(len(steps) - 1, 0, -1):
         t = torch.full((3,), i)
-        step = p_sample(chain, denoise, x_t, t, None, variance="analytic", eps=eps, eps_second_moment=moments)
+        step = p_sample(chain, denoise, x_t, t, None, variance="analytic", eps=eps, x_0_error=error)
         constant, of_x, of_eps = step.flatten().tolist()
         mean, var = constant + (of_x - constant) * mean, (of_x - constant) ** 2 * var + (of_eps - constant) ** 2
         exact = data.mean_and_variance(float(chain.alpha_bar[i - 1]))
         assert mean == pytest.approx(exact[0], abs=1e-12)
-        assert var == pytest.approx(exact[1], abs=1e-12 + float(rounding[i:].sum()))
+        assert var == pytest.approx(exact[1], abs=1e-12)
 
 
 def test_fixed_variances_are_its_special_cases() -> None:
     """A point has the posterior's variance, unit noise beta."""
     chain = LINEAR.respace([0, 20, 500, 999])
-    point, noise = (moments_of_a_gaussian(chain.alpha_bar, variance) for variance in (0.0, 1.0))
+    point, noise = (error_of_a_gaussian(chain.alpha_bar, variance) for variance in (0.0, 1.0))
     torch.testing.assert_close(analytic_variance(chain, point), chain.posterior_variance, rtol=0, atol=1e-15)
     torch.testing.assert_close(analytic_variance(chain, noise), chain.beta, rtol=1e-11, atol=0)
 
 
+@pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=["linear", "cosine"])
+@pytest.mark.parametrize("data", [SKEWED, TWO_MODES], ids=["skewed", "two modes"])
+def test_it_is_theorem_1(data: Mixture, schedule: NoiseSchedule) -> None:
+    """Bao et al.'s form, from the second moment of the score by quadrature, the posterior's variance being lambda^2.
+
+    Steps with alpha_bar above 1e-4: with less signal their form has no digits left for this tolerance.
+    """
+    chain = schedule.respace([0, 20, 100, 350, 600, 800])
+    gamma = data.expectation(
+        lambda x_t, alpha_bar: (x_t - alpha_bar.sqrt() * data.x_0_hat(x_t, alpha_bar)) ** 2 / (1 - alpha_bar) ** 2,
+        chain.alpha_bar,
+    )
+    noise, noise_prev, lambda_2 = 1 - chain.alpha_bar, 1 - chain.alpha_bar_prev, chain.posterior_variance
+    slope = (noise / chain.alpha).sqrt() - (noise_prev - lambda_2).clamp(min=0).sqrt()
+    expected = lambda_2 + slope**2 * (1 - noise * gamma)
+    got = analytic_variance(chain, data.x_0_error(chain.alpha_bar))
+    torch.testing.assert_close(got[1:], expected[1:], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-6, atol=1e-12)
+
+
 @given(
     steps=st.lists(st.integers(0, 999), min_size=1, max_size=8, unique=True).map(sorted),
-    moments=st.lists(st.floats(-1, 3), min_size=8, max_size=8),
+    errors=st.lists(st.floats(-1, 3), min_size=8, max_size=8),
 )
-def test_limits(steps: list[int], moments: list[float]) -> None:
-    """Bao et al., Theorem 2: not below the posterior's, not above what data in [-1, 1] or unit noise would have."""
+def test_limits(steps: list[int], errors: list[float]) -> None:
+    """Bao et al., Theorem 2: not below the posterior's, not above what data in [-1, 1] would have."""
     for schedule in (LINEAR, NO_SIGNAL):
         chain = schedule.respace(steps)
-        variance = analytic_variance(chain, torch.tensor(moments[: len(steps)], dtype=torch.float64))
+        variance = analytic_variance(chain, torch.tensor(errors[: len(steps)], dtype=torch.float64))
         assert bool((variance >= chain.posterior_variance).all())
         of_data = chain.posterior_variance + chain.posterior_mean_coef_x_0.square()
         assert bool((variance <= of_data + 1e-15).all())
-        if moments[0] > 0:  # beta / alpha, where eps_hat is not below 0
-            assert float(variance[0]) <= float(chain.beta[0] / chain.alpha[0]) * (1 + 1e-9)
 
 
-def test_nothing_is_known_without_signal() -> None:
-    chain = NO_SIGNAL.respace([0, 500, 999])
-    variance = analytic_variance(chain, torch.tensor([0.5, 0.9, 1.0], dtype=torch.float64))
-    assert float(variance[2]) == pytest.approx(float(chain.posterior_variance[2] + chain.alpha_bar[1]), rel=1e-12)
+def test_without_signal_the_data_s_own_variance_is_unknown() -> None:
+    """Not 1, which is only the limit of data in [-1, 1]; and the same as where there is next to no signal."""
+    steps = [0, 500, 999]
+    chain, nearly = (schedule.respace(steps) for schedule in (NO_SIGNAL, COSINE))
+    error = SKEWED.x_0_error(chain.alpha_bar)
+    _, of_data = SKEWED.mean_and_variance(1.0)
+    assert float(error[2]) == pytest.approx(of_data, rel=1e-12)
+    variance = analytic_variance(chain, error)
+    assert float(variance[2]) == pytest.approx(1 - float(chain.alpha_bar[1]) * (1 - of_data), rel=1e-12)
+    of_nearly = analytic_variance(nearly, SKEWED.x_0_error(nearly.alpha_bar))
+    assert float(of_nearly[2]) == pytest.approx(1 - float(nearly.alpha_bar[1]) * (1 - of_data), rel=1e-4)
 
 
 def test_of_a_step() -> None:
     chain = SHORT.respace([0, 10, 40])
-    moments = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
-    x_t, table = torch.zeros(3, 1, 2, 2, dtype=torch.float64), analytic_variance(chain, moments)
+    error = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64)
+    x_t, table = torch.zeros(3, 1, 2, 2, dtype=torch.float64), analytic_variance(chain, error)
     p = p_mean_variance(
         chain,
         lambda x, t, label: Prediction(x_0_hat=x, eps_hat=x),
@@ -109,7 +144,7 @@ def test_of_a_step() -> None:
         torch.arange(3),
         None,
         variance="analytic",
-        eps_second_moment=moments,
+        x_0_error=error,
     )
     assert torch.equal(p.variance.flatten(), table)
     assert torch.equal(p.log_variance.flatten()[1:], table[1:].log())
@@ -117,8 +152,8 @@ def test_of_a_step() -> None:
 
 
 @pytest.mark.parametrize("kind", ["eps", "v"])
-def test_measured_moments_are_the_exact_ones(kind: Any) -> None:
-    """1,000 images of 8 x 8 independent pixels at 10 of 50 t each: 12,800 pixels behind every moment."""
+def test_measured_errors_are_the_exact_ones(kind: Any) -> None:
+    """1,000 images of 8 x 8 independent pixels at 10 of 50 t each: 12,800 pixels behind every number."""
     generator = torch.Generator().manual_seed(0)
     weights, means, variances = (
         torch.tensor(v, dtype=torch.float64) for v in (SKEWED.weights, SKEWED.means, SKEWED.variances)
@@ -126,7 +161,7 @@ def test_measured_moments_are_the_exact_ones(kind: Any) -> None:
     chosen = torch.multinomial(weights.expand(1000, 2), 64, replacement=True, generator=generator)
     noise = torch.randn(1000, 64, generator=generator, dtype=torch.float64)
     x_0 = (means[chosen] + variances[chosen].sqrt() * noise).reshape(1000, 1, 8, 8)
-    moments = eps_second_moments(
+    errors = x_0_errors(
         SKEWED.network(SHORT, kind),
         SHORT,
         seed=3,
@@ -136,14 +171,14 @@ def test_measured_moments_are_the_exact_ones(kind: Any) -> None:
         prediction_type=kind,
         clip_x_0=False,
     )
-    assert int(moments.count.sum()) == 10_000 and int(moments.count.min()) > 100
-    exact = SKEWED.eps_second_moment(SHORT.alpha_bar)
+    assert int(errors.count.sum()) == 10_000 and int(errors.count.min()) > 100
+    exact = SKEWED.x_0_error(SHORT.alpha_bar)
     # 4.5 standard errors, 50 times: a false alarm in 3,000 seeds.
-    assert float(((moments.mean - exact).abs() / moments.standard_error).max()) < 4.5
-    assert torch.equal(eps_second_moment_table(moments), moments.mean)
-    # At the noisy end |eps_hat|^2 / 64 itself would have the standard error of |eps|^2 / 64.
-    of_noise = (2 / 64 / moments.count).sqrt()
-    assert float((moments.standard_error / of_noise)[-10:].max()) < 0.1
+    assert float(((errors.mean - exact).abs() / errors.standard_error).max()) < 4.5
+    assert torch.equal(x_0_error_table(errors), errors.mean)
+    # At the noisy end |eps_hat|^2 / 64 would have the standard error of |eps|^2 / 64, in units of eps.
+    of_noise = (2 / 64 / errors.count).sqrt() * (1 - SHORT.alpha_bar) / SHORT.alpha_bar
+    assert float((errors.standard_error / of_noise)[-10:].max()) < 0.1
 
 
 def network(x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
@@ -156,7 +191,7 @@ def test_an_image_adds_the_same_in_any_batch_and_batches_merge() -> None:
 
     def measured(rows: list[int], **options: Any) -> RunningMoments:
         options = {"seed": 1, "terms_per_image": 5, "label": ids[rows] % 3} | options
-        return eps_second_moments(network, SHORT, sample_ids=ids[rows], x_0=x_0[rows], **options)
+        return x_0_errors(network, SHORT, sample_ids=ids[rows], x_0=x_0[rows], **options)
 
     whole = measured([0, 1, 2, 3])
     parts = measured([3, 1]) + measured([0]) + measured([2])
@@ -175,21 +210,21 @@ def test_a_learned_variance_is_left_aside() -> None:
         return torch.cat((network(x_t, t, label), torch.full_like(x_t, 9.0)), dim=1)
 
     options: dict[str, Any] = {"seed": 0, "sample_ids": torch.arange(2), "x_0": torch.zeros(2, 1, 2, 2), "label": None}
-    plain = eps_second_moments(network, SHORT, **options)
-    learned = eps_second_moments(double, SHORT, **options, learned_variance=True)
+    plain = x_0_errors(network, SHORT, **options)
+    learned = x_0_errors(double, SHORT, **options, learned_variance=True)
     assert torch.equal(learned.mean, plain.mean)
 
 
 def test_gaps_are_bridged() -> None:
     def table(index: list[int], values: list[float]) -> list[float]:
-        moments = RunningMoments.from_entries(torch.tensor(index), torch.tensor(values), 6)
-        return eps_second_moment_table(moments).tolist()
+        errors = RunningMoments.from_entries(torch.tensor(index), torch.tensor(values), 6)
+        return x_0_error_table(errors).tolist()
 
     assert table([1, 4, 4], [0.25, 0.75, 1.25]) == pytest.approx([0.25, 0.25, 0.5, 0.75, 1.0, 1.0])
     assert table([3], [0.5]) == [0.5] * 6
     assert table([0, 1, 2, 3, 4, 5], [0.0, 0.1, 0.9, 0.3, 0.7, 1.0]) == pytest.approx([0.0, 0.1, 0.9, 0.3, 0.7, 1.0])
-    with pytest.raises(ValueError, match=r"^moments: must hold a value, got none"):
-        eps_second_moment_table(RunningMoments.from_samples(torch.zeros(0, 6)))
+    with pytest.raises(ValueError, match=r"^errors: must hold a value, got none"):
+        x_0_error_table(RunningMoments.from_samples(torch.zeros(0, 6)))
 
 
 def images(sampler: SamplerConfig, table: Tensor | None) -> Tensor:
@@ -201,7 +236,7 @@ def images(sampler: SamplerConfig, table: Tensor | None) -> Tensor:
         sample_ids=torch.arange(3),
         label=None,
         image_shape=(1, 3, 3),
-        eps_second_moment=table,
+        x_0_error=table,
     )
 
 
@@ -217,7 +252,7 @@ def test_generate_takes_the_entries_of_the_visited_steps() -> None:
         timesteps=timesteps,
         noise=lambda draw: standard_normal(5, Stream.STEP, ids, draw, (1, 3, 3)),
         variance="analytic",
-        eps_second_moment=table[timesteps],
+        x_0_error=table[timesteps],
     )
     assert torch.equal(images(sampler, table), expected.clamp(-1, 1))
     small = SamplerConfig(name="ancestral", num_steps=7, spacing="trailing")
@@ -227,19 +262,22 @@ def test_generate_takes_the_entries_of_the_visited_steps() -> None:
 
 def test_refusals() -> None:
     analytic = SamplerConfig(name="ancestral", variance="analytic", num_steps=5)
-    with pytest.raises(ValueError, match=r"^variance: analytic needs the second moments of eps_hat, got none; "):
+    with pytest.raises(ValueError, match=r"^variance: analytic needs the error of x_0_hat, got none; "):
         images(analytic, None)
-    with pytest.raises(ValueError, match=r"^eps_second_moment: must have one entry per trained step, 50, got 5; "):
+    with pytest.raises(ValueError, match=r"^x_0_error: must have one entry per trained step, 50, got 5; "):
         images(analytic, torch.ones(5, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"^eps_second_moment: must have the chain's length 50, got 5; "):
+    with pytest.raises(ValueError, match=r"^x_0_error: must have the chain's length 50, got 5; "):
         analytic_variance(SHORT, torch.ones(5, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"^variance: is for ancestral only, got analytic with ddim"):
         SamplerConfig(name="ddim", variance="analytic")
+    for changes in ({"guidance_scale": 2.0}, {"guidance_scale": 0.0}, {"dynamic_threshold": 0.995}):
+        with pytest.raises(ValueError, match=rf"^variance: .*without guidance .*{next(iter(changes.values()))}"):
+            dataclasses.replace(analytic, **changes)
     with pytest.raises(ValueError, match=r"^variance: analytic is for sampling only"):
         LikelihoodConfig(variance="analytic")
     options: dict[str, Any] = {"seed": 0, "sample_ids": torch.arange(2), "x_0": torch.zeros(2, 1, 2, 2), "label": None}
     for terms in (0, 51):
         with pytest.raises(ValueError, match=rf"^terms_per_image: must be in \[1, 50\].* got {terms}; "):
-            eps_second_moments(network, SHORT, **options, terms_per_image=terms)
+            x_0_errors(network, SHORT, **options, terms_per_image=terms)
     with pytest.raises(ValueError, match=r"^network: must be in eval mode"):
-        eps_second_moments(nn.Identity(), SHORT, **options)
+        x_0_errors(nn.Identity(), SHORT, **options)

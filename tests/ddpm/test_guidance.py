@@ -20,6 +20,7 @@ from ddpm import (
     make_schedule,
     spaced_timesteps,
 )
+from ddpm.prediction import predict_x_0_and_eps
 from tests.ddpm.oracles import Mixture
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine"))
@@ -188,6 +189,19 @@ def test_rescaling_is_lin_et_al_s(rescale: float) -> None:
         factor = statistics.stdev(conditional[i].flatten().tolist()) / statistics.stdev(plain[i].flatten().tolist())
         torch.testing.assert_close(got[i], plain[i] * (rescale * factor + 1 - rescale), rtol=1e-12, atol=0)
     assert bool((got.std(dim=(1, 2, 3)) < plain.std(dim=(1, 2, 3))).any())
+
+
+def test_only_rescaling_depends_on_what_is_predicted() -> None:
+    """One network as eps, x_0 and v: the same x_0_hat without; with it, each keeps a deviation of its own."""
+    x_t, t, label = images(5, 3, 1, 4, 4), torch.tensor([300, 500, 700]), torch.ones(3, dtype=torch.int64)
+
+    def x_0_hat(kind: PredictionType, rescale: float) -> Tensor:
+        network = guided(conditional_network([9.0, 0.5, -0.1], [0.1, 0.04, 0.25], kind), 3.0, rescale=rescale)
+        return predict_x_0_and_eps(SCHEDULE, x_t, t, network(x_t, t, label), kind)[0]
+
+    for kind in ("x_0", "v"):
+        torch.testing.assert_close(x_0_hat(kind, 0.0), x_0_hat("eps", 0.0), rtol=0, atol=1e-10)
+        assert float((x_0_hat(kind, 0.7) - x_0_hat("eps", 0.7)).abs().amax(dim=(1, 2, 3)).min()) > 0.01
 
 
 def test_rescaling_a_constant_prediction_leaves_it() -> None:

@@ -100,8 +100,8 @@ def test_stream_numbers_are_permanent() -> None:
         "EVAL_BOUND_EPS": 50,
         "EVAL_BOUND_T": 51,
         "EVAL_PROBE": 52,
-        "EVAL_MOMENT_EPS": 53,
-        "EVAL_MOMENT_T": 54,
+        "EVAL_X_0_ERROR_EPS": 53,
+        "EVAL_X_0_ERROR_T": 54,
     }
 
 

@@ -68,10 +68,10 @@ for options in ({}, {"name": "ancestral"}, {"name": "dpm_solver_2m", "guidance_s
     images = ddpm.x_0_to_images(
         ddpm.generate(network, schedule, sampler, seed=0, sample_ids=ids, label=ids % 4, image_shape=(3, 8, 8),
                       null_label=4))
-moments = ddpm.eps_second_moments(network, schedule, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4)
+errors = ddpm.x_0_errors(network, schedule, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4)
 ddpm.generate(network, schedule, ddpm.SamplerConfig(name="ancestral", variance="analytic", num_steps=3), seed=0,
               sample_ids=ids, label=ids % 4, image_shape=(3, 8, 8),
-              eps_second_moment=ddpm.eps_second_moment_table(moments + moments))
+              x_0_error=ddpm.x_0_error_table(errors + errors))
 denoise = ddpm.NetworkDenoiser(network=lambda x_t, t, label: x_t.repeat(1, 2, 1, 1), schedule=schedule,
                                prediction_type="v", learned_variance=True)
 x_t = ddpm.q_sample(schedule, x_0, ids, x_0)

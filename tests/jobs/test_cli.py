@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import benchmark
 from jobs.cli import run_job
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
 from pipeline.training.train import describe_plan, train
@@ -51,8 +52,9 @@ def test_a_job_is_a_program(tmp_path: Path) -> None:
     [
         (["--stepz", "3"], ["Unrecognized", "--stepz"]),
         (["--steps", "many"], ["--steps", "many"]),
-        (["--steps", "0"], ["steps", "above 0", "got 0"]),
-        (["--unet.dropout", "3"], ["dropout", "3.0"]),
+        (["--steps", "0"], ["error: steps: ", "above 0", "got 0"]),
+        (["--unet.dropout", "3"], ["error: unet.dropout: ", "3.0"]),
+        (["--post-hoc-ema.snapshot-interval-steps", "-1"], ["error: post_hoc_ema.snapshot_interval_steps: ", "-1"]),
         (["--preset", "mnist"], ["--preset", "digits", "mnist"]),
         (["--config", "nothing.toml"], ["--config", "nothing.toml"]),
         (["--dataset", "nothing"], ["nothing", "prepare_data"]),
@@ -110,3 +112,35 @@ def test_help_documents_every_field(name: str, capsys: pytest.CaptureFixture[str
         block.split()[0]: re.sub(r"\(default.*?\)|[│|╰─╯-]", "", block, flags=re.DOTALL).split() for block in blocks
     }
     assert [flag for flag, said in words.items() if len(said) < 5] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model", ""], "error: model: must not be empty"),
+        (["--request.split", ""], "error: request.split: must not be empty"),
+        (["--request.kind", "partial"], "error: request.inputs: partial needs images"),
+        (["--sampler.eta", "2"], "error: sampler.eta: must be in [0, 1]"),
+        (["--sampler.eta", "x"], "error: Error parsing --sampler.eta: "),
+    ],
+)
+def test_a_mistake_is_named_by_its_path(
+    flags: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert run_job(flags, lambda preset: preset.sample, lambda config: None, lambda config: []) == 2
+    assert capsys.readouterr().err.startswith(words)
+    nested = [flag.replace("--", "--sample.") for flag in flags]
+    assert run_job(nested, lambda preset: preset.evaluate, lambda config: None, lambda config: []) == 2
+    words = words.replace("error: Error parsing --", "error: Error parsing --sample.")
+    if "parsing" not in words:
+        words = words.replace("error: ", "error: sample.")
+    assert capsys.readouterr().err.startswith(words)
+
+
+def test_a_file_with_one_job_names_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, code in ((["--help"], 0), (["draw"], 2)):
+        assert benchmark.main(flags) == code
+    printed = capsys.readouterr()
+    assert "  jobs/benchmark.py train  " in printed.out
+    assert printed.err.startswith("error: jobs/benchmark.py: must be followed by train, got 'draw'")

@@ -37,12 +37,15 @@ def test_reconstruct_makes_a_model(folder: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], ["reconstruct or sweep"]),
-        (["draw"], ["reconstruct or sweep"]),
+        ([], ["jobs/ema.py: must be followed by reconstruct or sweep, got nothing"]),
+        (["draw"], ["jobs/ema.py: must be followed by reconstruct or sweep, got 'draw'"]),
+        (["--sigma-rel", "0.1"], ["reconstruct or sweep"]),
+        (["sweep", "--train", ""], ["error: train: must not be empty"]),
+        (["sweep", "--sigma-rels", "0.1", "9"], ["error: sigma_rels: ", "9"]),
         (["reconstruct", "--train", "nothing"], ["nothing", "holds no checkpoint"]),
         (["reconstruct", "--train", "plain"], ["plain", "--post-hoc-ema.snapshot-interval-steps"]),
         (["reconstruct", "--sigma-rel", "0.5"], ["sigma_rel", "0.5"]),
-        (["reconstruct", "--train", "plain", "--register-as", "a/b"], ["model name", "a/b"]),
+        (["reconstruct", "--train", "nothing", "--register-as", "a/b", "--dry-run"], ["error: register_as: ", "a/b"]),
         (["sweep", "--sigma-rels", "0.1", "0.1"], ["sigma_rels", "distinct"]),
     ],
 )
@@ -55,12 +58,22 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert line.startswith("error: ") and all(word in line for word in words), line
 
 
+@pytest.mark.parametrize(("flags", "code"), [(["--help"], 0), (["-h"], 0), (["-h", "sweep"], 0), ([], 2)])
+def test_without_a_name_help_lists_the_jobs(flags: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ema.main(flags) == code
+    printed = capsys.readouterr()
+    assert (printed.err == "") == (code == 0)
+    assert "`reconstruct` makes a model of one length" in printed.out
+    assert "\n  jobs/ema.py sweep        Measure a trained run's averages" in printed.out
+
+
 @pytest.mark.parametrize("command", ["reconstruct", "sweep"])
 def test_help_documents_every_field(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         ema.main([command, "--help"])
     assert not stop.value.code
     text = capsys.readouterr().out
+    assert text.startswith(f"usage: jobs/ema.py {command} [-h]")
     blocks = re.split(r"^ *[│|]? *(?=--[a-z])", text, flags=re.MULTILINE)[1:]
     words = {
         block.split()[0]: re.sub(r"\(default.*?\)|[│|╰─╯-]", "", block, flags=re.DOTALL).split() for block in blocks

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-import mlflow
 import torch
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from ddpm import ModelConfig, ScheduleConfig, UNetConfig, build_model
 from pipeline.models.model_files import ModelCard, ModelFiles, encode_model
+from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingRun
 
 _UNET = UNetConfig(base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=4)
@@ -25,10 +26,7 @@ def model_files(seed: int, config: ModelConfig = CONFIG, source: bytes | None = 
 
 
 def download_artifacts(run: TrackingRun, path: str, folder: Path) -> Path:
-    """A run's file or folder, copied; MLflow's client would open a database of its own in the working folder."""
+    """A run's file or folder, copied; MLflow's own function opens a database in the working folder on the way."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Path(
-        mlflow.artifacts.download_artifacts(
-            run_id=run.run_id, artifact_path=path, dst_path=str(folder), tracking_uri=run.uri
-        )
-    )
+    stored = get_artifact_repository(connect(run.uri).get_run(run.run_id).info.artifact_uri, tracking_uri=run.uri)
+    return Path(stored.download_artifacts(path, str(folder)))

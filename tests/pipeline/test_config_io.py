@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config_io import digest, from_json, read_toml, to_json, to_toml
+from pipeline.config_io import digest, from_json, read_toml, refuse_empty, to_json, to_toml
 from pipeline.errors import ConfigError
 
 
@@ -191,3 +191,10 @@ def test_objects_that_break_their_own_rules_are_not_written() -> None:
     wrong: Any = Sampler(steps=("x",))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Sampler: steps\.0: "):
         to_json(wrong)
+
+
+def test_empty_texts_are_refused_by_name() -> None:
+    refuse_empty(Job(output="x"), "output", "note")
+    refuse_empty(Job(output="x", note=""), "output")
+    with pytest.raises(ValueError, match=r"^note: must not be empty"):
+        refuse_empty(Job(output="x", note=""), "output", "note")

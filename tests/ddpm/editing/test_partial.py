@@ -123,13 +123,13 @@ def test_steps_of_a_strength() -> None:
 def test_the_analytic_variance_reaches_the_edits() -> None:
     """At full strength, and with nothing known, the same as generate's; both chains are respaced."""
     sampler = SamplerConfig(name="ancestral", num_steps=10, variance="analytic")
-    moments = 0.9 * (1 - SCHEDULE.alpha_bar)
-    common: dict[str, Any] = {"seed": 5, "sample_ids": IDS, "eps_second_moment": moments}
+    error = 0.4 * (1 - SCHEDULE.alpha_bar)
+    common: dict[str, Any] = {"seed": 5, "sample_ids": IDS, "x_0_error": error}
     plain = generate(elementwise, SCHEDULE, sampler, label=None, image_shape=(1, 5, 6), **common)
     denoise, x_0 = NetworkDenoiser(network=elementwise, schedule=SCHEDULE), torch.zeros(4, 1, 5, 6)
     nothing = torch.zeros(1, 1, 5, 6, dtype=torch.bool)
     replaced = partial_diffusion(denoise, SCHEDULE, sampler, x_0, None, strength=1.0, **common)
     painted = repaint(denoise, SCHEDULE, sampler, x_0, nothing, None, jump_length=1, num_resamples=1, **common)
     assert torch.equal(replaced, plain) and torch.equal(painted, plain)
-    common["eps_second_moment"] = 0.5 * moments
+    common["x_0_error"] = 0.5 * error
     assert not torch.equal(partial_diffusion(denoise, SCHEDULE, sampler, x_0, None, strength=1.0, **common), plain)

@@ -110,12 +110,12 @@ def variance_error(sample: Callable[..., Tensor], num_steps: int, spacing: Spaci
 def ancestral_variance_error(variance: Variance, num_steps: int) -> float:
     """The same for ancestral sampling: it looks at one step only, so mean and variance carry from step to step."""
     chain = LINEAR.respace(continuous_timesteps(LINEAR, num_steps + 1, "log_snr"))
-    denoise, moments = GAUSSIAN.denoiser(LINEAR), GAUSSIAN.eps_second_moment(chain.alpha_bar)
+    denoise, x_0_error = GAUSSIAN.denoiser(LINEAR), GAUSSIAN.x_0_error(chain.alpha_bar)
     (mean, var), end = (GAUSSIAN.mean_and_variance(float(chain.alpha_bar[t])) for t in (-1, 0))
     x_t, eps = (torch.tensor(v, dtype=torch.float64).reshape(3, 1, 1, 1) for v in ([0.0, 1.0, 0.0], [0.0, 0.0, 1.0]))
     for i in range(num_steps, 0, -1):
         t = torch.full((3,), i)
-        step = p_sample(chain, denoise, x_t, t, None, variance=variance, eps=eps, eps_second_moment=moments)
+        step = p_sample(chain, denoise, x_t, t, None, variance=variance, eps=eps, x_0_error=x_0_error)
         constant, of_x, of_eps = step.flatten().tolist()
         mean, var = constant + (of_x - constant) * mean, (of_x - constant) ** 2 * var + (of_eps - constant) ** 2
     assert mean == pytest.approx(end[0], abs=1e-10)
@@ -130,7 +130,7 @@ def ancestral_error(data: Mixture, variance: Variance, num_steps: int) -> float:
     """
     chain = LINEAR.respace(continuous_timesteps(LINEAR, num_steps + 1, "log_snr"))
     denoise, half_width, num_nodes = data.denoiser(LINEAR), 5.5, 551
-    moments = data.eps_second_moment(chain.alpha_bar)
+    x_0_error = data.x_0_error(chain.alpha_bar)
     grid = torch.linspace(-half_width, half_width, num_nodes, dtype=torch.float64)
     spacing = float(grid[1] - grid[0])
     abscissae, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(3))
@@ -140,7 +140,7 @@ def ancestral_error(data: Mixture, variance: Variance, num_steps: int) -> float:
     u = grid**2
     for i in range(1, num_steps + 1):
         t = torch.full((len(x_t),), i)
-        x = p_sample(chain, denoise, x_t, t, None, variance=variance, eps=eps, eps_second_moment=moments).flatten()
+        x = p_sample(chain, denoise, x_t, t, None, variance=variance, eps=eps, x_0_error=x_0_error).flatten()
         place = (x.clamp(-half_width, half_width) + half_width) / spacing
         left = place.floor().to(torch.int64).clamp(2, num_nodes - 4)
         # Lagrange's polynomials through six neighbours.

@@ -3,6 +3,7 @@
 Orders over the whole chain are in test_convergence.py, diffusers' numbers in test_diffusers_trajectories.py.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -156,6 +157,43 @@ def test_a_long_step_is_euler_s() -> None:
     alpha_bar = SCHEDULE.alpha_bar[0]
     euler = alpha_bar.sqrt() * before.x_0_hat + (1 - alpha_bar).sqrt() * before.eps_hat
     torch.testing.assert_close(x_0, euler, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, SCHEDULE], ids=["linear", "cosine"])
+def test_the_error_does_not_jump_between_numbers_of_steps(schedule: NoiseSchedule) -> None:
+    """The last but one of steps equal in t is about 3 times as long as the one before: a limit of 3 jumped by 4."""
+    x_T, denoise, errors = torch.linspace(-2.5, 2.5, 21, dtype=torch.float64), TWO_MODES.denoiser(schedule), []
+    exact = TWO_MODES.flow(x_T, float(schedule.alpha_bar[-1]), 1 - 1e-12)
+    for num_steps in range(90, 205, 5):
+        timesteps = spaced_timesteps(schedule, num_steps, "linspace")
+        got = dpm_solver_3m_sample(denoise, schedule, x_T[:, None, None, None], None, timesteps=timesteps)
+        errors.append(float((got.flatten() - exact).square().mean().sqrt()))
+    ratios = [max(a / b, b / a) for a, b in itertools.pairwise(errors)]
+    assert max(ratios) < 1.3 and errors[-1] < 0.6 * errors[0]
+
+
+def test_a_step_with_one_node_does_not_forget_the_places_before_it() -> None:
+    """Orders 3, 1, 3: the last step is through three places, solved here from the exact weights."""
+    timesteps, seen = [100, 300, 500, 900], list[tuple[Tensor, Tensor]]()
+    denoise, chain = TWO_MODES.denoiser(SCHEDULE), SCHEDULE.respace(timesteps)
+
+    def listen(x_t: Tensor, t: Tensor, label: Tensor | None) -> Prediction:
+        prediction = denoise(x_t, t, label)
+        seen.append((x_t, prediction.x_0_hat))
+        return prediction
+
+    got = multistep_sample(
+        listen, chain, randn(0), None, weights=exact_weights, order={3: 3, 2: 1, 1: 3}.__getitem__,
+        correct_first=False, final_step=False,
+    )  # fmt: skip
+    places = COSINE_PLACES[timesteps].tolist()
+    h = places[0] - places[1]
+    weights = exact_weights([0.0, (places[2] - places[1]) / h, (places[3] - places[1]) / h], h)
+    ends = chain.alpha_bar[:2]
+    expected = ((1 - ends[0]) / (1 - ends[1])).sqrt() * seen[2][0]
+    for weight, (_, x_0_hat) in zip(weights, reversed(seen), strict=True):
+        expected = expected + ends[0].sqrt() * weight * x_0_hat
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
 def from_step_300(sample: Callable[..., Tensor], data: Mixture, num_steps: int) -> float:

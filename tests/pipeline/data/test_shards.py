@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.data.manifest import ShardRecord
-from pipeline.data.shards import Sample, decode_png, encode_png, pack_shard, read_shard, unpack_shard
+from pipeline.data.shards import Sample, decode_mask, decode_png, encode_png, pack_shard, read_shard, unpack_shard
 from pipeline.errors import ObjectMissingError, ShardCorruptError
 from pipeline.stores.storage import LocalStore
 from tests.pipeline.webdataset_reader import read_with_webdataset
@@ -225,9 +225,9 @@ def test_encode_refuses_other_shapes(shape: tuple[int, ...]) -> None:
 
 
 def test_decode_refuses_what_a_shard_never_holds() -> None:
-    png = encode_png(np.zeros((8, 8, 3), np.uint8))
-    for data in (b"", b"not a png", png[:40], png[: len(png) // 2]):
-        with pytest.raises(ValueError, match="png: does not decode"):
+    png = encode_png(np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8))
+    for data, reason in ((b"", "is no PNG"), (b"not a png", "is no PNG"), (png[: len(png) // 2], "does not decode")):
+        with pytest.raises(ValueError, match=f"^png: {reason}[^<>]*$"):
             decode_png(data)
     for mode, kind in (("RGBA", "PNG"), ("P", "PNG"), ("I;16", "PNG"), ("1", "PNG")):
         buffer = io.BytesIO()
@@ -236,5 +236,25 @@ def test_decode_refuses_what_a_shard_never_holds() -> None:
             decode_png(buffer.getvalue())
     buffer = io.BytesIO()
     PIL.Image.new("RGB", (4, 4)).save(buffer, "JPEG")
-    with pytest.raises(ValueError, match="does not decode"):
+    with pytest.raises(ValueError, match="is no PNG"):
         decode_png(buffer.getvalue())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_a_mask_is_white_in_every_mode(mode: str) -> None:
+    white = np.indices((5, 7)).sum(axis=0) % 3 == 0
+    image, buffer = PIL.Image.fromarray(np.uint8(255) * white), io.BytesIO()
+    image.convert(mode).save(buffer, "PNG")
+    assert PIL.Image.open(io.BytesIO(buffer.getvalue())).mode == mode
+    assert np.array_equal(decode_mask(buffer.getvalue()), white)
+
+
+def test_what_is_coloured_or_transparent_is_not_white() -> None:
+    pixels = np.array([[[255, 255, 255, 255], [255, 255, 255, 0], [255, 0, 0, 255], [127, 255, 255, 255]]], np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
+    assert decode_mask(buffer.getvalue()).tolist() == [[True, False, False, False]]
+    buffer = io.BytesIO()
+    PIL.Image.new("I;16", (4, 4)).save(buffer, "PNG")
+    with pytest.raises(ValueError, match="must be 8-bit, got mode I;16"):
+        decode_mask(buffer.getvalue())

@@ -45,7 +45,9 @@ def measure(config: ModelConfig, batch_size: int, network: torch.nn.Module | Non
     return meter.bound(stream(config.num_classes), bound)
 
 
-@pytest.mark.parametrize("terms", [{}, {"terms": "stratified", "terms_per_image": 4}])
+@pytest.mark.parametrize(
+    "terms", [{}, *({"terms": terms, "terms_per_image": 4} for terms in ("stratified", "importance"))]
+)
 def test_any_cut_of_the_stream_gives_the_same_bound(terms: dict[str, object]) -> None:
     one, other = measure(model(num_classes=3), 12, **terms), measure(model(num_classes=3), 5, **terms)
     assert one.num_images == other.num_images == 12

@@ -46,10 +46,8 @@ def config(dataset: str, tmp_path: Path, **changes: object) -> BoundComparisonCo
     return BoundComparisonConfig(dataset=dataset, **options)  # type: ignore[arg-type]
 
 
-def test_a_model_equals_itself_and_beats_a_worse_one(dataset: str, tmp_path: Path) -> None:
+def test_a_better_model_is_told_from_a_worse_one(dataset: str, tmp_path: Path) -> None:
     good, bad = write_model(tmp_path / "good"), write_model(tmp_path / "bad", shift=-0.5)
-    same = compare_bounds(config(dataset, tmp_path, model=good, baseline=good))
-    assert same.difference["bits_per_dim"].value == same.difference["bits_per_dim"].standard_error == 0.0
     found = compare_bounds(config(dataset, tmp_path, model=good, baseline=bad))
     whole = found.difference["bits_per_dim"]
     assert whole.value < -2 * whole.standard_error < 0
@@ -82,7 +80,10 @@ def test_what_does_not_fit_is_refused_in_one_line(dataset: str, tmp_path: Path) 
         compare_bounds(config(dataset, tmp_path, model=model, baseline=str(tmp_path / "nowhere")))
     with pytest.raises(ConfigError, match=r"bound\.num_steps: must be in \[1, 30\]"):
         long = LikelihoodConfig(num_steps=31)
-        compare_bounds(config(dataset, tmp_path, model=model, baseline=model, bound=long))
+        other = write_model(tmp_path / "other", shift=0.5)
+        compare_bounds(config(dataset, tmp_path, model=model, baseline=other, bound=long))
+    with pytest.raises(ConfigError, match="baseline: must be another model"):
+        compare_bounds(config(dataset, tmp_path, model=model, baseline=model))
     assert not (tmp_path / "report").exists()
     with pytest.raises(ValueError, match="importance"):
         importance = LikelihoodConfig(terms="importance", terms_per_image=3)
@@ -90,6 +91,6 @@ def test_what_does_not_fit_is_refused_in_one_line(dataset: str, tmp_path: Path) 
 
 
 def test_the_plan_says_what_it_takes(dataset: str, tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model")
-    plan = dict(describe_plan(config(dataset, tmp_path, model=model, baseline=model)))
-    assert "30 evaluations" in plan["model"] and "held-out" in plan["dataset"]
+    model, other = write_model(tmp_path / "model"), write_model(tmp_path / "other", shift=0.5)
+    plan = dict(describe_plan(config(dataset, tmp_path, model=model, baseline=other)))
+    assert "30 evaluations" in plan["model"] and "about 60 held-out" in plan["dataset"]

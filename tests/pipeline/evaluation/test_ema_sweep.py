@@ -12,6 +12,7 @@ from pipeline.config_io import from_json
 from pipeline.data.prepare import PrepareConfig, prepare
 from pipeline.evaluation.ema_sweep import EmaSweep, EmaSweepConfig, EmaSweepRow, describe_plan, draw_sweep, sweep_ema
 from pipeline.evaluation.evaluate import EvaluateConfig
+from pipeline.generation.requests import RequestConfig
 from pipeline.generation.sample import SampleConfig
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig
@@ -95,5 +96,19 @@ def test_the_picture_and_the_table_show_what_was_measured() -> None:
 @pytest.mark.parametrize("sigma_rels", [(), (0.1, 0.1), (0.0,), (0.5,)])
 def test_impossible_lengths_are_refused(sigma_rels: tuple[float, ...], tmp_path: Path) -> None:
     evaluate = EvaluateConfig(dataset="d", sample=SampleConfig(model="m", output="o"))
-    with pytest.raises(ValueError, match=r"^sigma_rels?: "):
+    with pytest.raises(ValueError, match=r"^sigma_rels: "):
         EmaSweepConfig(train="t", output="o", evaluate=evaluate, sigma_rels=sigma_rels)
+
+
+@pytest.mark.parametrize("field", ["train", "output", "run_name"])
+def test_empty_texts_are_refused_by_name(field: str) -> None:
+    evaluate = EvaluateConfig(dataset="d", sample=SampleConfig(model="m", output="o"))
+    with pytest.raises(ValueError, match=f"^{field}: must not be empty"):
+        EmaSweepConfig(**{"train": "t", "output": "o", "evaluate": evaluate, field: ""})
+
+
+def test_averages_are_not_measured_on_edits() -> None:
+    request = RequestConfig(kind="partial", inputs="x")
+    evaluate = EvaluateConfig(dataset="d", sample=SampleConfig(model="m", output="o", request=request))
+    with pytest.raises(ValueError, match=r"^evaluate\.sample\.request\.kind: .*got partial"):
+        EmaSweepConfig(train="t", output="o", evaluate=evaluate)

@@ -38,7 +38,7 @@ def test_every_picture_is_in_the_folder_and_in_the_run(digits: str, tmp_path: Pa
         batch_size=20,
         tracking=tracking,
     )
-    samplers = SamplerComparisonConfig(dataset=digits, sample=sample, samplers=("ddim, eta 0",), evaluations=(2, 3))
+    samplers = SamplerComparisonConfig(dataset=digits, sample=sample, samplers=("ddim, eta 0",), evaluations=(3,))
     config = FiguresConfig(output=str(tmp_path / "figures"), samplers=samplers, max_bound_images=20)
     assert dict(describe_plan(config))["pictures"] == config.output
     uris = draw_figures(config)

@@ -80,7 +80,12 @@ def test_an_inpainting_is_evaluated_beside_its_fills(tmp_path: Path) -> None:
             output=str(tmp_path / "out"),
             sampler=SamplerConfig(num_steps=2),
             request=RequestConfig(
-                kind="inpaint", inputs=prepared.output, split="held_out", mask="lower_half", num_images=60
+                kind="inpaint",
+                inputs=prepared.output,
+                split="held_out",
+                mask="lower_half",
+                num_images=60,
+                num_resamples=1,
             ),
             shard_size=60,
             batch_size=60,

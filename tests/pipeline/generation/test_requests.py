@@ -3,11 +3,14 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ddpm import SamplerConfig
+from ddpm.editing import num_partial_steps, num_repaint_evaluations
 from pipeline.config_io import read_toml, to_toml
-from pipeline.generation.requests import EditSpec, RequestConfig
+from pipeline.generation.requests import EditSpec, RequestConfig, check_steps
+from pipeline.generation.sample_config import SampleConfig
 
 
 def spec_of(kind: Any, num_inputs: int, weights: tuple[float, ...] = ()) -> EditSpec:
@@ -35,11 +38,48 @@ def spec_of(kind: Any, num_inputs: int, weights: tuple[float, ...] = ()) -> Edit
         ("weights", {"kind": "interpolate", "inputs": "x", "weights": (0.5, 1.5)}),
         ("num_images", {"kind": "partial", "inputs": "x", "num_images": 0}),
         ("label", {"kind": "partial", "inputs": "x", "label": -1}),
+        ("inputs", {"kind": "partial", "inputs": ""}),
+        ("split", {"kind": "partial", "inputs": "x", "split": ""}),
+        ("mask", {"kind": "inpaint", "inputs": "x", "mask": ""}),
+        ("mask", {"mask": ""}),
     ],
 )
 def test_impossible_requests_are_refused_by_name(field: str, values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{field}: .*(got|needs)"):
         RequestConfig(**values)
+
+
+@pytest.mark.parametrize("field", ["model", "output", "guide_model", "calibration"])
+def test_empty_places_are_refused_by_name(field: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field}: must not be empty"):
+        SampleConfig(**{"model": "m", "output": "o", field: ""})
+
+
+@given(steps=st.integers(1, 20), jump_length=st.integers(1, 25), num_resamples=st.integers(1, 3))
+@example(steps=10, jump_length=10, num_resamples=2)
+@example(steps=10, jump_length=9, num_resamples=2)
+def test_resampling_that_never_jumps_is_refused(steps: int, jump_length: int, num_resamples: int) -> None:
+    """Judged by the walk itself: without a jump it has one evaluation per step."""
+    request = RequestConfig(
+        kind="inpaint", inputs="x", mask="centre", jump_length=jump_length, num_resamples=num_resamples
+    )
+    jumps = num_repaint_evaluations(steps, jump_length, num_resamples) > steps
+    if jumps or num_resamples == 1:
+        check_steps(request, SamplerConfig(num_steps=steps))
+    else:
+        with pytest.raises(ValueError, match=rf"^request\.jump_length: .* {steps}, .* got {jump_length}"):
+            check_steps(request, SamplerConfig(num_steps=steps))
+
+
+def test_a_strength_that_takes_no_step_is_refused_unless_it_is_0() -> None:
+    def asked(strength: float) -> SampleConfig:
+        request = RequestConfig(kind="partial", inputs="x", strength=strength)
+        return SampleConfig(model="m", output="o", request=request, sampler=SamplerConfig(num_steps=5))
+
+    assert num_partial_steps(5, 1e-10) == 0 < num_partial_steps(5, 0.01)
+    assert asked(0.0).request.strength == 0.0 and asked(0.01).request.strength == 0.01
+    with pytest.raises(ValueError, match=r"^request\.strength: takes none of the 5 steps, got 1e-10"):
+        asked(1e-10)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_spec_digest_is_pinned_and_knows_no_image_count() -> None:
         {"image_size": 16},
         {"channels": 3},
         {"guide_digest": "cd" * 32},
-        {"second_moment_digest": "cd" * 32},
+        {"calibration_digest": "cd" * 32},
         {"request": EditSpec(kind="partial", inputs_digest="ef" * 32, num_inputs=3, label=None, strength=0.5)},
     ],
     ids=lambda change: next(iter(change)),
@@ -118,7 +118,7 @@ def test_everything_that_decides_an_edit_changes_the_digest() -> None:
 
 def test_a_stored_spec_without_the_later_fields_is_read_and_has_its_digest() -> None:
     record = {k: v for k, v in json.loads(to_json(make_spec())).items() if k not in ("guide_digest", "request")}
-    del record["second_moment_digest"]
+    del record["calibration_digest"]
     stored = from_json(SamplingSpec, json.dumps(record).encode(), "manifest.json")
     assert stored == make_spec() and stored.digest == make_spec().digest == digest(record)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddpm import SamplerConfig, generate, images_to_x_0, make_schedule, x_0_to_images
-from ddpm.analytic import eps_second_moment_table, eps_second_moments
+from ddpm.analytic import x_0_error_table, x_0_errors
 from pipeline.config_io import from_json, to_json
 from pipeline.data.image_stream import read_images
 from pipeline.errors import ConfigError
@@ -52,7 +52,7 @@ def test_the_file_holds_what_the_library_measures_on_the_training_images(config:
     made = calibrate(config)
     data = make_dataset(Path(config.dataset).parent / "copy", [7, 5, 9])
     card, network = load_network(read_model_files(open_store(config.model)))
-    moments = eps_second_moments(
+    errors = x_0_errors(
         network,
         make_schedule(card.config.schedule),
         seed=0,
@@ -61,7 +61,7 @@ def test_the_file_holds_what_the_library_measures_on_the_training_images(config:
         label=torch.arange(21) % 7,
         terms_per_image=50,
     )
-    np.testing.assert_allclose(made.second_moment, eps_second_moment_table(moments).numpy(), rtol=1e-5)
+    np.testing.assert_allclose(made.x_0_error, x_0_error_table(errors).numpy(), rtol=1e-5)
     assert (made.num_images, made.dataset_digest) == (21, data.manifest.digest)
     stored = Path(config.output).read_bytes()
     assert from_json(Calibration, stored, config.output) == made and stored == to_json(made)
@@ -78,7 +78,7 @@ def test_the_analytic_variance_makes_images_with_it(config: CalibrateConfig, tmp
     make_in_process(analytic)
     result = sample(analytic)
     manifest = load_generation_manifest(open_store(result.uri))
-    assert manifest is not None and manifest.spec.second_moment_digest == calibration.digest
+    assert manifest is not None and manifest.spec.calibration_digest == calibration.digest
     made = read_images(open_store(result.uri), manifest.shards).images
     card, network = load_network(read_model_files(open_store(config.model)))
     by_hand = generate(
@@ -89,7 +89,7 @@ def test_the_analytic_variance_makes_images_with_it(config: CalibrateConfig, tmp
         sample_ids=torch.arange(7),
         label=torch.arange(7),
         image_shape=(1, 8, 8),
-        eps_second_moment=torch.tensor(calibration.second_moment, dtype=torch.float64),
+        x_0_error=torch.tensor(calibration.x_0_error, dtype=torch.float64),
     )
     assert (x_0_to_images(by_hand).numpy() == made).all()
 
@@ -145,7 +145,9 @@ def test_impossible_configs_are_refused_by_name(field: str, value: int) -> None:
         CalibrateConfig(model="m", dataset="d", output="o", **{field: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("change", [{"format_version": 2}, {"second_moment": ()}, {"second_moment": (None,)}])
+@pytest.mark.parametrize(
+    "change", [{"format_version": 2}, {"x_0_error": ()}, {"x_0_error": (None,)}, {"x_0_error": (-0.1,)}]
+)
 def test_damaged_files_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     record = {
         "format_version": 1,
@@ -153,7 +155,7 @@ def test_damaged_files_are_refused(tmp_path: Path, change: dict[str, Any]) -> No
         "dataset_digest": "b",
         "num_images": 1,
         "clip_x_0": True,
-        "second_moment": (0.5,),
+        "x_0_error": (0.5,),
     }
     (tmp_path / "c.json").write_bytes(to_json(record | change))
     with pytest.raises(ConfigError, match=rf"c.json: {next(iter(change))}[.0]*: "):

@@ -16,8 +16,15 @@ def test_the_average_is_what_stands_at_the_end(place: str, halflife: int) -> Non
     assert split_average(f"{place}?ema={halflife}") == (place, halflife)
 
 
-@pytest.mark.parametrize("uri", ["models:/a/1?ema=0", "models:/a/1?ema=", "models:/a/1?ema=x", "models:/a/1?EMA=5"])
-def test_what_is_no_half_life_is_no_model_uri(uri: str) -> None:
+@pytest.mark.parametrize("place", ["models:/a/1", "models:/a@b", "some/folder", "s3://b/p"])
+@pytest.mark.parametrize("value", ["0", "", "abc", "-5", "5.0", "5?ema="])
+def test_what_is_no_half_life_is_refused(place: str, value: str) -> None:
+    with pytest.raises(ModelMissingError, match=r"\?ema=: a whole number of images above 0, got '"):
+        split_average(f"{place}?ema={value}")
+
+
+@pytest.mark.parametrize("uri", ["models:/a/1?EMA=5", "models:/a@b?foo=1", "models:/a?foo@b", "models:/a@b?"])
+def test_other_questions_are_no_model_uri(uri: str) -> None:
     assert split_average(uri) == (uri, None)
     with pytest.raises(ModelMissingError, match="is no model URI"):
         parse_registered(uri)

@@ -129,6 +129,8 @@ def test_a_further_average_is_a_model_of_a_checkpoint_and_of_its_version(
         (f"{folder}?ema=1", "half-life of 1 images; there are 5000"),
         ("models:/averages/1?ema=1", "there are 5000"),
         ("models:/averages@candidate?ema=5000", "models:/averages/2: does not say which checkpoint"),
+        ("models:/averages/2?ema=5000", "images; name the checkpoint's folder with ?ema=5000 instead"),
+        ("models:/averages@candidate?ema=abc", "?ema=: a whole number of images above 0, got 'abc'"),
         (f"{tmp_path}/nothing?ema=5000", "no model.json there"),
     ):
         with pytest.raises(ModelMissingError, match=re.escape(reason)):

@@ -102,3 +102,9 @@ def test_what_is_not_there_is_said(output: Path, run: tuple[TrainingState, Power
     store.delete(f"{averages.snapshots[0].prefix}/sigma_rel-0.1.safetensors")
     with pytest.raises(CheckpointError, match="missing, though its record names it"):
         averages.model(0.075)
+
+
+@pytest.mark.parametrize("field", ["train", "output", "register_as"])
+def test_empty_texts_are_refused_by_name(field: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field}: .*got ''"):
+        ReconstructConfig(**{"train": "t", "output": "o", field: ""})
