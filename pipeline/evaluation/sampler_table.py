@@ -63,7 +63,8 @@ class SamplerComparison:
             (f"label agreement (real: {self.real_label_agreement:.3f})", "label_agreement", 3),
             ("RMS to the reference, pixels in [0, 1]", "rms_to_reference", 4),
         ):
-            tables.append(self._table(title, field, digits))
+            if any(getattr(row, field) is not None for row in self.rows):
+                tables.append(self._table(title, field, digits))
         return "\n\n".join(tables)
 
     def _table(self, title: str, field: str, digits: int) -> str:

@@ -162,3 +162,6 @@ def test_table_and_chart_show_every_row() -> None:
     assert "| a | 0.200 | 0.100 |" in table and "| b |  | 0.100 |" in table
     assert sum(line.startswith("| b |") for line in table) == 2, "no RMS for a sampler that adds noise"
     assert draw_comparison(found)[:8] == b"\x89PNG\r\n\x1a\n"
+    noisy = dataclasses.replace(found, rows=found.rows[2:])
+    assert "RMS" in found.table() and "RMS" not in noisy.table()
+    assert draw_comparison(noisy)[:8] == b"\x89PNG\r\n\x1a\n"
