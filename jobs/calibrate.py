@@ -3,7 +3,7 @@
 import sys
 
 from jobs.cli import run_job
-from pipeline.evaluation.calibration import CalibrateConfig, calibrate, describe_plan
+from pipeline.evaluation.studies.calibration import CalibrateConfig, calibrate, describe_plan
 from pipeline.presets import Preset
 from pipeline.progress import say
 

@@ -4,9 +4,9 @@ import dataclasses
 import sys
 
 from jobs.cli import run_subcommand
-from pipeline.evaluation import bound_comparison, sampler_comparison
-from pipeline.evaluation.bound_comparison import BoundComparisonConfig, compare_bounds
-from pipeline.evaluation.sampler_comparison import SamplerComparisonConfig, compare_samplers
+from pipeline.evaluation.studies import bound_comparison, sampler_comparison
+from pipeline.evaluation.studies.bound_comparison import BoundComparisonConfig, compare_bounds
+from pipeline.evaluation.studies.sampler_comparison import SamplerComparisonConfig, compare_samplers
 from pipeline.presets import Preset
 from pipeline.progress import say
 from pipeline.stores.storage import join_uri

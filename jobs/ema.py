@@ -7,8 +7,8 @@
 import sys
 
 from jobs.cli import run_subcommand
-from pipeline.evaluation import ema_sweep
-from pipeline.evaluation.ema_sweep import EmaSweepConfig, sweep_ema
+from pipeline.evaluation.studies import ema_sweep
+from pipeline.evaluation.studies.ema_sweep import EmaSweepConfig, sweep_ema
 from pipeline.presets import Preset
 from pipeline.progress import say
 from pipeline.training import post_hoc_ema

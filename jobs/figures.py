@@ -4,7 +4,7 @@ import sys
 
 from jobs.cli import run_job
 from jobs.compare import samplers_of_preset
-from pipeline.evaluation.figures import FiguresConfig, describe_plan, draw_figures
+from pipeline.evaluation.pictures.figures import FiguresConfig, describe_plan, draw_figures
 from pipeline.presets import Preset
 from pipeline.progress import say
 from pipeline.stores.storage import join_uri

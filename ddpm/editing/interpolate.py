@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddpm.denoiser import NetworkDenoiser
-from ddpm.samplers import ddim_invert, num_evaluations, run_sampler
+from ddpm.process.denoiser import NetworkDenoiser
+from ddpm.process.schedules import NoiseSchedule
+from ddpm.process.spacing import spaced_timesteps
 from ddpm.samplers.config import SamplerConfig
-from ddpm.samplers.spacing import spaced_timesteps
-from ddpm.schedules import NoiseSchedule
+from ddpm.samplers.ddim import ddim_invert
+from ddpm.samplers.generate import num_evaluations, run_sampler
 from ddpm.shapes import Images, Labels
 
 _NOISE_OPTIONS = {"ddim": "eta", "heun": "churn"}

@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ddpm.denoiser import Denoiser
-from ddpm.diffusion import q_sample
 from ddpm.noise import Stream, standard_normal
-from ddpm.samplers import run_sampler
+from ddpm.process.denoiser import Denoiser
+from ddpm.process.diffusion import q_sample
+from ddpm.process.interpolation import Table
+from ddpm.process.schedules import NoiseSchedule
+from ddpm.process.spacing import spaced_timesteps
 from ddpm.samplers.config import SamplerConfig
-from ddpm.samplers.spacing import spaced_timesteps
-from ddpm.schedules import NoiseSchedule, Table
+from ddpm.samplers.generate import run_sampler
 from ddpm.shapes import Images, Labels
 
 

@@ -22,15 +22,16 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ddpm.denoiser import Denoiser
-from ddpm.diffusion import Variance
 from ddpm.noise import Stream, standard_normal
-from ddpm.samplers import visited_entries
+from ddpm.process.denoiser import Denoiser
+from ddpm.process.diffusion import Variance
+from ddpm.process.interpolation import Table
+from ddpm.process.schedules import NoiseSchedule
+from ddpm.process.spacing import spaced_timesteps
 from ddpm.samplers.ancestral import p_sample
 from ddpm.samplers.config import SamplerConfig
 from ddpm.samplers.ddim import ddim_step
-from ddpm.samplers.spacing import spaced_timesteps
-from ddpm.schedules import NoiseSchedule, Table
+from ddpm.samplers.generate import visited_entries
 from ddpm.shapes import Images, Labels
 
 

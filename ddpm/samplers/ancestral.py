@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ddpm.denoiser import Denoiser
-from ddpm.diffusion import Variance, p_mean_variance
-from ddpm.schedules import NoiseSchedule, Table
+from ddpm.process.denoiser import Denoiser
+from ddpm.process.diffusion import Variance, p_mean_variance
+from ddpm.process.interpolation import Table
+from ddpm.process.schedules import NoiseSchedule
 from ddpm.shapes import Images, Labels, Steps
 
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ddpm.denoiser import check_dynamic_threshold
-from ddpm.diffusion import Variance
-from ddpm.guidance import check_guidance
-from ddpm.samplers.spacing import Spacing
+from ddpm.process.denoiser import check_dynamic_threshold
+from ddpm.process.diffusion import Variance
+from ddpm.process.guidance import check_guidance
+from ddpm.process.spacing import Spacing
 
 SamplerName = Literal[
     "ancestral",

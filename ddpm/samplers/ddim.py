@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ddpm.denoiser import Denoiser
-from ddpm.schedules import NoiseSchedule, gather
+from ddpm.process.denoiser import Denoiser
+from ddpm.process.schedules import NoiseSchedule, gather
 from ddpm.shapes import Images, Labels, Steps
 
 

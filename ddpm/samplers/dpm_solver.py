@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ddpm.denoiser import Denoiser
-from ddpm.schedules import NoiseSchedule
+from ddpm.process.denoiser import Denoiser
+from ddpm.process.schedules import NoiseSchedule
 from ddpm.shapes import Images, Labels
 
 

@@ -28,9 +28,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ddpm.denoiser import Denoiser
+from ddpm.process.denoiser import Denoiser
+from ddpm.process.schedules import NoiseSchedule
 from ddpm.samplers.multistep import exact_weights, midpoint_weights, moment, multistep_sample
-from ddpm.schedules import NoiseSchedule
 from ddpm.shapes import Images, Labels
 
 MAX_STRETCH = 2.0

@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ddpm.denoiser import Denoiser
-from ddpm.schedules import NoiseSchedule
+from ddpm.process.denoiser import Denoiser
+from ddpm.process.schedules import NoiseSchedule
 from ddpm.shapes import Images, Labels
 
 MAX_SIGMA_RATIO = 10.0

@@ -24,8 +24,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ddpm.denoiser import Denoiser
-from ddpm.schedules import NoiseSchedule
+from ddpm.process.denoiser import Denoiser
+from ddpm.process.schedules import NoiseSchedule
 from ddpm.shapes import Images, Labels
 
 Weights = Callable[[Sequence[float], float], list[float]]

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ddpm.noise import Stream, random_words
+from ddpm import Stream, random_words
 from pipeline.data.manifest import DatasetManifest
 
 Int64Array = npt.NDArray[np.int64]

@@ -16,9 +16,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from ddpm.metrics import Moments
-from ddpm.noise import Stream, standard_normal
-from ddpm.schedules import NoiseSchedule
+from ddpm import Moments, NoiseSchedule, Stream, standard_normal
 
 RIDGE = 1e-3
 """Variance added to each pixel, x_0 scale. It makes singular fits usable, and the baseline about as strong as it gets:

@@ -31,14 +31,14 @@ from pipeline.config_io import to_json
 from pipeline.data.image_stream import LabelledImages, join_images, read_images, stream_images
 from pipeline.errors import ConfigError, PipelineError, TrackingUnavailableError
 from pipeline.evaluation.baselines import ClassGaussians
-from pipeline.evaluation.bound import BoundMeter, eps_network
-from pipeline.evaluation.evaluation_dataset import EvaluationDataset
 from pipeline.evaluation.fills import Fills
-from pipeline.evaluation.measures import PixelClassifier, eps_mse, pixel_moments
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
 from pipeline.generation import sample as sampling
 from pipeline.generation.inventory import load_generation_manifest, write_if_changed
 from pipeline.generation.sample import SampleConfig
+from pipeline.measuring.bound import BoundMeter, eps_network
+from pipeline.measuring.evaluation_dataset import EvaluationDataset
+from pipeline.measuring.measures import PixelClassifier, eps_mse, pixel_moments
 from pipeline.models.model_files import ModelCard, load_network, read_card
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.models.version_records import log_version_metrics

@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import UInt8
 
+from pipeline.data.pictures import image_grid
 from pipeline.generation.edit_inputs import EditRequest, RowReader
-from pipeline.generation.pictures import image_grid
 
 _HIDDEN = 128
 _LEAST_SIDE = 64  # pixels: edits are compared pixel by pixel, and there are few of them

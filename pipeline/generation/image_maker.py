@@ -7,18 +7,22 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ddpm.editing import (
+from ddpm import (
+    Guide,
+    NoiseSchedule,
+    SamplerConfig,
+    generate,
+    images_to_x_0,
     interpolate_images,
+    make_schedule,
+    num_evaluations,
     num_interpolation_evaluations,
     num_partial_steps,
     num_repaint_evaluations,
     partial_diffusion,
     repaint,
+    sampling_denoiser,
 )
-from ddpm.guidance import Guide
-from ddpm.samplers import SamplerConfig, generate, num_evaluations, sampling_denoiser
-from ddpm.schedules import NoiseSchedule, make_schedule
-from ddpm.train_step import images_to_x_0
 from pipeline.errors import ConfigError
 from pipeline.generation.edit_inputs import InputImages, RowReader
 from pipeline.generation.requests import EditSpec

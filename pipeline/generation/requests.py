@@ -7,8 +7,8 @@ of an edit belongs to fixed rows of the inputs, so that it is the same image in 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ddpm import SamplerConfig
-from ddpm.editing import num_partial_steps, resampling_path
+from ddpm import SamplerConfig, num_partial_steps
+from ddpm.editing.repaint import resampling_path
 from pipeline.config_io import refuse_empty
 
 RequestKind = Literal["generate", "inpaint", "partial", "interpolate"]

@@ -13,22 +13,15 @@ is.
 import time
 from dataclasses import dataclass
 
-from ddpm.model import count_parameters
+from ddpm.networks.model_config import count_parameters
 from pipeline.cluster import ray_session
 from pipeline.config_io import to_toml
 from pipeline.data.image_stream import read_images
 from pipeline.data.manifest import ShardRecord
+from pipeline.data.pictures import class_grid, image_grid
 from pipeline.errors import PipelineError
 from pipeline.generation.edit_sheet import edit_sheet
-from pipeline.generation.inventory import (
-    GenerationManifest,
-    Survey,
-    collect_orphans,
-    publish,
-    survey,
-    write_if_changed,
-)
-from pipeline.generation.pictures import class_grid, image_grid
+from pipeline.generation.inventory import GenerationManifest, Survey, collect_orphans, publish, survey, write_if_changed
 from pipeline.generation.sample_config import SampleConfig
 from pipeline.generation.sample_job import SampleJob, resolve_job
 from pipeline.generation.sampling_pool import PoolConfig, make_shards

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from ddpm import ModelConfig, make_schedule, num_evaluations
-from ddpm.editing import check_deterministic, check_inpainting_sampler
-from ddpm.model import flops_per_image
+from ddpm.editing.interpolate import check_deterministic
+from ddpm.editing.repaint import check_inpainting_sampler
+from ddpm.networks.model_config import flops_per_image
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import ConfigError
 from pipeline.generation.edit_inputs import EditRequest, resolve_request

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ddpm.samplers import SamplerConfig
+from ddpm import SamplerConfig
 from pipeline import config_io
 from pipeline.errors import OutputExistsError
 from pipeline.generation.requests import EditSpec

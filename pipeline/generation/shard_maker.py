@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ddpm.train_step import x_0_to_images
+from ddpm import x_0_to_images
 from pipeline.data.shards import Sample, encode_png, pack_shard
 from pipeline.errors import PipelineError
 from pipeline.generation.commits import Commit, Provenance, write_once

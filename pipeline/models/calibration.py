@@ -1,6 +1,6 @@
 """A model's calibration: the error of its x_0_hat, which the analytic variance of ancestral sampling needs.
 
-One JSON file for each model, measured once (pipeline/evaluation/calibration.py) and named by `sample`'s config.
+One JSON file for each model, measured once (pipeline/evaluation/studies/calibration.py) and named by `sample`'s config.
 """
 
 import math

@@ -15,7 +15,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ddpm.model import ModelConfig, build_model
+from ddpm import ModelConfig, build_model
 from pipeline.config_io import from_json, to_json
 from pipeline.errors import CheckpointError, ConfigError, ModelMissingError, ObjectMissingError
 from pipeline.models.model_source import activate_source

@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from ddpm.model import BUILT_IN_NETWORKS
+from ddpm.networks.model_config import BUILT_IN_NETWORKS
 
 _OWN_PACKAGES = frozenset({"ddpm", "pipeline", "jobs"})
 # What the registered model imports; without the local part ("+cpu") that a package index does not have.

@@ -212,7 +212,7 @@ def _create_version(
 
     tags = tags | {
         DIGEST_TAG: files.digest,
-        "ddpm.train_step": str(card.train_step),
+        "ddpm.training.train_step": str(card.train_step),
         "ddpm.dataset": card.dataset_digest,
     }
     model = client.create_logged_model(

@@ -4,7 +4,7 @@ import torch
 
 from ddpm import build_model, generate, make_schedule, x_0_to_images
 from pipeline.config_io import from_json, to_toml
-from pipeline.generation.pictures import image_grid
+from pipeline.data.pictures import image_grid
 from pipeline.models.model_files import ModelCard
 from pipeline.training.averages import SNAPSHOTS_JSON
 from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore

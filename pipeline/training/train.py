@@ -17,7 +17,7 @@ import ray.train
 import ray.train.torch
 
 from ddpm import ModelConfig, build_model
-from ddpm.model import count_parameters, flops_per_image
+from ddpm.networks.model_config import count_parameters, flops_per_image
 from pipeline.cluster import ray_session
 from pipeline.config_io import from_json, to_json, to_toml
 from pipeline.data.ingest import check_read_buffer, read_buffer_bytes

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddpm.noise import Stream, bernoulli, philox4x32, random_integers, random_words, standard_normal
+from ddpm import Stream, bernoulli, philox4x32, random_integers, random_words, standard_normal
 
 SEED = 0x0123456789ABCDEF
 SIGMAS = 5.0

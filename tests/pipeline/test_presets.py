@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm.dit import DiT
-from ddpm.model import ModelConfig, count_parameters, flops_per_image
-from ddpm.unet import UNet
+from ddpm import DiT, ModelConfig, UNet
+from ddpm.networks.model_config import count_parameters, flops_per_image
 from jobs.cli import run_job
 from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
 from pipeline.data.sources import DIGITS_IMAGE_SIZE

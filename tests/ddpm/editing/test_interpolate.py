@@ -8,9 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm import NetworkDenoiser, SamplerConfig, ScheduleConfig, make_schedule
-from ddpm.editing import interpolate_images, invert_images, num_interpolation_evaluations, slerp
-from ddpm.noise import Stream, standard_normal
+from ddpm import (
+    NetworkDenoiser,
+    SamplerConfig,
+    ScheduleConfig,
+    Stream,
+    interpolate_images,
+    invert_images,
+    make_schedule,
+    num_interpolation_evaluations,
+    slerp,
+    standard_normal,
+)
 from tests.ddpm.oracles import SKEWED
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine"))

@@ -11,14 +11,17 @@ from ddpm import (
     NetworkDenoiser,
     SamplerConfig,
     ScheduleConfig,
+    Stream,
+    ddim_sample,
     generate,
     make_schedule,
     num_evaluations,
+    num_partial_steps,
+    partial_diffusion,
+    repaint,
     spaced_timesteps,
+    standard_normal,
 )
-from ddpm.editing import num_partial_steps, partial_diffusion, repaint
-from ddpm.noise import Stream, standard_normal
-from ddpm.samplers.ddim import ddim_sample
 from tests.ddpm.oracles import GAUSSIAN
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine"))

@@ -10,11 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddpm import NetworkDenoiser, SamplerConfig, ScheduleConfig, Spacing, Variance, make_schedule, spaced_timesteps
-from ddpm.editing import num_repaint_evaluations, repaint, repaint_sample, resampling_path
-from ddpm.noise import Stream, standard_normal
-from ddpm.samplers.ancestral import ancestral_sample
-from ddpm.samplers.ddim import ddim_sample
+from ddpm import (
+    NetworkDenoiser,
+    SamplerConfig,
+    ScheduleConfig,
+    Spacing,
+    Stream,
+    Variance,
+    ancestral_sample,
+    ddim_sample,
+    make_schedule,
+    num_repaint_evaluations,
+    repaint,
+    repaint_sample,
+    spaced_timesteps,
+    standard_normal,
+)
+from ddpm.editing.repaint import resampling_path
 
 SCHEDULE = make_schedule(ScheduleConfig())
 MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)

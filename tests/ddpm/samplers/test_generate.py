@@ -8,17 +8,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddpm.denoiser import NetworkDenoiser
-from ddpm.noise import Stream, standard_normal
-from ddpm.prediction import PredictionType
-from ddpm.samplers import SamplerConfig, SamplerName, generate, num_evaluations, run_sampler
-from ddpm.samplers.ancestral import ancestral_sample, p_sample_loop
-from ddpm.samplers.ddim import ddim_sample
-from ddpm.samplers.dpm_solver import dpm_solver_2m_sample, dpm_solver_2m_sde_sample
-from ddpm.samplers.dpm_solver_3m import dpm_solver_3m_common_sample, dpm_solver_3m_sample
-from ddpm.samplers.heun import heun_sample
-from ddpm.samplers.spacing import spaced_timesteps
-from ddpm.schedules import ScheduleConfig, make_schedule
+from ddpm import (
+    NetworkDenoiser,
+    PredictionType,
+    SamplerConfig,
+    ScheduleConfig,
+    Stream,
+    ancestral_sample,
+    ddim_sample,
+    dpm_solver_2m_sample,
+    dpm_solver_2m_sde_sample,
+    dpm_solver_3m_common_sample,
+    dpm_solver_3m_sample,
+    generate,
+    heun_sample,
+    make_schedule,
+    num_evaluations,
+    p_sample_loop,
+    run_sampler,
+    spaced_timesteps,
+    standard_normal,
+)
+from ddpm.samplers.config import SamplerName
 from tests.ddpm.oracles import TWO_MODES
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine", num_timesteps=100))

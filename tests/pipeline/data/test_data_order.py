@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import ddpm.noise
 import pipeline.data.data_order
-from ddpm.noise import Stream
+from ddpm import Stream
 from pipeline.data.data_order import DataConfig, DataOrder, Rows, Window
 
 SIZES = (5, 3, 7, 2, 6, 4)  # 27 samples

@@ -8,14 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.image_stream import (
-    LabelledImages,
-    join_images,
-    read_images,
-    regroup,
-    spread_shards,
-    stream_images,
-)
+from pipeline.data.image_stream import LabelledImages, join_images, read_images, regroup, spread_shards, stream_images
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.shards import Sample, encode_png, pack_shard
 from pipeline.errors import ShardCorruptError

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ddpm import SamplerConfig
-from ddpm.editing import num_partial_steps, num_repaint_evaluations
+from ddpm import SamplerConfig, num_partial_steps, num_repaint_evaluations
 from pipeline.config_io import read_toml, to_toml
 from pipeline.generation.requests import EditSpec, RequestConfig, check_steps
 from pipeline.generation.sample_config import SampleConfig

@@ -10,17 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm.samplers import SamplerConfig
+from ddpm import SamplerConfig
 from pipeline.config_io import digest, from_json, to_json
 from pipeline.errors import OutputExistsError
 from pipeline.generation.requests import EditSpec
-from pipeline.generation.sampling_plan import (
-    OutputShard,
-    SamplingSpec,
-    check_same_shard,
-    fixed_batches,
-    plan_shards,
-)
+from pipeline.generation.sampling_plan import OutputShard, SamplingSpec, check_same_shard, fixed_batches, plan_shards
 
 
 def make_spec(**changes: object) -> SamplingSpec:

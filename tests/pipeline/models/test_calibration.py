@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm import SamplerConfig, generate, images_to_x_0, make_schedule, x_0_to_images
-from ddpm.analytic import x_0_error_table, x_0_errors
+from ddpm import SamplerConfig, generate, images_to_x_0, make_schedule, x_0_error_table, x_0_errors, x_0_to_images
 from pipeline.config_io import from_json, to_json
 from pipeline.data.image_stream import read_images
 from pipeline.errors import ConfigError
-from pipeline.evaluation.calibration import CalibrateConfig, calibrate, describe_plan
+from pipeline.evaluation.studies.calibration import CalibrateConfig, calibrate, describe_plan
 from pipeline.generation.inventory import load_generation_manifest
 from pipeline.generation.sample import SampleConfig, sample
 from pipeline.models.calibration import Calibration, read_calibration

@@ -58,7 +58,7 @@ def test_a_module_and_a_package_without_init(package: Path, factory: str, names:
 
 def test_what_needs_no_source() -> None:
     assert collect_source("unet") is None and collect_source("dit") is None
-    assert collect_source("ddpm.unet:UNet") is None
+    assert collect_source("ddpm.networks.unet:UNet") is None
     assert collect_source("diffusers:UNet2DModel") is None
     requirement = required_distribution("diffusers.models:UNet2DModel")
     assert requirement is not None

@@ -12,13 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm import (
-    SamplerConfig,
-    UNetConfig,
-    generate,
-    make_schedule,
-    x_0_to_images,
-)
+from ddpm import SamplerConfig, UNetConfig, generate, make_schedule, x_0_to_images
 from pipeline.models.model_files import ModelFiles, load_network
 from pipeline.models.model_source import collect_source
 from pipeline.models.registry import register_model

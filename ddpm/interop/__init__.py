@@ -1,0 +1,1 @@
+"""diffusers' names for weights and schedulers."""

@@ -1,0 +1,1 @@
+"""Bits per dimension: the variational bound term by term, its decoder, the probability flow."""

@@ -1,0 +1,1 @@
+"""Running moments, and the distance of two Gaussians."""

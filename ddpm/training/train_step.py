@@ -1,0 +1,173 @@
+"""Algorithm 1 of Ho et al.: noise a batch at random steps and compare the network's prediction with the answer.
+
+Every random number is a function of (seed, sample id, epoch), so a sample is noised alike on whichever rank reads it.
+Only t may be chosen otherwise (timestep_sampling), by the place in the global batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from ddpm.likelihood.terms import bound_loss, simple_loss
+from ddpm.noise import Stream, bernoulli, standard_normal
+from ddpm.process.denoiser import Network, NetworkDenoiser
+from ddpm.process.diffusion import Variance, p_mean_variance, q_sample
+from ddpm.process.prediction import PredictionType, prediction_target
+from ddpm.process.schedules import NoiseSchedule, gather
+from ddpm.shapes import Images, Labels, Steps
+from ddpm.training.objectives import ObjectiveConfig, check_objective, loss_weights
+from ddpm.training.timestep_sampling import ChosenTimesteps, uniform_timesteps
+
+L_SIMPLE = ObjectiveConfig()
+"""The objective of Ho et al."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingBatch:
+    """What the network sees in a training step, and the answer."""
+
+    x_t: Images
+    """Noised images [B, C, H, W]."""
+    t: Steps
+    """Step index [B] in [0, T-1]."""
+    eps: Images
+    """The noise that was added, same shape as x_t."""
+    x_0: Images
+    """The clean images, flipped where a flip was drawn, same shape."""
+    weight: Float[Tensor, " b"]
+    """Factor of each loss for the choice of t; 1 unless t was chosen by importance."""
+    label: Labels | None
+    """Class [B], where some may be the null label; None for an unconditional network."""
+
+
+def make_training_batch(
+    schedule: NoiseSchedule,
+    x_0: Images,
+    label: Labels | None,
+    *,
+    seed: int,
+    sample_ids: Int[Tensor, " b"],
+    epochs: Int[Tensor, " b"],
+    flip: bool,
+    label_drop: float,
+    null_label: int | None,
+    timesteps: ChosenTimesteps | None = None,
+) -> TrainingBatch:
+    """Draw t, eps, the flip and the label drop of each sample, and noise it.
+
+    Args:
+        schedule: The training chain.
+        x_0: Clean images [B, C, H, W] in [-1, 1].
+        label: Class [B], or None.
+        seed: Key of the run, in [0, 2^64).
+        sample_ids: Ids [B] in [0, 2^48), on x_0's device.
+        epochs: How often each sample was seen before [B], on x_0's device.
+        flip: Mirror each image left to right with probability 1/2.
+        label_drop: Probability with which a label becomes the null label (classifier-free guidance).
+        null_label: The null label; needed when label_drop > 0.
+        timesteps: t of each sample, where it is stratified or chosen by importance; None draws it uniformly.
+
+    Raises:
+        ValueError: If label_drop is outside [0, 1], or above 0 without a label and a null label; as q_sample.
+
+    Source:
+        Ho et al. 2020 (arXiv:2006.11239), Algorithm 1, lines 2-4. Label drop: Ho and Salimans 2022 (arXiv:2207.12598).
+    """
+    if timesteps is None:
+        timesteps = uniform_timesteps(schedule.num_timesteps, seed=seed, sample_ids=sample_ids, epochs=epochs)
+    t = timesteps.t
+    eps = standard_normal(seed, Stream.TRAIN_EPS, sample_ids, epochs, x_0.shape[1:], x_0.dtype)
+    if flip:
+        flipped = bernoulli(seed, Stream.TRAIN_FLIP, sample_ids, epochs, 0.5)
+        x_0 = torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
+    if label_drop != 0:
+        if label is None or null_label is None:
+            raise ValueError(f"label_drop: needs labels and a null label, got {label_drop} without; set it to 0")
+        dropped = bernoulli(seed, Stream.TRAIN_LABEL_DROP, sample_ids, epochs, label_drop)
+        label = torch.where(dropped, null_label, label)
+    x_t = q_sample(schedule, x_0, t, eps)
+    return TrainingBatch(x_t=x_t, t=t, eps=eps, x_0=x_0, weight=timesteps.weight, label=label)
+
+
+def per_sample_loss(
+    model: Network,
+    batch: TrainingBatch,
+    schedule: NoiseSchedule,
+    *,
+    objective: ObjectiveConfig = L_SIMPLE,
+    prediction_type: PredictionType = "eps",
+    variance: Variance = "fixed_small",
+) -> Float[Tensor, " b"]:
+    """The objective at each sample's t, with gradient, for one evaluation of the network.
+
+    The caller multiplies by batch.weight and averages over the global batch.
+
+    Args:
+        model: network(x_t, t, label) -> prediction [B, C, H, W], or [B, 2 C, H, W] with a learned variance.
+        batch: From make_training_batch.
+        schedule: The training chain.
+        objective: What is minimised.
+        prediction_type: What the network predicts.
+        variance: Which variance the model's steps have; learned_range if the network answers with one.
+
+    Returns:
+        [B]: L_simple as a mean over C, H and W; T times the term of the bound at t in bits per dimension, whose mean
+        over t is the bound without L_T, which no network can change; or their sum.
+
+    Raises:
+        ValueError: If the objective does not fit the variance, or the network answers with another shape.
+
+    Source:
+        Ho et al. 2020 (arXiv:2006.11239), Algorithm 1, line 5; Nichol and Dhariwal 2021 (arXiv:2102.09672), Eq. 16.
+    """
+    check_objective(objective, variance)
+    output = model(batch.x_t, batch.t, batch.label).to(batch.eps.dtype)
+    if objective.name == "vlb":
+        return _bound(output, batch, schedule, prediction_type, variance)
+    prediction = output[:, : output.shape[1] // 2] if variance == "learned_range" else output
+    target = prediction_target(schedule, batch.x_0, batch.t, batch.eps, prediction_type)
+    weight = gather(loss_weights(schedule, objective, prediction_type), batch.t, target)[:, 0, 0, 0]
+    simple = weight * simple_loss(target, prediction)
+    if objective.name == "simple":
+        return simple
+    # Here the bound trains the variance alone: L_simple gives better images than its noisy gradient for the mean.
+    detached = torch.cat((prediction.detach(), output[:, prediction.shape[1] :]), dim=1)
+    return simple + objective.vlb_weight * _bound(detached, batch, schedule, prediction_type, variance)
+
+
+def _bound(
+    output: Tensor,
+    batch: TrainingBatch,
+    schedule: NoiseSchedule,
+    prediction_type: PredictionType,
+    variance: Variance,
+) -> Float[Tensor, " b"]:
+    """T times the bound's term at t, for what the network has answered."""
+    denoise = NetworkDenoiser(
+        network=lambda x_t, t, label: output,
+        schedule=schedule,
+        prediction_type=prediction_type,
+        learned_variance=variance == "learned_range",
+        clip_x_0=False,
+    )
+    step = p_mean_variance(schedule, denoise, batch.x_t, batch.t, batch.label, variance=variance)
+    return (schedule.num_timesteps * bound_loss(schedule, batch.x_0, batch.t, step)).to(output.dtype)
+
+
+def images_to_x_0(images: UInt8[Tensor, "b h w c"]) -> Float[Tensor, "b c h w"]:
+    """Pixels 0..255 [B, H, W, C] to float32 [B, C, H, W] in [-1, 1]."""
+    return (images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1).contiguous()
+
+
+def x_0_to_images(x_0: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b h w c"]:
+    """The nearest pixels 0..255 [B, H, W, C] of x_0 [B, C, H, W]; what is beyond [-1, 1] is clamped.
+
+    Raises:
+        ValueError: If x_0 holds NaN, which no pixel can show.
+    """
+    if bool(x_0.isnan().any()):
+        raise ValueError("x_0: must not hold NaN, got NaN; the network has diverged, choose an earlier checkpoint")
+    pixels = ((x_0 + 1) * 127.5).round().clamp(0, 255)
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()

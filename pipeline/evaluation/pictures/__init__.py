@@ -1,0 +1,1 @@
+"""Charts and pictures of the method and of a model."""

@@ -1,0 +1,1 @@
+"""Studies: samplers, bounds and averages compared; calibration."""

@@ -1,0 +1,272 @@
+"""Which sampler is best for how many evaluations of the network? All of them on one model, from the same noise.
+
+Each sampler with each number of steps is a generation run of its own, made as `sample` makes any: over the whole
+cluster, exactly once. A comparison that was cut off goes on with what is missing, and one that gets another sampler
+makes only that one's images. Real images stand beside the figures.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ddpm import Moments, NoiseSchedule, SamplerConfig, frechet_distance, make_schedule, num_evaluations
+from pipeline.cluster import ray_session
+from pipeline.config_io import to_json
+from pipeline.data.image_stream import LabelledImages, join_images, stream_images
+from pipeline.errors import ConfigError
+from pipeline.evaluation.studies.sampler_table import SamplerComparison, SamplerRow, draw_comparison
+from pipeline.generation.inventory import load_generation_manifest, write_if_changed
+from pipeline.generation.sample import SampleConfig, sample
+from pipeline.generation.sample_job import resolve_job
+from pipeline.measuring.evaluation_dataset import EvaluationDataset
+from pipeline.measuring.measures import PixelClassifier, pixel_moments, pixels
+from pipeline.models.model_files import ModelCard, read_card
+from pipeline.models.registry import ResolvedModel, resolve_model
+from pipeline.progress import say
+from pipeline.stores.storage import join_uri, open_store
+
+REPORT_KEY, CHART_KEY = "samplers.json", "samplers.png"
+REFERENCE = SamplerConfig(name="dpm_solver_2m", spacing="log_snr", num_steps=500)
+"""What deterministic samplers are to agree with: its own error at 500 steps is about 0.0003 on the digits."""
+
+# Each with the spacing that suits it best on the digits; the solvers have one for few steps and one for more.
+SAMPLERS = {
+    "ancestral, fixed_small": SamplerConfig(name="ancestral", variance="fixed_small"),
+    "ancestral, fixed_large": SamplerConfig(name="ancestral", variance="fixed_large"),
+    "ancestral, learned_range": SamplerConfig(name="ancestral", variance="learned_range"),
+    "ancestral, analytic": SamplerConfig(name="ancestral", variance="analytic"),
+    "ddim, eta 1": SamplerConfig(name="ddim", eta=1.0),
+    "ddim, eta 0": SamplerConfig(name="ddim", eta=0.0),
+    "dpm_solver_2m, trailing": SamplerConfig(name="dpm_solver_2m", spacing="trailing"),
+    "dpm_solver_2m, log_snr": SamplerConfig(name="dpm_solver_2m", spacing="log_snr"),
+    "dpm_solver_2m_sde": SamplerConfig(name="dpm_solver_2m_sde", spacing="trailing"),
+    "dpm_solver_3m, trailing": SamplerConfig(name="dpm_solver_3m", spacing="trailing"),
+    "dpm_solver_3m, log_snr": SamplerConfig(name="dpm_solver_3m", spacing="log_snr"),
+    "dpm_solver_3m_common": SamplerConfig(name="dpm_solver_3m_common", spacing="trailing"),
+    "heun": SamplerConfig(name="heun", spacing="trailing"),
+    "heun, churn 10": SamplerConfig(name="heun", spacing="trailing", churn=10.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerComparisonConfig:
+    """Compare samplers by the quality of their images at equal numbers of network evaluations."""
+
+    dataset: str
+    """Folder or s3://bucket/prefix of a prepared dataset with classes and a held-out split, of small images."""
+    sample: SampleConfig
+    """The model, the number of images and where they go; of its sampler only clipping and guidance are used. With a
+    calibration, ancestral sampling with the analytic variance is compared too."""
+    samplers: tuple[str, ...] = ()
+    """Which to compare, each name in quotes, such as "ddim, eta 0" heun; a wrong one is answered with all names. None
+    given: all that fit the model."""
+    evaluations: tuple[int, ...] = (5, 10, 20, 50, 250, 1000)
+    """Numbers of network evaluations per image; a sampler takes as many steps as these allow."""
+    max_train_images: int = 10_000
+    """Training images, spread over the split, for the classifier and the real figures."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.samplers if name not in SAMPLERS]
+        if unknown:
+            raise ValueError(
+                f"samplers: each must be one of {'; '.join(SAMPLERS)}, got {unknown[0]!r}; choose of these"
+            )
+        if self.sample.request.kind != "generate":
+            raise ValueError(
+                f"sample.request.kind: samplers are compared on images from nothing, got {self.sample.request.kind}; "
+                "leave it out"
+            )
+        if not self.evaluations or min(self.evaluations) < 1:
+            raise ValueError(f"evaluations: at least one number, each at least 1, got {self.evaluations}; try 10 20 50")
+        if self.max_train_images < 1:
+            raise ValueError(f"max_train_images: must be at least 1, got {self.max_train_images}; take 10000")
+
+
+def compare_samplers(config: SamplerComparisonConfig, *, model: ResolvedModel | None = None) -> SamplerComparison:
+    """Make the images that are missing, measure them, and write table and chart beside them.
+
+    Args:
+        config: What to compare.
+        model: The model that config.sample.model names, if it has been resolved already.
+
+    Returns:
+        The figures; they are in the output as `samplers.json` and `samplers.png` too.
+
+    Raises:
+        ConfigError: If model and dataset do not belong together, or have no classes.
+        PipelineError: As sample.
+    """
+    started_s = time.monotonic()
+    found = _resolve(config, model)
+    judge = _Judge(config, found.dataset)
+    rows = []
+    with ray_session(config.sample.cluster):
+        reference = _images(config, found.reference, found)
+        for number, run in enumerate(found.runs, start=1):
+            say(f"{number} of {len(found.runs)}: {run.name}, {run.num_evaluations} evaluations")
+            made = _images(config, run.sampler, found)
+            rows.append(judge.row(run, made, reference if run.sampler.is_deterministic else None))
+    comparison = SamplerComparison(
+        model=found.model.uri,
+        model_digest=found.model.files.digest,
+        dataset_digest=found.dataset.manifest.digest,
+        num_images=config.sample.images_per_class * (found.card.config.num_classes or 1),
+        wall_s=round(time.monotonic() - started_s),
+        real_frechet_pixels=judge.real_frechet,
+        real_label_agreement=judge.real_agreement,
+        rows=tuple(rows),
+    )
+    store = open_store(config.sample.output)
+    write_if_changed(store, REPORT_KEY, to_json(comparison))
+    write_if_changed(store, CHART_KEY, draw_comparison(comparison))
+    return comparison
+
+
+class _Judge:
+    """The figures of merit; real images are read once."""
+
+    def __init__(self, config: SamplerComparisonConfig, dataset: EvaluationDataset) -> None:
+        train = join_images(list(dataset.stream("train", config.max_train_images)))
+        self._classifier = PixelClassifier(train)
+        self._held_out = self._moments(dataset.stream("held_out"))
+        self.real_frechet = frechet_distance(self._moments([train]), self._held_out)
+        self.real_agreement = self._classifier.agreement(dataset.stream("held_out"))
+
+    def row(self, run: "_Run", made: LabelledImages, reference: LabelledImages | None) -> SamplerRow:
+        """Measure a run's images."""
+        rms = None if reference is None else float(np.sqrt(np.mean((pixels(made) - pixels(reference)) ** 2)))
+        return SamplerRow(
+            sampler=run.name,
+            max_evaluations=run.max_evaluations,
+            num_evaluations=run.num_evaluations,
+            frechet_pixels=float(frechet_distance(self._moments([made]), self._held_out)),
+            label_agreement=self._classifier.agreement([made]),
+            rms_to_reference=rms,
+        )
+
+    @staticmethod
+    def _moments(stream: "list[LabelledImages] | Iterator[LabelledImages]") -> Moments:
+        return pixel_moments(stream, None)[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Run:
+    """One sampler with one number of steps."""
+
+    name: str
+    sampler: SamplerConfig
+    max_evaluations: int
+    num_evaluations: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Comparison:
+    """A resolved comparison."""
+
+    dataset: EvaluationDataset
+    model: ResolvedModel
+    card: ModelCard
+    reference: SamplerConfig
+    runs: tuple[_Run, ...]
+
+
+def _resolve(config: SamplerComparisonConfig, model: ResolvedModel | None) -> _Comparison:
+    """Look up everything that any of the runs needs, so that none of them fails after hours of others."""
+    dataset = EvaluationDataset(config.dataset)
+    model = model or resolve_model(config.sample.model, config.sample.tracking)
+    card = read_card(model.files, model.uri)
+    dataset.check_fits(card, model.uri)
+    if (card.config.num_classes or 0) < 2:
+        raise ConfigError(f"sample.model: {model.uri} has no classes to read in its images; compare one that has")
+    obstacles = {name: _obstacle(name, config, card) for name in config.samplers or SAMPLERS}
+    for name in config.samplers:
+        if obstacles[name]:
+            raise ConfigError(f"samplers: {name!r} does not fit, {obstacles[name]}")
+    runs = tuple(run for name, obstacle in obstacles.items() if not obstacle for run in _runs(name, config, card))
+    num_steps = min(REFERENCE.num_steps, card.config.schedule.num_timesteps)
+    reference = dataclasses.replace(_with_options(REFERENCE, config.sample.sampler), num_steps=num_steps)
+    for sampler in (reference, *{run.name: run.sampler for run in runs}.values()):
+        resolve_job(_sample_config(config, sampler), model)
+    return _Comparison(dataset=dataset, model=model, card=card, reference=reference, runs=runs)
+
+
+def _obstacle(name: str, config: SamplerComparisonConfig, card: ModelCard) -> str | None:
+    """Why a sampler cannot be compared, if so."""
+    base = config.sample.sampler
+    match SAMPLERS[name].variance:
+        case "learned_range" if not card.config.learned_variance:
+            return "the model has not learned a variance; leave it out"
+        case "analytic" if config.sample.calibration is None:
+            return "it needs sample.calibration; make it with jobs/calibrate.py"
+        case "analytic" if base.guidance_scale != 1.0 or base.dynamic_threshold is not None:
+            return "calibrations are without guidance and dynamic threshold; leave it out"
+    return None
+
+
+def _runs(name: str, config: SamplerComparisonConfig, card: ModelCard) -> Iterator[_Run]:
+    schedule = make_schedule(card.config.schedule)
+    sampler = _with_options(SAMPLERS[name], config.sample.sampler)
+    for max_evaluations in config.evaluations:
+        num_steps = most_steps(schedule, sampler, max_evaluations)
+        if num_steps:
+            chosen = dataclasses.replace(sampler, num_steps=num_steps)
+            yield _Run(
+                name=name,
+                sampler=chosen,
+                max_evaluations=max_evaluations,
+                num_evaluations=num_evaluations(schedule, chosen),
+            )
+
+
+def most_steps(schedule: NoiseSchedule, sampler: SamplerConfig, evaluations: int) -> int:
+    """Most steps that a sampler takes with a number of network evaluations; 0 if one step takes more."""
+    for num_steps in range(min(evaluations, schedule.num_timesteps), 0, -1):
+        if num_evaluations(schedule, dataclasses.replace(sampler, num_steps=num_steps)) <= evaluations:
+            return num_steps
+    return 0
+
+
+def _with_options(sampler: SamplerConfig, base: SamplerConfig) -> SamplerConfig:
+    """A sampler with the clipping and guidance of another."""
+    return dataclasses.replace(
+        sampler,
+        clip_x_0=base.clip_x_0,
+        dynamic_threshold=base.dynamic_threshold,
+        guidance_scale=base.guidance_scale,
+        guidance_interval=base.guidance_interval,
+        guidance_rescale=base.guidance_rescale,
+    )
+
+
+def _sample_config(config: SamplerComparisonConfig, sampler: SamplerConfig) -> SampleConfig:
+    calibration = config.sample.calibration if sampler.variance == "analytic" else None
+    return dataclasses.replace(config.sample, sampler=sampler, calibration=calibration)
+
+
+def _images(config: SamplerComparisonConfig, sampler: SamplerConfig, found: _Comparison) -> LabelledImages:
+    """The images of one sampler, made if they are missing."""
+    made = sample(_sample_config(config, sampler), model=found.model)
+    store = open_store(made.uri)
+    manifest = load_generation_manifest(store)
+    assert manifest is not None, "sample publishes it"
+    num_images = config.sample.images_per_class * (found.card.config.num_classes or 1)
+    return join_images(list(stream_images(store, manifest.shards, stop=num_images)))
+
+
+def describe_plan(config: SamplerComparisonConfig) -> list[tuple[str, str]]:
+    """What a comparison would do, as names and values; reads manifest and models, starts nothing."""
+    found = _resolve(config, None)
+    num_images = config.sample.images_per_class * (found.card.config.num_classes or 1)
+    evaluations = sum(run.num_evaluations for run in found.runs)
+    evaluations += num_evaluations(make_schedule(found.card.config.schedule), found.reference)
+    guided = 1 if config.sample.sampler.guidance_scale == 1.0 else 2
+    return [
+        ("model", found.model.uri),
+        ("samplers", "; ".join(dict.fromkeys(run.name for run in found.runs))),
+        ("runs", f"{len(found.runs)} of {num_images:,} images each, and the reference"),
+        ("network evaluations", f"{num_images * evaluations * guided:,} images at most; what exists is not made again"),
+        ("report", join_uri(config.sample.output, REPORT_KEY)),
+    ]

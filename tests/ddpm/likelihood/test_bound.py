@@ -1,0 +1,201 @@
+"""The bound of images: never below the entropy, the sum of its terms, and of the model that it says."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddpm import (
+    ImageBound,
+    LikelihoodConfig,
+    NetworkDenoiser,
+    RunningMoments,
+    ScheduleConfig,
+    Stream,
+    Variance,
+    bound_of_images,
+    bound_term,
+    make_schedule,
+    prior_loss,
+    probability_flow_bits_per_dim,
+    q_sample,
+    standard_normal,
+)
+from tests.ddpm.pixel_oracle import FOUR, ExactNetwork, images_of
+
+SEED = 3
+SHORT = make_schedule(ScheduleConfig(name="cosine", num_timesteps=25))
+
+
+@pytest.mark.parametrize(
+    ("levels", "variance", "entropy", "decoder"),
+    [(FOUR, "fixed_small", 2.0, 0.9), (torch.arange(100, 132), "fixed_large", 5.0, 0.06)],
+)
+def test_two_estimates_stay_above_the_entropy_and_agree(
+    levels: Tensor, variance: Variance, entropy: float, decoder: float
+) -> None:
+    """Four levels far apart, and 32 neighbouring ones, with exact predictions and the paper's schedule.
+
+    Both estimates exceed the entropy by what the decoder's Gaussian wastes: on four known levels, 0.51 bits at the
+    edges and 1.30 between. They differ by the noise of the terms, and by what a Gaussian step cannot express.
+    """
+    schedule, ids = make_schedule(ScheduleConfig()), torch.arange(24)
+    x_0, network = images_of(levels, ids, 4), ExactNetwork(schedule, levels)
+    bits = bound_of_images(
+        network,
+        schedule,
+        LikelihoodConfig(variance=variance),
+        seed=SEED,
+        sample_ids=ids,
+        x_0=x_0,
+        label=None,
+        prediction_type="x_0",
+    ).bits_per_dim
+    flow = probability_flow_bits_per_dim(
+        network, schedule, seed=SEED, sample_ids=ids, x_0=x_0, label=None, prediction_type="x_0", variance=variance
+    )
+    for estimate in (bits, flow):
+        error = float(estimate.std()) / 24**0.5
+        assert error < 0.12
+        assert abs(float(estimate.mean()) - entropy - decoder) < 0.1 + 4 * error
+        assert float(estimate.mean()) > entropy - 4 * error
+    difference = RunningMoments.from_samples((bits - flow)[:, None]).estimate(0)
+    assert abs(difference.value) < 0.06 + 4 * difference.standard_error
+
+
+def test_all_terms_of_an_image_are_those_of_each_t() -> None:
+    ids = torch.arange(5)
+    x_0 = images_of(FOUR, ids, 2)
+    whole = bound_of_images(
+        ExactNetwork(SHORT, FOUR),
+        SHORT,
+        LikelihoodConfig(),
+        seed=SEED,
+        sample_ids=ids,
+        x_0=x_0,
+        label=None,
+        prediction_type="x_0",
+    )
+    assert torch.equal(whole.t, torch.arange(25).expand(5, 25)) and torch.equal(
+        whole.weight, torch.ones_like(whole.terms)
+    )
+    ids = torch.arange(5)
+    x_0 = images_of(FOUR, ids, 2)
+    denoise = NetworkDenoiser(network=ExactNetwork(SHORT, FOUR), schedule=SHORT, prediction_type="x_0")
+    for k in (0, 1, 24):
+        eps = standard_normal(SEED, Stream.EVAL_BOUND_EPS, ids, k, (1, 2, 2), torch.float64)
+        t = torch.full((5,), k)
+        expected = bound_term(SHORT, denoise, x_0, t, None, variance="fixed_small", eps=eps)
+        assert torch.equal(whole.terms[:, k], expected)
+    assert torch.equal(whole.prior, prior_loss(SHORT, x_0))
+    torch.testing.assert_close(whole.decoder, whole.terms[:, 0])
+    torch.testing.assert_close(whole.denoising, whole.terms[:, 1:].sum(dim=1))
+    torch.testing.assert_close(whole.bits_per_dim, whole.prior + whole.terms.sum(dim=1))
+
+
+def test_clipping_is_part_of_the_model_that_is_measured() -> None:
+    """x_0_hat = 3 everywhere: clipped, it is a white image's exact prediction, and its L_{t-1} are 0."""
+    ids = torch.arange(2)
+    white = torch.ones(2, 1, 2, 2, dtype=torch.float64)
+    clipped, free = (
+        bound_of_images(
+            lambda x_t, t, label: torch.full_like(x_t, 3.0),
+            SHORT,
+            LikelihoodConfig(clip_x_0=clip),
+            seed=SEED,
+            sample_ids=ids,
+            x_0=white,
+            label=None,
+            prediction_type="x_0",
+        )
+        for clip in (True, False)
+    )
+    assert torch.equal(clipped.denoising, torch.zeros(2, dtype=torch.float64))
+    assert bool((free.denoising > 1).all())
+    assert LikelihoodConfig().clip_x_0
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_a_shorter_chain_has_its_own_terms_and_a_higher_bound(spacing: str) -> None:
+    schedule = make_schedule(ScheduleConfig(name="cosine", num_timesteps=200))
+    ids = torch.arange(50)
+
+    def bits(num_steps: int | None) -> ImageBound:
+        return bound_of_images(
+            ExactNetwork(schedule, FOUR),
+            schedule,
+            LikelihoodConfig(num_steps=num_steps, spacing=spacing),  # type: ignore[arg-type]
+            seed=SEED,
+            sample_ids=ids,
+            x_0=images_of(FOUR, ids, 2),
+            label=None,
+            prediction_type="x_0",
+        )
+
+    short, whole = bits(10), bits(None)
+    assert short.terms.shape == (50, 10) and short.num_timesteps == 10
+    assert float(short.bits_per_dim.mean()) > float(whole.bits_per_dim.mean()) > 2.0
+
+
+def test_learned_variance_labels_and_dtype_reach_the_network() -> None:
+    """Half-way between the bounds everywhere, in float32."""
+    seen: list[Tensor | None] = []
+
+    def network(x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        seen.append(label)
+        assert x_t.dtype == torch.float32
+        return torch.cat((x_t, torch.zeros_like(x_t)), dim=1)
+
+    ids = torch.arange(3)
+    x_0 = images_of(FOUR, ids, 2).float()
+    learned = bound_of_images(
+        network, SHORT, LikelihoodConfig(variance="learned_range"), seed=SEED, sample_ids=ids, x_0=x_0, label=ids
+    )
+    assert all(label is ids for label in seen) and len(seen) == 25
+    k, t = 4, torch.full((3,), 4)
+    eps = standard_normal(SEED, Stream.EVAL_BOUND_EPS, ids, k, (1, 2, 2))
+    x_t = q_sample(SHORT, x_0, t, eps)
+    x_0_hat = ((x_t - (1 - SHORT.alpha_bar[k]).sqrt().float() * x_t) / SHORT.alpha_bar[k].sqrt().float()).clamp(-1, 1)
+    log_p = 0.5 * (SHORT.beta[k].log() + SHORT.posterior_variance[k].log())
+    log_q, coef = SHORT.posterior_variance[k].log(), SHORT.posterior_mean_coef_x_0[k]
+    kl = 0.5 * (log_p - log_q - 1 + (log_q - log_p).exp() + (coef * (x_0 - x_0_hat)).square() / log_p.exp())
+    torch.testing.assert_close(learned.terms[:, k], kl.double().mean(dim=(1, 2, 3)) / math.log(2), rtol=1e-4, atol=1e-6)
+
+
+def test_a_network_in_training_mode_is_refused_and_nothing_is_tracked() -> None:
+    network = nn.Conv2d(1, 1, 1)
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network
+
+        def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+            out: Tensor = self.inner(x_t)
+            return out
+
+    ids = torch.arange(2)
+
+    def measure(model: nn.Module) -> ImageBound:
+        return bound_of_images(
+            model, SHORT, LikelihoodConfig(), seed=0, sample_ids=ids, x_0=torch.ones(2, 1, 2, 2), label=None
+        )
+
+    with pytest.raises(ValueError, match=r"^network: "):
+        measure(Wrapped())
+    assert not measure(Wrapped().eval()).terms.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("terms", {"terms": "some"}),
+        ("num_steps", {"num_steps": 0}),
+        ("terms_per_image", {"terms_per_image": 3}),
+        ("terms_per_image", {"terms": "uniform"}),
+    ],
+)
+def test_impossible_configs_are_refused(field: str, arguments: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=rf"^{field}: "):
+        LikelihoodConfig(**arguments)  # type: ignore[arg-type]

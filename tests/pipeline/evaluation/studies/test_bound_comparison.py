@@ -1,0 +1,101 @@
+"""Two models on the same noise: what they share cancels, and a better one is told from a worse one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm import LikelihoodConfig, ModelConfig, ScheduleConfig, build_model
+from pipeline.config_io import from_json
+from pipeline.data.prepare import PrepareConfig, prepare
+from pipeline.errors import ConfigError, ModelMissingError
+from pipeline.evaluation.studies.bound_comparison import (
+    BoundComparison,
+    BoundComparisonConfig,
+    compare_bounds,
+    describe_plan,
+)
+from pipeline.models.model_files import ModelCard, encode_model
+from tests.pipeline.tiny_models import TINY_UNET
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("bounds") / "dataset")
+    prepare(PrepareConfig(source="digits", output=folder, shard_size=250))
+    return folder
+
+
+def write_model(folder: Path, *, shift: float = 0.0, image_size: int = 8, learned_variance: bool = False) -> str:
+    """An untrained model, which answers 0 plus a shift."""
+    config = ModelConfig(
+        unet=TINY_UNET,
+        schedule=ScheduleConfig(name="cosine", num_timesteps=30),
+        image_size=image_size,
+        channels=1,
+        num_classes=10,
+        learned_variance=learned_variance,
+    )
+    weights = build_model(config).state_dict()
+    last = [name for name, tensor in weights.items() if name.endswith("bias") and len(tensor) == 1 + learned_variance]
+    weights[last[-1]] = torch.full_like(weights[last[-1]], shift)
+    folder.mkdir(parents=True)
+    card = ModelCard(config=config, class_names=tuple(map(str, range(10))))
+    for name, data in encode_model(card, weights, None).as_dict().items():
+        (folder / name).write_bytes(data)
+    return str(folder)
+
+
+def config(dataset: str, tmp_path: Path, **changes: object) -> BoundComparisonConfig:
+    options: dict[str, object] = {"max_images": 60, "output": str(tmp_path / "report"), **changes}
+    return BoundComparisonConfig(dataset=dataset, **options)  # type: ignore[arg-type]
+
+
+def test_a_better_model_is_told_from_a_worse_one(dataset: str, tmp_path: Path) -> None:
+    good, bad = write_model(tmp_path / "good"), write_model(tmp_path / "bad", shift=-0.5)
+    found = compare_bounds(config(dataset, tmp_path, model=good, baseline=bad))
+    whole = found.difference["bits_per_dim"]
+    assert whole.value < -2 * whole.standard_error < 0
+    for name in ("bits_per_dim", "prior", "denoising", "decoder"):
+        gap = found.of_model[name].value - found.of_baseline[name].value
+        assert found.difference[name].value == pytest.approx(gap, abs=1e-9)
+    parts = sum(found.difference[name].value for name in ("prior", "denoising", "decoder"))
+    assert whole.value == pytest.approx(parts, abs=1e-9)
+    # The images' own spread is in both bounds and cancels in the difference.
+    assert whole.standard_error < found.of_model["bits_per_dim"].standard_error
+    stored = (tmp_path / "report" / "bounds.json").read_bytes()
+    assert from_json(BoundComparison, stored, "bounds.json") == found
+    assert "bits_per_dim" in found.table() and "+-" in found.table()
+
+
+def test_each_model_has_its_own_variance(dataset: str, tmp_path: Path) -> None:
+    learned = write_model(tmp_path / "learned", learned_variance=True)
+    fixed = write_model(tmp_path / "fixed")
+    found = compare_bounds(config(dataset, tmp_path, model=learned, baseline=fixed))
+    # Both predict eps = 0, so that the means are equal: only the variance of the steps tells them apart.
+    assert found.difference["prior"].value == 0.0
+    assert abs(found.difference["denoising"].value) > 2 * found.difference["denoising"].standard_error
+
+
+def test_what_does_not_fit_is_refused_in_one_line(dataset: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"dataset: .* 8 pixels"):
+        compare_bounds(config(dataset, tmp_path, model=model, baseline=write_model(tmp_path / "big", image_size=16)))
+    with pytest.raises(ModelMissingError):
+        compare_bounds(config(dataset, tmp_path, model=model, baseline=str(tmp_path / "nowhere")))
+    with pytest.raises(ConfigError, match=r"bound\.num_steps: must be in \[1, 30\]"):
+        long = LikelihoodConfig(num_steps=31)
+        other = write_model(tmp_path / "other", shift=0.5)
+        compare_bounds(config(dataset, tmp_path, model=model, baseline=other, bound=long))
+    with pytest.raises(ConfigError, match="baseline: must be another model"):
+        compare_bounds(config(dataset, tmp_path, model=model, baseline=model))
+    assert not (tmp_path / "report").exists()
+    with pytest.raises(ValueError, match="importance"):
+        importance = LikelihoodConfig(terms="importance", terms_per_image=3)
+        config(dataset, tmp_path, model=model, baseline=model, bound=importance)
+
+
+def test_the_plan_says_what_it_takes(dataset: str, tmp_path: Path) -> None:
+    model, other = write_model(tmp_path / "model"), write_model(tmp_path / "other", shift=0.5)
+    plan = dict(describe_plan(config(dataset, tmp_path, model=model, baseline=other)))
+    assert "30 evaluations" in plan["model"] and "about 60 held-out" in plan["dataset"]
