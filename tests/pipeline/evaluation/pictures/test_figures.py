@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.pipeline.evaluation.studies.test_sampler_comparison import digits  # noqa: F401
 
 from ddpm import LikelihoodConfig
 from pipeline.data.shards import decode_png
@@ -23,6 +22,7 @@ from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.models.model_files import load_network
 from pipeline.models.registry import register_model, resolve_model
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
+from tests.pipeline.evaluation.studies.test_sampler_comparison import digits  # noqa: F401
 from tests.pipeline.registered_models import download_artifacts
 from tests.pipeline.tiny_models import write_model
 
