@@ -21,7 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpm import Ema, ModelConfig, build_model, images_to_x_0, make_schedule, q_sample, simple_loss
+from ddpm import Ema, ModelConfig, build_network, images_to_x_0, make_schedule, q_sample, simple_loss
 from pipeline.cluster import ray_session
 from pipeline.data.prepare import PrepareConfig, prepare
 from pipeline.data.shards import decode_png, read_shard
@@ -168,7 +168,7 @@ def _bare_worker(rank: int, config: TrainConfig, model_config: ModelConfig, plac
     with np.load(f"{place}/data.npz") as arrays:
         data = images_to_x_0(torch.from_numpy(arrays["images"])).to(device)
         labels = torch.from_numpy(arrays["labels"]).long().to(device) if model_config.num_classes else None
-    network = build_model(model_config).to(device)
+    network = build_network(model_config).to(device)
     ddp = DistributedDataParallel(network, device_ids=[rank] if config.workers.use_gpu else None)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.learning_rate)
     ema = Ema(network, config.optimizer.ema_halflife_images) if rank == 0 else None

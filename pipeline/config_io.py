@@ -45,7 +45,9 @@ __all__ = [
     "complete",
     "digest",
     "from_json",
+    "from_tables",
     "identity",
+    "parse_toml",
     "read_record",
     "read_toml",
     "refuse_empty",
@@ -70,11 +72,37 @@ def read_toml(cls: type[T], text: str | bytes, where: str, base: T | None = None
     Raises:
         ConfigError: If the text is not TOML, a key is unknown, or a value breaks a rule.
     """
+    return _validate(cls, _over(cls, base, parse_toml(text, where)), where)
+
+
+def parse_toml(text: str | bytes, where: str) -> dict[str, Any]:
+    """The tables of a TOML file; for one that several dataclasses are read from, see `from_tables`.
+
+    Raises:
+        ConfigError: If the text is not TOML.
+    """
     try:
-        data = tomllib.loads(text.decode() if isinstance(text, bytes) else text)
+        return tomllib.loads(text.decode() if isinstance(text, bytes) else text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
-    return _validate(cls, _over(cls, base, data), where)
+
+
+def from_tables(cls: type[T], name: str, value: Any, where: str, base: T) -> T:
+    """Read a config tree, or a single value, from a part of a TOML file that is parsed already.
+
+    Args:
+        cls: Its type.
+        name: What the part is called in the file.
+        value: The part.
+        where: The file's name, for messages.
+        base: Values of the keys that the part leaves out.
+
+    Raises:
+        ConfigError: If a key is unknown, or a value breaks a rule.
+    """
+    holder = dataclasses.make_dataclass("Part", [(name, cls)], frozen=True)
+    read: T = getattr(_validate(holder, _over(holder, holder(base), {name: value}), where), name)
+    return read
 
 
 def to_toml(obj: Any) -> str:

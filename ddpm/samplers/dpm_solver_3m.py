@@ -25,12 +25,16 @@ The common form has three nodes there too, but two in the last step but one of f
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 
 from ddpm.process.denoiser import Denoiser
+from ddpm.process.interpolation import Table
 from ddpm.process.schedules import NoiseSchedule
 from ddpm.samplers.multistep import exact_weights, midpoint_weights, moment, multistep_sample
+from ddpm.samplers.sampler import Callback, Sampler, StepNoise, no_noise
 from ddpm.shapes import Images, Labels
 
 MAX_STRETCH = 2.0
@@ -39,72 +43,100 @@ _FEW_STEPS = 15
 """Below, the common form takes its last step but one with two nodes."""
 
 
-def dpm_solver_3m_sample(
-    denoise: Denoiser,
-    schedule: NoiseSchedule,
-    x_T: Images,
-    label: Labels | None,
-    *,
-    timesteps: Sequence[int] | Sequence[float],
-    final_step: bool = True,
-) -> Images:
-    """Draw x_0 by the three-step solver of third order: no noise after x_T.
-
-    Args:
-        denoise: Predicts x_0_hat.
-        schedule: The training chain.
-        x_T: Standard normal noise [B, C, H, W].
-        label: Class [B], or None.
-        timesteps: Steps of the training chain to visit, ascending.
-        final_step: Go on from timesteps[0] to x_0; if not, x_t of timesteps[0] is returned.
-
-    Returns:
-        x_0 [B, C, H, W].
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DPMSolver3M(Sampler):
+    """The three-step solver of third order: no noise after x_T.
 
     Source:
         Lu et al. 2022 (arXiv:2211.01095), section 4, for the integral; the coefficients are derived in multistep.py.
     """
-    chain = schedule.respace(timesteps)
-    h = -chain.log_snr(torch.arange(chain.num_timesteps)).diff()  # h[i] ends at entry i, in units of log-SNR
 
-    def order(i: int) -> int:
-        stretched = 0 < i < len(h) and bool(h[i - 1] > MAX_STRETCH * h[i])
-        return 1 if i == 0 or stretched else 3
+    order: ClassVar[int] = 3
 
-    return multistep_sample(
-        denoise,
-        chain,
-        x_T,
-        label,
-        weights=exact_weights,
-        order=order,
-        correct_first=True,
-        final_step=final_step,
-    )
+    name: Literal["dpm_solver_3m"] = "dpm_solver_3m"
+    """Lu et al.: best with few steps where spacing is trailing or linspace; with quadratic, karras or log_snr from
+    about 20 steps on."""
+
+    @property
+    def is_deterministic(self) -> bool:
+        """See Sampler.is_deterministic."""
+        return True
+
+    def sample(
+        self,
+        denoise: Denoiser,
+        schedule: NoiseSchedule,
+        x_T: Images,
+        label: Labels | None,
+        *,
+        timesteps: Sequence[int] | Sequence[float],
+        noise: StepNoise = no_noise,
+        x_0_error: Table | None = None,
+        callback: Callback | None = None,
+        final_step: bool = True,
+    ) -> Images:
+        """See Sampler.sample."""
+        chain = schedule.respace(timesteps)
+        h = -chain.log_snr(torch.arange(chain.num_timesteps)).diff()  # h[i] ends at entry i, in units of log-SNR
+
+        def order(i: int) -> int:
+            stretched = 0 < i < len(h) and bool(h[i - 1] > MAX_STRETCH * h[i])
+            return 1 if i == 0 or stretched else 3
+
+        return multistep_sample(
+            denoise,
+            chain,
+            x_T,
+            label,
+            weights=exact_weights,
+            order=order,
+            correct_first=True,
+            callback=callback,
+            final_step=final_step,
+        )
 
 
-def dpm_solver_3m_common_sample(
-    denoise: Denoiser,
-    schedule: NoiseSchedule,
-    x_T: Images,
-    label: Labels | None,
-    *,
-    timesteps: Sequence[int] | Sequence[float],
-    final_step: bool = True,
-) -> Images:
-    """The same as it is commonly implemented, of second order. Otherwise as dpm_solver_3m_sample."""
-    chain = schedule.respace(timesteps)
-    few = chain.num_timesteps < _FEW_STEPS
-    return multistep_sample(
-        denoise,
-        chain,
-        x_T,
-        label,
-        weights=_common_weights,
-        order=lambda i: min(i + 1, 3) if few else 3 if i > 0 else 1,
-        correct_first=False,
-        final_step=final_step,
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DPMSolver3MCommon(Sampler):
+    """The same as it is commonly implemented, of second order."""
+
+    order: ClassVar[int] = 2
+
+    name: Literal["dpm_solver_3m_common"] = "dpm_solver_3m_common"
+    """The same as it is commonly implemented, of second order only."""
+
+    @property
+    def is_deterministic(self) -> bool:
+        """See Sampler.is_deterministic."""
+        return True
+
+    def sample(
+        self,
+        denoise: Denoiser,
+        schedule: NoiseSchedule,
+        x_T: Images,
+        label: Labels | None,
+        *,
+        timesteps: Sequence[int] | Sequence[float],
+        noise: StepNoise = no_noise,
+        x_0_error: Table | None = None,
+        callback: Callback | None = None,
+        final_step: bool = True,
+    ) -> Images:
+        """See Sampler.sample."""
+        chain = schedule.respace(timesteps)
+        few = chain.num_timesteps < _FEW_STEPS
+        return multistep_sample(
+            denoise,
+            chain,
+            x_T,
+            label,
+            weights=_common_weights,
+            order=lambda i: min(i + 1, 3) if few else 3 if i > 0 else 1,
+            correct_first=False,
+            callback=callback,
+            final_step=final_step,
+        )
 
 
 def _common_weights(nodes: Sequence[float], h: float) -> list[float]:

@@ -10,7 +10,7 @@ class Figure:
     model: float | None
     """The model's images, or its predictions; of a fill, the images with that fill in their place."""
     real: float | None
-    """Real images in the model's place: held-out images, or the training images that the model has seen."""
+    """The same figure of real images: of held-out ones, or of the training images, which the model has seen."""
     gaussian: float | None
     """The naive model: a Gaussian per class."""
     standard_error: float | None = None

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddpm import ModelConfig, build_model
+from ddpm import DiffusionModel, ModelConfig, build_network
 from pipeline.config_io import from_json, to_json
 from pipeline.errors import CheckpointError, ConfigError, ModelMissingError, ObjectMissingError
 from pipeline.models.model_source import activate_source
@@ -135,30 +135,32 @@ def read_card(files: ModelFiles, where: str = "model") -> ModelCard:
     return card
 
 
-def load_network(files: ModelFiles, where: str = "model") -> tuple[ModelCard, nn.Module]:
-    """The network with its weights, on the CPU, in evaluation mode.
+def load_model(files: ModelFiles, where: str = "model") -> tuple[ModelCard, DiffusionModel]:
+    """The model, its network on the CPU in evaluation mode.
 
     Args:
         files: The model's files; verified first.
         where: What messages call the model: its URI.
 
     Returns:
-        The card, and the network with forward(x_t [B, C, H, W], t [B], label [B] | None) -> eps_hat [B, C, H, W].
+        The card and the model.
 
     Raises:
         CheckpointError: If the files are damaged, or the weights do not fit the network.
-        ValueError: If a network of your own cannot be built; see `activate_source` and `build_model`.
+        ValueError: If a network of your own cannot be built; see `activate_source` and `build_network`.
     """
     card = read_card(files, where)
     if files.source is not None:
-        activate_source(files.source, card.config.model)
-    network = build_model(card.config)
+        activate_source(files.source, card.config.network)
+    network = build_network(card.config)
     try:
         network.load_state_dict(safetensors.torch.load(files.weights), strict=True)
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{where}: the weights do not fit the network {card.config.model!r}: {reason}") from error
-    return card, network.eval()
+        raise CheckpointError(
+            f"{where}: the weights do not fit the network {card.config.network.name!r}: {reason}"
+        ) from error
+    return card, DiffusionModel.of(card.config, network.eval())
 
 
 def average_names(halflife_images: int) -> tuple[str, str]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm import PostHocFit, PowerProfile, combine_snapshots, fit_post_hoc_ema
 from pipeline.config_io import from_json, refuse_empty
 from pipeline.errors import ConfigError, ModelMissingError, ObjectMissingError, OutputExistsError
-from pipeline.models.model_files import MODEL_JSON, ModelFiles, encode_model, load_network, read_model_files
+from pipeline.models.model_files import MODEL_JSON, ModelFiles, encode_model, load_model, read_model_files
 from pipeline.models.model_uri import check_model_name
 from pipeline.models.registry import DIGEST_TAG, RegisteredVersion, register_model, resolve_model
 from pipeline.progress import Progress, say
@@ -35,7 +35,7 @@ _POOR_RESIDUAL = 0.05  # of the profile; a guess at where to warn. 32 snapshots 
 class ReconstructConfig:
     """Make a model whose weights are averaged over a length that is chosen after training."""
 
-    train: str
+    run: str
     """Output of a training run that took snapshots: a folder or s3:// URI."""
     output: str
     """Folder or s3:// URI for models; each length gets a folder of its own, which `sample` and `evaluate` take."""
@@ -47,7 +47,7 @@ class ReconstructConfig:
     """MLflow."""
 
     def __post_init__(self) -> None:
-        refuse_empty(self, "train", "output")
+        refuse_empty(self, "run", "output")
         PowerProfile(num_images=1, sigma_rel=self.sigma_rel)
         if self.register_as is not None:
             try:
@@ -78,7 +78,7 @@ def reconstruct(config: ReconstructConfig) -> Reconstructed:
     """
     if config.register_as is not None:
         check_server(config.tracking)
-    run = RunAverages(config.train)
+    run = RunAverages(config.run)
     residual = run.fit(config.sigma_rel).residual
     store = open_store(join_uri(config.output, f"sigma_rel-{config.sigma_rel}"))
     files = run.model(config.sigma_rel)
@@ -89,7 +89,7 @@ def reconstruct(config: ReconstructConfig) -> Reconstructed:
 
 def describe_plan(config: ReconstructConfig) -> list[tuple[str, str]]:
     """What would be made of what, as names and values; reads the newest checkpoint, writes nothing."""
-    run = RunAverages(config.train)
+    run = RunAverages(config.run)
     fit = run.fit(config.sigma_rel)
     lengths = sorted({sigma_rel for record in run.snapshots for sigma_rel in record.sigma_rels})
     return [
@@ -128,7 +128,9 @@ class RunAverages:
             )
         self.snapshots = records
         self.registered = read_model_files(open_store(self.checkpoint_uri))
-        self._card, self._network = load_network(self.registered, self.checkpoint_uri)
+        self._card, model = load_model(self.registered, self.checkpoint_uri)
+        assert isinstance(model.network, nn.Module), "built from the card"
+        self._network = model.network
         last = checkpoints.read_one(newest, TRAIN_WEIGHTS)
         assert last is not None, "every checkpoint has the weights in training"
         self._last_weights = last

@@ -2,8 +2,9 @@
 
 import torch
 
-from ddpm import build_model, generate, make_schedule, x_0_to_images
-from pipeline.config_io import from_json, to_toml
+from ddpm import DiffusionModel, build_network, generate, x_0_to_images
+from pipeline.config_io import from_json
+from pipeline.config_sections import write_section
 from pipeline.data.pictures import image_grid
 from pipeline.models.model_files import ModelCard
 from pipeline.training.averages import SNAPSHOTS_JSON
@@ -84,7 +85,7 @@ class RankZero:
             dataset_digest=task.manifest.digest,
             train_step=state.step,
         )
-        files = state.to_files(card, task.source) | {"config.toml": to_toml(task.config).encode()}
+        files = state.to_files(card, task.source) | {"config.toml": write_section(task.config, "train").encode()}
         record = self._checkpoints.save(state.step, files)
         task.run.log_checkpoint(state.step, self._checkpoints.uri(record), record.digest)
         self._checkpoints.prune(task.config.keep_checkpoints)
@@ -102,20 +103,15 @@ class RankZero:
         """A PNG of samples of the averaged network: the same noise at every step of the run."""
         task, model_config = self._task, self._task.model_config
         assert self._state.ema is not None
-        network = build_model(model_config).to(self._device).eval()
+        network = build_network(model_config).to(self._device).eval()
         network.load_state_dict(self._state.ema.state_dict())
         columns = min(model_config.num_classes or _GRID_COLUMNS, _GRID_COLUMNS)
         ids = torch.arange(_GRID_ROWS * columns, device=self._device)
         images = generate(
-            network,
-            make_schedule(model_config.schedule),
+            DiffusionModel.of(model_config, network),
             task.config.grid_sampler,
             seed=task.config.seed,
             sample_ids=ids,
             label=ids % columns if model_config.num_classes else None,
-            image_shape=(model_config.channels, model_config.image_size, model_config.image_size),
-            prediction_type=model_config.prediction_type,
-            learned_variance=model_config.learned_variance,
-            null_label=model_config.num_classes,
         )
         return image_grid(x_0_to_images(images).cpu().numpy(), columns=columns)

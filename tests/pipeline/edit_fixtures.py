@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ddpm import ModelConfig, ScheduleConfig, build_model
+from ddpm import ModelConfig, ScheduleConfig, build_network
 from pipeline.models.model_files import ModelCard, encode_model
 from tests.pipeline.small_datasets import NUM_CLASSES
 from tests.pipeline.tiny_models import TINY_UNET
@@ -14,14 +14,14 @@ from tests.pipeline.tiny_models import TINY_UNET
 def write_editing_model(folder: Path, *, seed: int = 1, class_names: str = "abcdefg", **changes: Any) -> str:
     """Write an untrained model of 8x8 grey images whose classes are a small dataset's; returns the folder as a URI."""
     values: dict[str, Any] = {
-        "unet": TINY_UNET,
+        "network": TINY_UNET,
         "schedule": ScheduleConfig(name="cosine", num_timesteps=50),
-        "image_size": 8,
+        "image_size": (8, 8),
         "channels": 1,
         "num_classes": NUM_CLASSES,
     }
     config = ModelConfig(**(values | changes))
-    network = build_model(config, seed=seed)
+    network = build_network(config, seed=seed)
     with torch.no_grad():  # the last convolution of a fresh U-Net is zero: its images would not depend on the label
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))

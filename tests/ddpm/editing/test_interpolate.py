@@ -16,10 +16,10 @@ from ddpm import (
     interpolate_images,
     invert_images,
     make_schedule,
-    num_interpolation_evaluations,
     slerp,
     standard_normal,
 )
+from ddpm.editing.interpolate import num_interpolation_evaluations
 from tests.ddpm.oracles import SKEWED
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine"))

@@ -16,12 +16,12 @@ from ddpm import (
     generate,
     make_schedule,
     num_evaluations,
-    num_partial_steps,
     partial_diffusion,
     repaint,
     spaced_timesteps,
     standard_normal,
 )
+from ddpm.editing.partial import num_partial_steps
 from tests.ddpm.oracles import GAUSSIAN
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine"))

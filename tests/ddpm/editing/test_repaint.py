@@ -20,13 +20,11 @@ from ddpm import (
     ancestral_sample,
     ddim_sample,
     make_schedule,
-    num_repaint_evaluations,
     repaint,
-    repaint_sample,
     spaced_timesteps,
     standard_normal,
 )
-from ddpm.editing.repaint import resampling_path
+from ddpm.editing.repaint import num_repaint_evaluations, repaint_sample, resampling_path
 
 SCHEDULE = make_schedule(ScheduleConfig())
 MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)

@@ -14,10 +14,9 @@ from ddpm import (
     Stream,
     make_schedule,
     probability_flow_bits_per_dim,
-    probability_flow_log_density,
-    rademacher_probes,
     standard_normal,
 )
+from ddpm.likelihood.probability_flow import probability_flow_log_density, rademacher_probes
 
 LINEAR = make_schedule(ScheduleConfig())
 COSINE = make_schedule(ScheduleConfig(name="cosine"))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ddpm import (
-    Guide,
     GuidedNetwork,
     Network,
     NetworkDenoiser,
@@ -21,6 +20,7 @@ from ddpm import (
     num_evaluations,
     spaced_timesteps,
 )
+from ddpm.process.guidance import Guide
 from tests.ddpm.oracles import Mixture
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine"))

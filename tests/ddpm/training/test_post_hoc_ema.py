@@ -21,14 +21,12 @@ from ddpm import (
     build_model,
     combine_snapshots,
     fit_post_hoc_ema,
-    gamma_from_sigma_rel,
     images_to_x_0,
     make_schedule,
     make_training_batch,
     per_sample_loss,
-    sigma_rel_from_gamma,
 )
-from ddpm.training.post_hoc_ema import MAX_SIGMA_REL, inner_products
+from ddpm.training.post_hoc_ema import MAX_SIGMA_REL, gamma_from_sigma_rel, inner_products, sigma_rel_from_gamma
 
 lengths = st.floats(0.005, MAX_SIGMA_REL)
 

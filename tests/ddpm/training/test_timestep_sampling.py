@@ -10,15 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddpm import (
-    ImportanceSampler,
-    Stream,
-    importance_probabilities,
-    random_integers,
-    stratified_timesteps,
-    uniform_timesteps,
-)
-from ddpm.training.timestep_sampling import timestep_in_stratum, timestep_of_word
+from ddpm import ImportanceSampler, Stream, random_integers, stratified_timesteps
+from ddpm.process.random_steps import importance_probabilities, timestep_in_stratum, timestep_of_word
+from ddpm.training.timestep_sampling import uniform_timesteps
 
 SEED = 5
 

@@ -17,7 +17,6 @@ from ddpm import (
     TrainingBatch,
     Variance,
     bound_term,
-    loss_weights,
     make_schedule,
     make_training_batch,
     per_sample_loss,
@@ -25,6 +24,7 @@ from ddpm import (
     standard_normal,
     stratified_timesteps,
 )
+from ddpm.training.objectives import loss_weights
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine", num_timesteps=40))
 ZERO = make_schedule(ScheduleConfig(num_timesteps=40, zero_terminal_snr=True))

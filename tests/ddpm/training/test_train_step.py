@@ -14,12 +14,12 @@ from ddpm import (
     make_schedule,
     make_training_batch,
     per_sample_loss,
-    predict_x_0_from_eps,
     q_sample,
     random_integers,
     standard_normal,
     x_0_to_images,
 )
+from ddpm.process.prediction import predict_x_0_from_eps
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine", num_timesteps=200))
 SEED, NULL = 17, 10

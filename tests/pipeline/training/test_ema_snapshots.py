@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm import ModelConfig, UNetConfig, build_model
+from ddpm import ModelConfig, UNetConfig, build_network
 from pipeline.config_io import from_json
 from pipeline.errors import CheckpointError
 from pipeline.models.model_files import ModelCard
@@ -14,15 +14,15 @@ from pipeline.presets import digits
 from pipeline.stores.storage import open_store
 from pipeline.training.averages import SNAPSHOTS_JSON
 from pipeline.training.ema_snapshots import PostHocEmaConfig, SnapshotList, SnapshotRecord, SnapshotStore
-from pipeline.training.train_config import OptimizerConfig, TrainConfig, run_identity
+from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig
 from pipeline.training.training_state import TrainingState
-from tests.pipeline.training.test_train_config import manifest
+from tests.pipeline.training.small_runs import manifest
 
 MODEL = ModelConfig(
-    unet=UNetConfig(
+    network=UNetConfig(
         base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=4
     ),
-    image_size=8,
+    image_size=(8, 8),
     channels=1,
 )
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=0, ema_halflife_images=100)
@@ -30,7 +30,7 @@ SIGMA_RELS = (0.05, 0.10)
 
 
 def make_state(seed: int = 0) -> TrainingState:
-    return TrainingState(build_model(MODEL, seed=seed), OPTIMIZER, keep_ema=True, sigma_rels=SIGMA_RELS)
+    return TrainingState(build_network(MODEL, seed=seed), OPTIMIZER, keep_ema=True, sigma_rels=SIGMA_RELS)
 
 
 def train(state: TrainingState, store: SnapshotStore, *, until: int, interval: int = 2, skip: int = -1) -> None:
@@ -161,12 +161,12 @@ def test_impossible_values_are_refused_by_name(changes: dict[str, object]) -> No
 
 
 def test_what_is_tracked_is_identity_and_how_often_is_not() -> None:
-    def identity(**changes: object) -> dict[str, object]:
+    def identity(**changes: object) -> RunIdentity:
         post_hoc_ema = PostHocEmaConfig(**changes)  # type: ignore[arg-type]
         config: TrainConfig = dataclasses.replace(digits().train, post_hoc_ema=post_hoc_ema)
-        return run_identity(config, manifest("a"))
+        return RunIdentity.of(config, manifest("a"))
 
-    assert identity() == run_identity(digits().train, manifest("a")) == identity(sigma_rels=(0.2,))
+    assert identity() == RunIdentity.of(digits().train, manifest("a")) == identity(sigma_rels=(0.2,))
     on = identity(snapshot_interval_steps=10)
     assert on == identity(snapshot_interval_steps=50, dtype="float16")
     assert on != identity() and on != identity(snapshot_interval_steps=10, sigma_rels=(0.05,))

@@ -17,21 +17,6 @@ from pipeline.training.train_config import (
     run_identity,
 )
 
-SHARD = ShardRecord(key="train/000000-0123456789abcdef.tar", size_bytes=1, sha256="0" * 64, num_samples=100)
-
-
-def manifest(*class_names: str) -> DatasetManifest:
-    return DatasetManifest(
-        name="x",
-        source="x",
-        image_size=8,
-        channels=1,
-        class_names=class_names,
-        splits={"train": Split(shards=(SHARD,))},
-        num_quarantined=0,
-    )
-
-
 @pytest.mark.parametrize(
     ("changes", "field"),
     [

@@ -8,17 +8,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from ddpm import ModelConfig, UNetConfig, build_model
+from ddpm import ModelConfig, UNetConfig, build_network
 from pipeline.errors import CheckpointError
 from pipeline.models.model_files import WEIGHTS, ModelCard
 from pipeline.training.train_config import OptimizerConfig
 from pipeline.training.training_state import TrainingState
 
 MODEL = ModelConfig(
-    unet=UNetConfig(
+    network=UNetConfig(
         base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=4
     ),
-    image_size=8,
+    image_size=(8, 8),
     channels=1,
 )
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=4, grad_clip_norm=1.0, ema_halflife_images=100)
@@ -28,7 +28,7 @@ CARD = ModelCard(config=MODEL)
 
 
 def make_state(seed: int = 0, config: OptimizerConfig = OPTIMIZER) -> TrainingState:
-    return TrainingState(build_model(MODEL, seed=seed), config, keep_ema=True)
+    return TrainingState(build_network(MODEL, seed=seed), config, keep_ema=True)
 
 
 def step(state: TrainingState, scale: float = 1.0) -> float:
