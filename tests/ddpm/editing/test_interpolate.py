@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ddpm import (
     NetworkDenoiser,
-    SamplerConfig,
     ScheduleConfig,
     Stream,
     interpolate_images,

@@ -9,13 +9,10 @@ from torch import Tensor
 
 from ddpm import (
     NetworkDenoiser,
-    SamplerConfig,
     ScheduleConfig,
     Stream,
-    ddim_sample,
     generate,
     make_schedule,
-    num_evaluations,
     partial_diffusion,
     repaint,
     spaced_timesteps,

@@ -12,13 +12,10 @@ from torch import Tensor
 
 from ddpm import (
     NetworkDenoiser,
-    SamplerConfig,
     ScheduleConfig,
     Spacing,
     Stream,
     Variance,
-    ancestral_sample,
-    ddim_sample,
     make_schedule,
     repaint,
     spaced_timesteps,

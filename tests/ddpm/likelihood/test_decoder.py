@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ddpm import discretised_log_likelihood
-from ddpm.likelihood.decoder import NUM_LEVELS
 
 LEVELS = torch.arange(NUM_LEVELS, dtype=torch.float64) / 127.5 - 1
 

@@ -12,12 +12,9 @@ from ddpm import (
     Network,
     NetworkDenoiser,
     PredictionType,
-    SamplerConfig,
     ScheduleConfig,
-    dpm_solver_2m_sample,
     generate,
     make_schedule,
-    num_evaluations,
     spaced_timesteps,
 )
 from ddpm.process.guidance import Guide
