@@ -1,6 +1,6 @@
 """Generation: any number of images from a model, each exactly once, as output shards in object storage.
 
-    <output>/<spec digest>/    NNNNNN-<sha256>.tar, _parts/NNNNNN.json    see pipeline/generation/commits.py
+    <output>/<spec digest>/    NNNNNNNNN-<sha256>.tar, _parts/NNNNNNNNN.json    see pipeline/generation/commits.py
                                config.toml          the configuration that the manifest was made with
                                manifest.json        last; readers trust only this
                                contact_sheet.png    the first images of each class, read back through the manifest

@@ -19,6 +19,8 @@ from pipeline.generation.requests import EditSpec
 
 MAX_IMAGES = 2**48
 """Ids have 48 bits in the counters of the noise."""
+MAX_SHARDS = 10**9
+"""Their numbers have nine digits in the keys of the output."""
 _LATER_FIELDS = ("guide_digest", "calibration_digest", "request")
 """Added to the spec after runs had been stored: while None they are no part of its digest, which names those runs."""
 
@@ -27,7 +29,7 @@ _LATER_FIELDS = ("guide_digest", "calibration_digest", "request")
 class SamplingSpec:
     """All that decides the bytes of the images, and nothing else: neither their number nor who makes them."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record."""
     model_digest: str
     """Digest of the model files (card, weights, source)."""
@@ -129,11 +131,17 @@ def plan_shards(spec: SamplingSpec, num_images: int) -> ShardPlan:
     """The output shards of a run of `num_images` images.
 
     Raises:
-        ValueError: If num_images is outside [1, 2^48].
+        ValueError: If num_images is outside [1, 2^48], or there would be more than 10^9 shards.
     """
     if not 1 <= num_images <= MAX_IMAGES:
         raise ValueError(f"num_images: must be in [1, 2^48], got {num_images}; ask for another number of images")
-    return ShardPlan(shard_size=spec.shard_size, num_images=num_images)
+    plan = ShardPlan(shard_size=spec.shard_size, num_images=num_images)
+    if plan.num_shards > MAX_SHARDS:
+        raise ValueError(
+            f"shard_size: must be large enough for at most 10^9 shards, got {spec.shard_size} for {num_images} images; "
+            "choose larger shards"
+        )
+    return plan
 
 
 def fixed_batches(shard: OutputShard, batch_size: int) -> Iterator[tuple[range, int]]:

@@ -17,7 +17,7 @@ from pipeline.training.train_config import (
     run_identity,
 )
 
-SHARD = ShardRecord(key="train/000000-0123456789abcdef.tar", size_bytes=1, sha256="0" * 64, num_samples=100)
+SHARD = ShardRecord(key="train/000000000-0123456789abcdef.tar", size_bytes=1, sha256="0" * 64, num_samples=100)
 
 
 def manifest(*class_names: str) -> DatasetManifest:
