@@ -7,11 +7,12 @@ A sample's id is its row number in manifest order within its split, 0..N-1, for 
 import dataclasses
 from dataclasses import dataclass
 
-from pipeline.config_io import digest, from_json
+from pipeline.config_io import digest, read_record
 from pipeline.errors import ConfigError, DatasetError, DatasetMissingError, ObjectMissingError
 from pipeline.stores.object_store import ObjectStore
 
 MANIFEST_KEY = "manifest.json"
+_REMEDY = "prepare the dataset again into an empty place"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +52,7 @@ class Split:
 class DatasetManifest:
     """What a dataset is. Images are uint8 [image_size, image_size, channels]."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record."""
     name: str
     """Name of the dataset, for people."""
@@ -69,8 +70,6 @@ class DatasetManifest:
     """Source images left out because they do not decode; `quarantine.json` lists them."""
 
     def __post_init__(self) -> None:
-        if self.format_version != 1:
-            raise ValueError(f"format_version: this program reads version 1, got {self.format_version}; update it")
         if self.channels not in (1, 3):
             raise ValueError(f"channels: must be 1 or 3, got {self.channels}; the manifest is damaged")
         if not self.splits.get("train", Split(shards=())).shards:
@@ -92,7 +91,8 @@ def load_manifest(store: ObjectStore) -> DatasetManifest:
 
     Raises:
         DatasetMissingError: If there is none.
-        DatasetError: If it is damaged or of another version.
+        DatasetError: If it is damaged.
+        FormatVersionError: If it is of another version.
         StorageAccessError: If access is refused.
     """
     where = f"{store.uri}/{MANIFEST_KEY}"
@@ -101,6 +101,6 @@ def load_manifest(store: ObjectStore) -> DatasetManifest:
     except ObjectMissingError:
         raise DatasetMissingError(f"{where}: no dataset here; make one with jobs/prepare_data.py") from None
     try:
-        return from_json(DatasetManifest, data, where)
+        return read_record(DatasetManifest, data, where, remedy=_REMEDY)
     except ConfigError as error:
-        raise DatasetError(f"{error}; prepare the dataset again into an empty place") from None
+        raise DatasetError(f"{error}; {_REMEDY}") from None

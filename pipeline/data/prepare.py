@@ -26,7 +26,7 @@ from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
 
 QUARANTINE_KEY = "quarantine.json"
-_SHARD_KEY = re.compile(r"[a-z_]+/\d{6,}-[0-9a-f]{16}\.tar")
+_SHARD_KEY = re.compile(r"[a-z_]+/\d{9}-[0-9a-f]{16}\.tar")
 _HELD_OUT_FRACTION = 0.1
 
 
@@ -85,6 +85,16 @@ class PrepareConfig:
             raise ValueError(f"max_pixels: must be 1 to {MAX_PIXELS_LIMIT}, got {self.max_pixels}; use a smaller limit")
         if self.max_quarantined < 0:
             raise ValueError(f"max_quarantined: must be at least 0, got {self.max_quarantined}; use 0 for none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quarantine:
+    """The content of `quarantine.json`: the source images that were left out. For people; nothing reads it back."""
+
+    format_version: int = 2
+    """Version of this record."""
+    reasons: dict[str, str]
+    """Why each does not decode, by its name in the source."""
 
 
 Execute = Callable[[Callable[[ShardTask], ShardResult], Sequence[ShardTask]], Iterable[ShardResult]]
@@ -253,7 +263,7 @@ def _compare(store: ObjectStore, manifest: DatasetManifest, existing: DatasetMan
 
 def _publish(store: ObjectStore, manifest: DatasetManifest, quarantined: dict[str, str]) -> DatasetManifest:
     if quarantined:
-        store.write(QUARANTINE_KEY, to_json(quarantined))
+        store.write(QUARANTINE_KEY, to_json(Quarantine(reasons=quarantined)))
         say(f"{len(quarantined)} images left out, listed in {store.uri}/{QUARANTINE_KEY}")
     if not store.create(MANIFEST_KEY, to_json(manifest)):  # another run finished first
         return _compare(store, manifest, load_manifest(store))

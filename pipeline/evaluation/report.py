@@ -21,7 +21,7 @@ class Figure:
 class EvaluationRecord:
     """The content of `evaluation.json`."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record."""
     model: str
     """The model's URI, resolved."""

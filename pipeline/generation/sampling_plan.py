@@ -19,6 +19,8 @@ from pipeline.generation.edits import AnyEditSpec
 
 MAX_IMAGES = 2**48
 """Ids have 48 bits in the counters of the noise."""
+MAX_SHARDS = 10**9
+"""Their numbers have nine digits in the keys of the output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,11 +132,17 @@ def plan_shards(spec: SamplingSpec, num_images: int) -> ShardPlan:
     """The output shards of a run of `num_images` images.
 
     Raises:
-        ValueError: If num_images is outside [1, 2^48].
+        ValueError: If num_images is outside [1, 2^48], or there would be more than 10^9 shards.
     """
     if not 1 <= num_images <= MAX_IMAGES:
         raise ValueError(f"num_images: must be in [1, 2^48], got {num_images}; ask for another number of images")
-    return ShardPlan(shard_size=spec.shard_size, num_images=num_images)
+    plan = ShardPlan(shard_size=spec.shard_size, num_images=num_images)
+    if plan.num_shards > MAX_SHARDS:
+        raise ValueError(
+            f"shard_size: must be large enough for at most 10^9 shards, got {spec.shard_size} for {num_images} images; "
+            "choose larger shards"
+        )
+    return plan
 
 
 def fixed_batches(shard: OutputShard, batch_size: int) -> Iterator[tuple[range, int]]:

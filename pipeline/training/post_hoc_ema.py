@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from ddpm import PostHocFit, PowerProfile, combine_snapshots, fit_post_hoc_ema
-from pipeline.config_io import from_json, refuse_empty
+from pipeline.config_io import refuse_empty
 from pipeline.errors import ConfigError, ModelMissingError, ObjectMissingError, OutputExistsError
 from pipeline.models.model_files import MODEL_JSON, ModelFiles, encode_model, load_model, read_model_files
 from pipeline.models.model_uri import check_model_name
@@ -24,8 +24,8 @@ from pipeline.tracking.mlflow_client import find_model_version
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
 from pipeline.training.averages import SNAPSHOTS_JSON
 from pipeline.training.checkpoints import CheckpointStore
-from pipeline.training.ema_snapshots import SnapshotList, SnapshotStore
-from pipeline.training.train import RUN_RECORD, RunRecord
+from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
+from pipeline.training.train import read_run_record
 from pipeline.training.training_state import TRAIN_WEIGHTS
 
 _POOR_RESIDUAL = 0.05  # of the profile; a guess at where to warn. 32 snapshots of 0.05 and 0.10 give 0.03 at 0.25
@@ -121,7 +121,7 @@ class RunAverages:
             )
         self.uri, self.checkpoint_uri = open_store(output).uri, checkpoints.uri(newest)
         named = checkpoints.read_one(newest, SNAPSHOTS_JSON)
-        records = () if named is None else from_json(SnapshotList, named, SNAPSHOTS_JSON).snapshots
+        records = () if named is None else parse_snapshots(named, SNAPSHOTS_JSON)
         if not records:
             raise ModelMissingError(
                 f"{self.uri}: took no snapshots; train with --post-hoc-ema.snapshot-interval-steps above 0"
@@ -212,7 +212,7 @@ def _register(
         assert version is not None, "a version's URI is resolved to a version"
         return version
     store = open_store(averages.uri)
-    trained = from_json(RunRecord, store.read(RUN_RECORD), join_uri(store.uri, RUN_RECORD)).run_id
+    trained = read_run_record(store).run_id
     lineage = {
         "ddpm.average": f"sigma_rel {config.sigma_rel}",
         "ddpm.average_residual": f"{residual:.3g}",

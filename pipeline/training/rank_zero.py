@@ -3,13 +3,12 @@
 import torch
 
 from ddpm import DiffusionModel, build_network, generate, x_0_to_images
-from pipeline.config_io import from_json
 from pipeline.config_sections import write_section
 from pipeline.data.pictures import image_grid
 from pipeline.models.model_files import ModelCard
 from pipeline.training.averages import SNAPSHOTS_JSON
 from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
-from pipeline.training.ema_snapshots import SnapshotList, SnapshotStore
+from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
 from pipeline.training.telemetry import Throughput
 from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
@@ -96,7 +95,7 @@ class RankZero:
         """Those that the run's last checkpoint does not name: of two attempts at once it may be the other's."""
         named = self._checkpoints.read_one(last, SNAPSHOTS_JSON)
         if named is not None:
-            self._snapshots.remove_all_but(from_json(SnapshotList, named, SNAPSHOTS_JSON).snapshots)
+            self._snapshots.remove_all_but(parse_snapshots(named, SNAPSHOTS_JSON))
 
     @torch.no_grad()
     def _grid(self) -> bytes:

@@ -18,7 +18,7 @@ import ray.train.torch
 
 from ddpm import ModelConfig, build_network, count_parameters, flops_per_image
 from pipeline.cluster import ray_session
-from pipeline.config_io import from_json, to_json
+from pipeline.config_io import read_record, to_json
 from pipeline.config_sections import write_section
 from pipeline.data.ingest import check_read_buffer, read_buffer_bytes
 from pipeline.data.manifest import DatasetManifest, load_manifest
@@ -31,7 +31,7 @@ from pipeline.progress import format_bytes, say
 from pipeline.ray_errors import own_error
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
 from pipeline.tracking.tracking import TrackingRun, check_server, resolve_tracking
-from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.checkpoints import TRAIN_AGAIN, CheckpointStore
 from pipeline.training.train_board import progress_board
 from pipeline.training.train_config import RunIdentity, TrainConfig, data_order, model_config
 from pipeline.training.train_loop import train_worker
@@ -45,7 +45,7 @@ _GLOO_TIMEOUT_S = 1800
 class RunRecord:
     """What an output folder says about the run that it holds; created once."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record's form."""
     run_id: str
     """The MLflow run."""
@@ -180,11 +180,22 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     )
 
 
+def read_run_record(store: ObjectStore) -> RunRecord:
+    """What an output folder says about its run.
+
+    Raises:
+        ObjectMissingError: If it holds none.
+        ConfigError: If the record is damaged.
+        FormatVersionError: If it is of another version.
+    """
+    return read_record(RunRecord, store.read(RUN_RECORD), join_uri(store.uri, RUN_RECORD), remedy=TRAIN_AGAIN)
+
+
 def _claim(config: TrainConfig, manifest: DatasetManifest, store: ObjectStore) -> TrackingRun:
     """The MLflow run of this output folder: a new one, or the one to go on with."""
     asked = RunIdentity.of(config, manifest)
     if store.stat(RUN_RECORD) is not None:
-        record = from_json(RunRecord, store.read(RUN_RECORD), join_uri(store.uri, RUN_RECORD))
+        record = read_run_record(store)
         if not config.resume:
             raise OutputExistsError(
                 f"output: {store.uri} already holds a training run; "

@@ -12,7 +12,11 @@ from pipeline.tracking.tracking import TrackingRun
 
 _UNET = UNetConfig(base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=4)
 CONFIG = ModelConfig(
-    network=_UNET, schedule=ScheduleConfig(name="cosine", num_timesteps=20), image_size=(8, 8), channels=1, num_classes=3
+    network=_UNET,
+    schedule=ScheduleConfig(name="cosine", num_timesteps=20),
+    image_size=(8, 8),
+    channels=1,
+    num_classes=3,
 )
 
 

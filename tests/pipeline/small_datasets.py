@@ -57,7 +57,7 @@ def make_dataset(
         ]
         data = pack_shard(samples)
         record = ShardRecord(
-            key=f"train/{number:06d}.tar",
+            key=f"train/{number:09d}.tar",
             size_bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
             num_samples=size,

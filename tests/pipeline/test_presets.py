@@ -15,7 +15,7 @@ from pipeline.data.sources import DIGITS_IMAGE_SIZE
 from pipeline.presets import PRESETS, Preset
 from pipeline.training.train_config import data_order, model_config
 
-SHARD = ShardRecord(key="train/000000-0123456789abcdef.tar", size_bytes=1, sha256="0" * 64, num_samples=100_000)
+SHARD = ShardRecord(key="train/000000000-0123456789abcdef.tar", size_bytes=1, sha256="0" * 64, num_samples=100_000)
 NUM_CLASSES = {"digits": 10, "imagenet64": 1000, "celebahq256": 0, "cifar10": 0}
 
 

@@ -62,7 +62,7 @@ class BoundComparisonConfig:
 class BoundComparison:
     """The content of `bounds.json`: bits per dimension, whole and by term."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record."""
     model: str
     """The model's URI, resolved."""

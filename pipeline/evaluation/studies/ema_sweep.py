@@ -91,7 +91,7 @@ class EmaSweepRow:
 class EmaSweep:
     """The content of `ema_sweep.json`."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record."""
     train: str
     """The training run's output."""

@@ -8,12 +8,12 @@ import pytest
 
 from pipeline.config_io import to_json
 from pipeline.data.manifest import MANIFEST_KEY, DatasetManifest, ShardRecord, Split, load_manifest
-from pipeline.errors import DatasetError, DatasetMissingError
+from pipeline.errors import DatasetError, DatasetMissingError, FormatVersionError
 from pipeline.stores.storage import open_store
 
 
 def shard(number: int, num_samples: int = 10) -> ShardRecord:
-    return ShardRecord(key=f"train/{number:06d}.tar", size_bytes=2048, sha256=f"{number:064x}", num_samples=num_samples)
+    return ShardRecord(key=f"train/{number:09d}.tar", size_bytes=2048, sha256=f"{number:064x}", num_samples=num_samples)
 
 
 MANIFEST = DatasetManifest(
@@ -38,7 +38,7 @@ def test_a_stored_manifest_loads_as_it_was(tmp_path: Path) -> None:
     store.create(MANIFEST_KEY, to_json(MANIFEST))
     loaded = load_manifest(store)
     assert loaded == MANIFEST and loaded.digest == MANIFEST.digest
-    assert json.loads(store.read(MANIFEST_KEY))["format_version"] == 1
+    assert json.loads(store.read(MANIFEST_KEY))["format_version"] == 2
 
 
 def test_digest_covers_what_readers_see_and_not_where_it_came_from() -> None:
@@ -67,7 +67,6 @@ def test_no_dataset_is_wrong_use(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("{", "", "not valid JSON"),
-        ('"format_version":1', '"format_version":2', "format_version: this program reads version 1, got 2"),
         ('"channels":1', '"channels":2', "channels"),
         ('"num_samples":7', '"num_samples":0', "num_samples"),
         ('"num_samples":7', '"num_samples":7.5', "num_samples"),
@@ -83,3 +82,13 @@ def test_damaged_manifests_are_refused(tmp_path: Path, old: str, new: str, messa
     with pytest.raises(DatasetError, match=r"manifest\.json: ") as caught:
         load_manifest(open_store(str(tmp_path)))
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("version", "advice"), [(1, "prepare the dataset again into an empty"), (3, "update this pr")])
+def test_another_version_is_refused_by_its_number(tmp_path: Path, version: int, advice: str) -> None:
+    text = (
+        to_json(MANIFEST).decode().replace('"format_version":2', f'"format_version":{version}').replace("name", "nom")
+    )
+    (tmp_path / MANIFEST_KEY).write_text(text)
+    with pytest.raises(FormatVersionError, match=rf"manifest\.json: has format_version {version}, .* 2; {advice}"):
+        load_manifest(open_store(str(tmp_path)))

@@ -139,7 +139,8 @@ def test_a_folder_on_ray_with_images_that_do_not_decode(
     assert manifest.num_quarantined == 2
     assert sum(split.num_samples for split in manifest.splits.values()) == 10
     listed = json.loads((tmp_path / "out/quarantine.json").read_text())
-    assert set(listed) == {"cat/00.png", "dog/03.png"} and all(listed.values())
+    assert listed["format_version"] == 2
+    assert set(listed["reasons"]) == {"cat/00.png", "dog/03.png"} and all(listed["reasons"].values())
     assert "2 images left out" in capsys.readouterr().out
     assert manifest == prepare_here(folder_config(source, tmp_path / "other", max_quarantined=5))
 
@@ -244,7 +245,7 @@ def test_a_killed_run_publishes_nothing_and_is_completed_by_the_next(tmp_path: P
     # one of the two was damaged meanwhile, and a run over other data left a tar of its own
     damaged = tmp_path / "out" / min(left)
     damaged.write_bytes(b"x" * len(left[min(left)][0]))
-    (tmp_path / "out/train/000000-0123456789abcdef.tar").write_bytes(b"other")
+    (tmp_path / "out/train/000000000-0123456789abcdef.tar").write_bytes(b"other")
     (tmp_path / "out/train/notes.txt").write_bytes(b"not ours")
     manifest = prepare_here(config)
     assert manifest == prepare_here(folder_config(tmp_path / "source", tmp_path / "unbroken"))

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.shards import Sample, decode_mask, decode_png, encode_png, pack_shard, read_shard, unpack_shard
 from pipeline.errors import ObjectMissingError, ShardCorruptError
-from pipeline.stores.storage import LocalStore
+from pipeline.stores.local_store import LocalStore
 from tests.pipeline.webdataset_reader import read_with_webdataset
 
 

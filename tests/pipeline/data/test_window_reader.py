@@ -145,7 +145,7 @@ def test_a_shard_with_other_images_than_announced_is_refused(
     dataset: SmallDataset, change: dict[str, object], reason: str
 ) -> None:
     plan = replace(make_plan(dataset), **change)  # type: ignore[arg-type]
-    with pytest.raises(ShardCorruptError, match=f"train/00000[0-9].tar: sample '[0-9]+': {reason}; prepare"):
+    with pytest.raises(ShardCorruptError, match=f"train/00000000[0-9].tar: sample '[0-9]+': {reason}; prepare"):
         list(read_windows(plan, plan.order.windows(range(3), 0, 8)))
 
 

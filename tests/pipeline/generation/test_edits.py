@@ -331,10 +331,10 @@ def test_actors_edit_with_a_guide_exactly_once_and_resume(dataset: SmallDataset,
     expected = make_in_process(config("in process"))
     result = sample(config("out", num_images=12))
     assert (result.num_images, result.num_made) == (12, 12)
-    first = Path(result.uri, "_parts", "000000.json").read_bytes()
+    first = Path(result.uri, "_parts", "000000000.json").read_bytes()
     result = sample(config("out"))
     assert (result.num_images, result.num_made) == (21, 9) and digests(result) == expected
-    assert Path(result.uri, "_parts", "000000.json").read_bytes() == first
+    assert Path(result.uri, "_parts", "000000000.json").read_bytes() == first
     before = snapshot(tmp_path / "out")
     assert sample(config("out")).num_made == 0 and snapshot(tmp_path / "out") == before
 

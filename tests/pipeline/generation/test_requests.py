@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pipeline.generation.sample_config import SampleConfig
 
 from ddpm import SamplerConfig, num_partial_steps, num_repaint_evaluations
 from pipeline.config_io import read_toml, to_toml
 from pipeline.generation.requests import EditSpec, RequestConfig, check_steps
-from pipeline.generation.sample_config import SampleConfig
 
 
 def spec_of(kind: Any, num_inputs: int, weights: tuple[float, ...] = ()) -> EditSpec:

@@ -135,7 +135,7 @@ def test_orphans_go_when_they_are_old_enough(tmp_path: Path) -> None:
     config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
     make_in_process(config)
     result = sample(config)
-    orphan = Path(result.uri, f"000002-{'0' * 64}.tar")
+    orphan = Path(result.uri, f"000000002-{'0' * 64}.tar")
     orphan.write_bytes(b"bytes of other hardware")
     sample(config)
     assert orphan.exists()
@@ -216,7 +216,7 @@ def test_an_actor_killed_at_work_is_replaced_and_every_image_is_made_once(
     # Something is lost, and more is asked for: what is missing is made, what is there is not touched.
     prefix = Path(result.uri)
     record = read_record(open_store(result.uri), 1)
-    (prefix / "_parts" / "000001.json").unlink()
+    (prefix / "_parts" / "000000001.json").unlink()
     (prefix / record.key).unlink()
     (prefix / read_record(open_store(result.uri), 3).key).write_bytes(b"cut short")
     before = snapshot(prefix)
@@ -224,7 +224,7 @@ def test_an_actor_killed_at_work_is_replaced_and_every_image_is_made_once(
     assert (grown.num_images, grown.num_made) == (75, 45)
     assert {index: digest for index, digest in digests(grown).items() if index < 4} == expected
     after = snapshot(prefix)
-    untouched = {key for key in before if key[:6] in ("000000", "000002") or key.startswith("_parts/")}
+    untouched = {key for key in before if key[:9] in ("000000000", "000000002") or key.startswith("_parts/")}
     assert len(untouched) == 5 and all(after[key] == before[key] for key in untouched)
 
 

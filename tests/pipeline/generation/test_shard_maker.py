@@ -10,12 +10,12 @@ import PIL.Image
 import pytest
 import torch
 import webdataset
+from pipeline.generation.image_maker import Ingredients
 
 from ddpm import SamplerConfig
 from pipeline.data.shards import decode_png, read_shard
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.generation.commits import read_record
-from pipeline.generation.image_maker import Ingredients
 from pipeline.generation.sampling_plan import OutputShard, SamplingSpec
 from pipeline.generation.shard_maker import ShardMaker
 from pipeline.models.model_files import ModelFiles, read_card, read_model_files

@@ -26,7 +26,7 @@ MODEL = ModelConfig(
 )
 CARD = ModelCard(config=MODEL, class_names=tuple("0123456789"))
 _BATCH = 16
-_SHARD = ShardRecord(key="train/000000-0123456789abcdef.tar", size_bytes=1, sha256="0" * 64, num_samples=100)
+_SHARD = ShardRecord(key="train/000000000-0123456789abcdef.tar", size_bytes=1, sha256="0" * 64, num_samples=100)
 
 
 def manifest(*class_names: str) -> DatasetManifest:

@@ -7,13 +7,19 @@ import pytest
 import torch
 
 from ddpm import ModelConfig, UNetConfig, build_network
-from pipeline.config_io import from_json
-from pipeline.errors import CheckpointError
+from pipeline.config_io import from_json, to_json
+from pipeline.errors import CheckpointError, FormatVersionError
 from pipeline.models.model_files import ModelCard
 from pipeline.presets import digits
 from pipeline.stores.storage import open_store
 from pipeline.training.averages import SNAPSHOTS_JSON
-from pipeline.training.ema_snapshots import PostHocEmaConfig, SnapshotList, SnapshotRecord, SnapshotStore
+from pipeline.training.ema_snapshots import (
+    PostHocEmaConfig,
+    SnapshotList,
+    SnapshotRecord,
+    SnapshotStore,
+    parse_snapshots,
+)
 from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig
 from pipeline.training.training_state import TrainingState
 from tests.pipeline.training.small_runs import manifest
@@ -150,6 +156,17 @@ def test_a_checkpoint_without_its_tracked_averages_is_refused() -> None:
     for name in ("power-ema-0.05.safetensors", SNAPSHOTS_JSON):
         with pytest.raises(CheckpointError, match="does not fit"):
             make_state().restore({key: data for key, data in files.items() if key != name})
+
+
+def test_a_list_of_another_version_is_refused_by_name_and_a_damaged_one_as_damaged() -> None:
+    data = to_json(SnapshotList(snapshots=()))
+    assert parse_snapshots(data, SNAPSHOTS_JSON) == ()
+    with pytest.raises(
+        FormatVersionError, match=r"^ema_snapshots\.json: has format_version 1, .* reads 2; train again"
+    ):
+        parse_snapshots(data.replace(b":2", b":1"), SNAPSHOTS_JSON)
+    with pytest.raises(CheckpointError, match=r"^ema_snapshots\.json: not valid JSON"):
+        parse_snapshots(data[:-4], SNAPSHOTS_JSON)
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 
 from ddpm import DDIM, OwnNetworkConfig, UNetConfig
+from pipeline.config_io import to_json
 from pipeline.data.prepare import PrepareConfig, prepare
-from pipeline.errors import ConfigError, DatasetMissingError, OutputExistsError
+from pipeline.errors import ConfigError, DatasetMissingError, FormatVersionError, OutputExistsError
 from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
 from pipeline.generation.sample import sample
 from pipeline.generation.sample_job import SampleConfig
 from pipeline.presets import digits
+from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig
 from pipeline.training.ema_snapshots import PostHocEmaConfig
 from pipeline.training.post_hoc_ema import ReconstructConfig, RunAverages, reconstruct
-from pipeline.training.train import describe_plan, train
+from pipeline.training.train import RUN_RECORD, RunRecord, describe_plan, read_run_record, train
 from pipeline.training.train_config import TrainConfig
 from tests.pipeline.tiny_models import write_own_model
 
@@ -137,9 +139,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         train(dataclasses.replace(fresh, dataset=str(tmp_path / "nothing")))
     with pytest.raises(ConfigError, match=r"^network\.factory: cannot import"):
         train(dataclasses.replace(fresh, network=OwnNetworkConfig(factory="no_such_package:factory")))
-    with pytest.raises(
-        ConfigError, match=r"^gradient_checkpointing: own does not offer it; give the "
-    ):
+    with pytest.raises(ConfigError, match=r"^gradient_checkpointing: own does not offer it; give the "):
         write_own_model(tmp_path / "own", monkeypatch, "nothing")
         own = next((tmp_path / "own").glob("*.py")).stem
         network = OwnNetworkConfig(factory=f"{own}:make", options={"what": "nothing"})
@@ -147,3 +147,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match="model name"):
         train(dataclasses.replace(fresh, register_as="a/b"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
+    store, record = open_store(str(tmp_path)), RunRecord(run_id="a", identity={"seed": 1})
+    store.write(RUN_RECORD, to_json(record))
+    assert read_run_record(store) == record
+    store.write(RUN_RECORD, to_json(record).replace(b'"format_version":2', b'"format_version":1'))
+    with pytest.raises(
+        FormatVersionError, match=r"run\.json: has format_version 1, .* train again into another output"
+    ):
+        read_run_record(store)
