@@ -160,5 +160,5 @@ class DiT(nn.Module):
             emb = emb + cast(Tensor, self.label_embedding(label))
         tokens = self.patch_embedding(patchify(x_t, self.patch_size)) + self.position_embedding
         for block in self.blocks:
-            tokens = run_block(block, tokens, emb, forget=self.gradient_checkpointing)
+            tokens = run_block(block, tokens, emb, recompute=self.gradient_checkpointing)
         return unpatchify(self.final(tokens, emb), self.grid, self.patch_size)

@@ -225,15 +225,15 @@ class UNet(nn.Module):
                 on the CPU is out of range (to look at it would stall an accelerator; there the embedding fails).
         """
         check_images(x_t, t, self.image_shape)
-        forget = self.gradient_checkpointing
+        recompute = self.gradient_checkpointing
         emb: Tensor = self._embedding(t, label)
         h = self.conv_in(x_t)
         skips = [h]
         for down_level in self.down_levels:
-            skips += down_level(skips[-1], emb, forget=forget)
-        h = self.middle(skips[-1], emb, forget=forget)
+            skips += down_level(skips[-1], emb, recompute=recompute)
+        h = self.middle(skips[-1], emb, recompute=recompute)
         for up_level in self.up_levels:
-            h = up_level(h, skips, emb, forget=forget)
+            h = up_level(h, skips, emb, recompute=recompute)
         return cast(Tensor, self.conv_out(F.silu(self.norm_out(h))))
 
     def _embedding(self, t: Tensor, label: Tensor | None) -> Tensor:

@@ -1,20 +1,20 @@
-"""The mean squared error of x_0_hat, which Analytic-DPM's optimal variance needs, measured on data.
+"""The mean squared error of x_0_hat at every t, measured on data: what the analytic variance is made of.
 
-    errors = x_0_errors(model, seed=..., sample_ids=..., x_0=..., label=...)     one batch
-    total = errors + another + ...                                                           in any grouping
+    errors = x_0_errors(model, seed=..., sample_ids=..., x_0=..., label=...)     of one batch
+    total = errors + another + ...                                              of all, in any grouping
     generate(..., x_0_error=x_0_error_table(total))
 
-An image is asked about at a few t, one in each of as many equal parts of the chain; noise and t are functions of (seed,
-sample id, term). Nothing is trained.
+Each image is noised to a few t, one in each of equal parts of the chain, and the network is asked for x_0_hat; noise
+and t are functions of (seed, sample id, term). Nothing is trained. The errors belong to the network as it is asked
+here: without guidance, and with x_0_hat clipped or not.
 
-Bao et al. average |eps_hat|^2 / D. For the best network, whose error is uncorrelated with its answer, one follows from
-the other (`analytic_variance`). The error of x_0_hat has a far smaller standard error where there is much noise, and
-for a network that is not the best it leads to the best variance around the mean which that network gives. It is of the
-network as it is asked here: without guidance, and clipped or not.
+Why not what the paper averages. Bao et al. measure E |eps_hat|^2 / D. For the best possible network the two quantities
+give the same variance (see `analytic_variance`), since its error is uncorrelated with its answer. A trained network is
+not the best possible: for it the error of x_0_hat gives the best variance around the mean that it predicts, which is
+what is wanted. Where there is much noise it also has a far smaller standard error.
 
 Source:
-    Bao et al. 2022 (arXiv:2201.06503), section 3.1. Bao et al. 2022 (arXiv:2206.07309) for networks that are not the
-    best.
+    Bao et al. 2022 (arXiv:2201.06503), section 3.1. Bao et al. 2022 (arXiv:2206.07309) for trained networks.
 """
 
 import torch

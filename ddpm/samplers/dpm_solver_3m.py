@@ -1,26 +1,28 @@
-"""DPM-Solver++ 3M: three-step, third order at one network evaluation per step; and the form of it in common use.
+"""DPM-Solver++ 3M, the three-step solver of third order, and the second-order form of it in common use.
 
-A step integrates the parabola through x_0_hat at the last three places exactly (derived in multistep.py). In Newton's
-form, with D the value where the step starts, D' the parabola's slope there and D'' its second derivative,
+The update. A step from lambda to lambda + h integrates, exactly, the parabola through x_0_hat at the last three places
+(multistep.py derives the weights and the moments M_k). With D, D' and D'' the parabola's value, slope and second
+derivative where the step starts,
 
     x' = (s'/s) x + a' (M_0 D + M_1 h D' + M_2 h^2 D''/2)
 
-The multistep update in common use (Lu et al.'s code, k-diffusion, diffusers) has M_2/2 in the last term: its factor
-1/2 - M_1/h = M_2/2 belongs to h^2 D'', but is multiplied by the second divided difference, which is D''/2. The bend is
-halved, a step errs by a' M_2 h^2 D''/4 = O(h^3), and the method is of second order. It is here by the name
-dpm_solver_3m_common, number for number, so that images made elsewhere can be made again.
+The form in common use (Lu et al.'s code, k-diffusion, diffusers) has a factor of 1/2 too many in the last term: what it
+multiplies by 1/2 - M_1/h = M_2/2 is a second divided difference, which is D''/2 already. So the curvature counts by
+half, the error of a step is O(h^3) instead of O(h^4), and the order is 2. It is kept as dpm_solver_3m_common, number
+for number, so that images made elsewhere can be made again.
 
-Third order also needs the start: an Euler step, which is all that one evaluation allows, errs by O(h^2), once but for
-good. The first step is therefore taken again when x_0_hat is known at its end, with a straight line through both ends.
-That costs no evaluation and errs by O(h^3), as does the second step with its two nodes: once each, which third order
-allows. The common form starts with Euler's step.
+The first step. One evaluation allows an Euler step only, whose error O(h^2) would spoil the order. Once x_0_hat is
+known at its end, the step is taken again along the straight line through both ends. That needs no further evaluation,
+and leaves an error O(h^3) once, which third order allows; the second step, with two places, leaves the same. The common
+form keeps Euler's first step.
 
-A parabola goes far astray beyond its nodes: a step more than MAX_STRETCH times as long as the one before it is Euler's,
-as the last one, to the clean image, always is. Where steps are equal in t the last but one is such, and with few of
-them this decides. With 90 to 200 of 1,000 it is 2.4 to 3.3 times as long as the one before, sometimes more than 3 and
-sometimes less, as places are rounded: a limit there would let the error jump by 4 from one number of steps to the next.
-It falls below 2 from 223 steps on, where the jump is one by 2. Where lengths change smoothly no step of many is such.
-The common form has three nodes there too, but two in the last step but one of fewer than 15.
+Long steps. A parabola is a bad guess far outside the places it goes through. A step longer than MAX_STRETCH times the
+one before it is therefore taken as an Euler step, like the last one, to the clean image. Where steps are equal in t
+this concerns the last but one: with 90 to 200 of 1,000 steps it is 2.4 to 3.3 times as long as the one before it, from
+223 steps on less than twice. A limit of 3 would fall among those of 90 to 200, and the error would jump by a factor of
+4 from one number of steps to the next; at 2 the one jump left is by a factor of 2. Spacings whose lengths change
+smoothly have no such step unless there are few. The common form has no such rule: it uses three places there too, and
+two if there are fewer than 15 steps in all.
 """
 
 import math

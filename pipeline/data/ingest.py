@@ -154,7 +154,7 @@ def _blocks(
 
 
 def _next(blocks: Iterator[Any]) -> Block | None:
-    with _hunger:
+    with _waiting_consumers:
         return cast(Block | None, next(blocks, None))
 
 
@@ -213,13 +213,13 @@ def _stream_context(block_bytes: int, stream_bytes: int) -> DataContext:
     context.raise_original_map_exception = True
     context.custom_execution_callback_classes = [
         *context.custom_execution_callback_classes,
-        cast(Any, _PauseWhileFed),
+        cast(Any, _PauseUntilWanted),
     ]
     return context
 
 
-class _Hunger:
-    """Whether a consumer in this process waits for a block; streams that run side by side share it."""
+class _WaitingConsumers:
+    """How many consumers in this process wait for a block; streams that run side by side share it."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -240,10 +240,10 @@ class _Hunger:
             self._condition.wait_for(lambda: self._num_waiting > 0, timeout_s)
 
 
-_hunger = _Hunger()
+_waiting_consumers = _WaitingConsumers()
 
 
-class _PauseWhileFed:
+class _PauseUntilWanted:
     """Execution callback: the executor's loop runs at full speed only while a consumer waits for a block.
 
     The loop waits for new blocks of its tasks. When blocks lie ready that the stream's limit does not let it take, that
@@ -253,7 +253,7 @@ class _PauseWhileFed:
     def before_execution_starts(self, executor: object) -> None: ...
 
     def on_execution_step(self, executor: object) -> None:
-        _hunger.wait(_EXECUTOR_PAUSE_S)
+        _waiting_consumers.wait(_EXECUTOR_PAUSE_S)
 
     def after_execution_succeeds(self, executor: object) -> None: ...
 
