@@ -18,10 +18,10 @@ _MAX_IMAGES_PER_CLASS = 1000
 def samplers_of_preset(preset: Preset) -> SamplerComparisonConfig:
     """The preset's model and images, a moderate number of them."""
     base = preset.evaluate
-    images_per_class = min(base.sample.images_per_class, _MAX_IMAGES_PER_CLASS)
+    images_per_class = min(preset.sample.images_per_class, _MAX_IMAGES_PER_CLASS)
     return SamplerComparisonConfig(
         dataset=base.dataset,
-        sample=dataclasses.replace(base.sample, images_per_class=images_per_class),
+        sample=dataclasses.replace(preset.sample.images, images_per_class=images_per_class),
         tracking=base.tracking,
         cluster=base.cluster,
     )
@@ -51,7 +51,7 @@ def _run_bounds(config: BoundComparisonConfig) -> None:
 JOBS: dict[str, Job[Any]] = {
     "samplers": Job(
         section="compare_samplers",
-        reads=("evaluate",),
+        reads=("sample", "evaluate"),
         of_preset=samplers_of_preset,
         run=_run_samplers,
         describe=sampler_comparison.describe_plan,

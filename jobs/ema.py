@@ -36,7 +36,7 @@ def _sweep_of_preset(preset: Preset) -> EmaSweepConfig:
         run=preset.train.output,
         output=_beside(preset.train.output),
         dataset=base.dataset,
-        sample=base.sample,
+        sample=preset.sample.images,
         evaluate=MeasuresConfig(**measures),
         tracking=base.tracking,
         cluster=base.cluster,
@@ -65,7 +65,7 @@ JOBS: dict[str, Job[Any]] = {
     ),
     "sweep": Job(
         section="ema_sweep",
-        reads=("train", "evaluate"),
+        reads=("train", "sample", "evaluate"),
         of_preset=_sweep_of_preset,
         run=_run_sweep,
         describe=ema_sweep.describe_plan,

@@ -24,7 +24,7 @@ def _run(config: FiguresConfig) -> None:
     say(f"done: pictures in {config.output}")
 
 
-JOB = Job(section="figures", reads=("evaluate",), of_preset=_of_preset, run=_run, describe=describe_plan)
+JOB = Job(section="figures", reads=("sample", "evaluate"), of_preset=_of_preset, run=_run, describe=describe_plan)
 
 if __name__ == "__main__":
     sys.exit(run_job(JOB, sys.argv[1:]))

@@ -1,9 +1,10 @@
 """Dataclasses to and from TOML and JSON, strictly, and their digests.
 
 Reading refuses unknown keys and wrong types at every level; one line says which file, which field, which rule and what
-was found. TOML is for people; TOML has no null, so that None is written as nothing where it is the default, and as the
-string "none" elsewhere, and "none" is read as None by every optional field that takes no text. JSON is for records:
-canonical bytes (sorted keys, no spaces, UTF-8, one newline at the end), so that equal objects have equal digests.
+was found. TOML is for people; TOML has no null, so that None is written as the string "none", which every optional
+field that takes no text reads as None; fields that take text leave None out, and it must be their default. JSON is for
+records: canonical bytes (sorted keys, no spaces, UTF-8, one newline at the end), so that equal objects have equal
+digests.
 
 Variants (see config_fields.py) always carry their name in JSON. In TOML a table without a name changes the variant that
 is there; one with another name swaps it: what both share is kept, the rest starts at the defaults of the new one.
@@ -287,7 +288,7 @@ def _named(cls: Any, key: str, base: Any, value: Any) -> Any:
 
 
 def _write_none(hint: Any, value: Any) -> Any:
-    """Leave out None where it is the default and write the word "none" elsewhere, at every level."""
+    """Write the word "none" for None at every level, and leave it out where text may be and it is the default."""
     if isinstance(value, list):
         return [_write_none(element_hint, element) for _, element_hint, element in inside(hint, value)]
     if not isinstance(value, dict):
@@ -298,10 +299,10 @@ def _write_none(hint: Any, value: Any) -> Any:
     for key, element_hint, element in inside(hint, value):
         if element is not None:
             result[key] = _write_none(element_hint, element)
+        elif is_record and takes_none_word(element_hint):
+            result[key] = "none"  # also where it is the default: the file may be read over another base
         elif is_record and default_of(cls, str(key)) is not None:
-            if not takes_none_word(element_hint):
-                raise ValueError(f"{key}: None is not the default and TOML cannot hold it; give the field another one")
-            result[key] = "none"
+            raise ValueError(f"{key}: None is not the default and TOML cannot hold it; give the field another one")
     return result
 
 

@@ -6,7 +6,7 @@ stand on top of the file, and a field with the name of a section is that section
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import tomli_w
@@ -34,26 +34,35 @@ SECTIONS = (
 C = TypeVar("C")
 
 
-def read_section(config: C, section: str, tables: Mapping[str, Any], where: str) -> C:
+def read_section(config: C, section: str, tables: Mapping[str, Any], where: str, *, beside: Collection[str] = ()) -> C:
     """A job's configuration with what a file says: shared fields, the sections inside it, then its own.
+
+    Args:
+        config: What the file starts from.
+        section: Its own section.
+        tables: The file's tables.
+        where: The file's name, for messages.
+        beside: Inner sections of another job that this one's configuration has beside it, such as [evaluate.sample]
+            where the measures are read alone: they are not read here.
 
     Raises:
         ConfigError: If a key is unknown, or a value breaks a rule.
     """
     changes: dict[str, Any] = {}
     names = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
+    inner = [name for name in names if name in SECTIONS]
     for name in names:
         if name in SHARED and name in tables:
             changes[name] = from_tables(type(getattr(config, name)), name, tables[name], where, getattr(config, name))
         elif name in SECTIONS and name in tables:
-            changes[name] = read_section(getattr(config, name), name, tables, where)
+            changes[name] = read_section(getattr(config, name), name, tables, where, beside=inner)
     try:
         config = dataclasses.replace(config, **changes)  # type: ignore[type-var]
     except ValueError as error:  # a rule between fields of two sections
         raise ConfigError(f"{where}: {error}") from None
-    own = tables.get(section, {})
+    own = {name: value for name, value in tables.get(section, {}).items() if name not in beside or name in names}
     for name in own:
-        if name in SHARED and name in names:
+        if name in SHARED:
             raise ConfigError(
                 f"{where}: {section}.{name}: is shared by all jobs, got it in [{section}]; write it on top of the file"
             )

@@ -64,7 +64,7 @@ class DPMSolver2M(Sampler):
 class DPMSolver2MSDE(Sampler):
     """The stochastic two-step solver: the SDE form of the second-order multistep solver of Lu et al. 2022."""
 
-    order: ClassVar[int] = 1
+    order: ClassVar[int] = 2
 
     name: Literal["dpm_solver_2m_sde"] = "dpm_solver_2m_sde"
     """Lu et al.: the same with noise in every step."""

@@ -5,6 +5,7 @@ Variants of `Request`, told apart by `name`. What of an edit decides the images,
 """
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,7 +104,7 @@ class Inpaint(Edit):
 
     def check_sampler(self, sampler: Sampler) -> None:
         """See Request.check_sampler."""
-        single_step_sampler(sampler)
+        _check(single_step_sampler, sampler)
         if self.num_resamples > 1 and self.jump_length >= sampler.num_steps:
             raise ValueError(
                 f"request.jump_length: must be below sampler.num_steps, {sampler.num_steps}, to jump at all, got "
@@ -172,7 +173,7 @@ class Interpolate(Edit):
 
     def check_sampler(self, sampler: Sampler) -> None:
         """See Request.check_sampler."""
-        check_deterministic(sampler)
+        _check(check_deterministic, sampler)
 
     def spec(self, *, inputs_digest: str, num_inputs: int, mask_digest: str | None) -> AnyEditSpec:
         """See Edit.spec."""
@@ -183,6 +184,14 @@ class Interpolate(Edit):
             label=self.label,
             weights=self.weights,
         )
+
+
+def _check(rule: Callable[[Sampler], object], sampler: Sampler) -> None:
+    """A rule of the library's about the sampler alone, named from where it stands beside the request."""
+    try:
+        rule(sampler)
+    except ValueError as error:
+        raise ValueError(f"sampler.{error}") from error
 
 
 AnyRequest = Generate | Inpaint | Partial | Interpolate

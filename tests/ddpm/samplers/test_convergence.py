@@ -20,6 +20,8 @@ import torch
 
 from ddpm import (
     DDIM,
+    SAMPLERS,
+    Ancestral,
     DPMSolver2M,
     DPMSolver2MSDE,
     DPMSolver3M,
@@ -52,6 +54,14 @@ NOISY: dict[str, tuple[Sampler, float]] = {
     "heun, churn 10": (Heun(churn=10.0, churn_interval=(0.0, math.inf), churn_noise=1.0), 2),
 }
 VARIANCES: tuple[Variance, ...] = ("fixed_small", "fixed_large", "analytic")
+
+
+def test_declared_orders_are_those_of_the_table() -> None:
+    """Of every sampler: the order of what it makes of one x_T, or of the distribution where it draws noise."""
+    table = [*DETERMINISTIC.values(), *NOISY.values(), *((Ancestral(variance=variance), 1) for variance in VARIANCES)]
+    assert {sampler.name for sampler, _ in table} == set(SAMPLERS)
+    for sampler, order in table:
+        assert sampler.order == order, sampler
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from pipeline.tracking.tracking import TrackingConfig
 from pipeline.training.ema_snapshots import PostHocEmaConfig
 from pipeline.training.post_hoc_ema import ReconstructConfig, RunAverages, reconstruct
 from pipeline.training.train import RUN_RECORD, RunRecord, describe_plan, read_run_record, train
-from pipeline.training.train_config import TrainConfig
+from pipeline.training.train_config import RunIdentity, TrainConfig
 from tests.pipeline.tiny_models import write_own_model
+from tests.pipeline.training.small_runs import manifest
 
 TINY = UNetConfig(
     base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), num_groups=4
@@ -150,7 +151,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 
 def test_a_run_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
-    store, record = open_store(str(tmp_path)), RunRecord(run_id="a", identity={"seed": 1})
+    store = open_store(str(tmp_path))
+    record = RunRecord(run_id="a", identity=RunIdentity.of(digits().train, manifest("a")))
     store.write(RUN_RECORD, to_json(record))
     assert read_run_record(store) == record
     store.write(RUN_RECORD, to_json(record).replace(b'"format_version":2', b'"format_version":1'))
