@@ -1,4 +1,4 @@
-"""Make a dataset of WebDataset shards: `python jobs/prepare_data.py --source FOLDER --output ...`."""
+"""Make a dataset of WebDataset shards: `python jobs/prepare_data.py --source FOLDER --dataset ...`."""
 
 import sys
 
@@ -11,7 +11,7 @@ def _run(config: PrepareConfig) -> None:
     manifest = prepare(config)
     for name, split in manifest.splits.items():
         say(f"{name}: {split.num_samples:,} images in {len(split.shards)} shards")
-    say(f"done: dataset {manifest.name!r} (digest {manifest.digest[:16]}) in {config.output}")
+    say(f"done: dataset {manifest.name!r} (digest {manifest.digest[:16]}) in {config.dataset}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from pipeline.data.image_stream import LabelledImages, read_images, spread_shards
 from pipeline.data.manifest import load_manifest
+from pipeline.data.shards import check_levels
 from pipeline.errors import ConfigError, DatasetMissingError
 from pipeline.models.model_files import ModelCard
 from pipeline.stores.storage import open_store
@@ -19,9 +20,11 @@ class EvaluationDataset:
 
         Raises:
             DatasetMissingError: If there is no dataset, or it has no held-out split.
+            DatasetError: If its pixels have more levels than can be read.
         """
         self._store = open_store(uri)
         self.manifest = load_manifest(self._store)
+        check_levels(self.manifest, self._store.uri)
         held_out = self.manifest.splits.get("held_out")
         if held_out is None or not held_out.shards:
             raise DatasetMissingError(
@@ -51,7 +54,7 @@ class EvaluationDataset:
             ConfigError: If the model makes other images than the dataset holds.
         """
         network, manifest = card.config, self.manifest
-        ours = (manifest.image_size, manifest.channels, network.num_classes and manifest.num_classes)
+        ours = (manifest.image_size[0], manifest.channels, network.num_classes and manifest.num_classes)
         theirs = (network.image_size, network.channels, network.num_classes)
         if ours != theirs:
             raise ConfigError(

@@ -208,7 +208,7 @@ def model_config(config: TrainConfig, manifest: DatasetManifest) -> ModelConfig:
         schedule=config.schedule,
         prediction_type=config.prediction_type,
         learned_variance=config.learned_variance,
-        image_size=manifest.image_size,
+        image_size=manifest.image_size[0],
         channels=manifest.channels,
         num_classes=manifest.num_classes if config.class_conditional else None,
     )

@@ -8,6 +8,7 @@ from ddpm import RunningMoments, images_to_x_0, make_schedule, x_0_error_table, 
 from pipeline.config_io import to_json
 from pipeline.data.image_stream import regroup, spread_shards, stream_images
 from pipeline.data.manifest import load_manifest
+from pipeline.data.shards import check_levels
 from pipeline.errors import ConfigError
 from pipeline.models.calibration import Calibration
 from pipeline.models.model_files import load_network, read_card
@@ -62,9 +63,10 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     model = resolve_model(config.model, config.tracking)
     store = open_store(config.dataset)
     manifest = load_manifest(store)
+    check_levels(manifest, store.uri)
     card = read_card(model.files, model.uri)
     network_config = card.config
-    theirs = (manifest.image_size, manifest.channels, network_config.num_classes and manifest.num_classes)
+    theirs = (manifest.image_size[0], manifest.channels, network_config.num_classes and manifest.num_classes)
     if theirs != (network_config.image_size, network_config.channels, network_config.num_classes):
         raise ConfigError(f"dataset: {config.dataset} holds other images or classes than {model.uri} was trained on")
     schedule = make_schedule(network_config.schedule)

@@ -59,7 +59,7 @@ def make_plan(dataset: SmallDataset, *, cache_bytes: int = 1 << 20, chunk_rows: 
         order=DataOrder(
             shard_sizes=[r.num_samples for r in dataset.shards], seed=1, lanes=lanes, global_batch=6, window_shards=2
         ),
-        image_shape=(manifest.image_size, manifest.image_size, manifest.channels),
+        image_shape=manifest.image_shape,
         num_classes=manifest.num_classes,
         cache_bytes=cache_bytes,
         chunk_rows=chunk_rows,

@@ -24,7 +24,7 @@ def manifest(*class_names: str) -> DatasetManifest:
     return DatasetManifest(
         name="x",
         source="x",
-        image_size=8,
+        image_size=(8, 8),
         channels=1,
         class_names=class_names,
         splits={"train": Split(shards=(SHARD,))},
@@ -122,6 +122,6 @@ def test_the_networks_config_is_what_the_run_asks_for() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_one_model_and_one_dataset(name: str) -> None:
     preset = PRESETS[name]()
-    assert preset.prepare.output == preset.train.dataset == preset.evaluate.dataset
+    assert preset.prepare.dataset == preset.train.dataset == preset.evaluate.dataset
     assert preset.sample.model == f"models:/{preset.train.register_as}@candidate"
     assert preset.evaluate.sample == preset.sample
