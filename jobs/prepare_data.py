@@ -11,7 +11,7 @@ def _run(config: PrepareConfig) -> None:
     manifest = prepare(config)
     for name, split in manifest.splits.items():
         say(f"{name}: {split.num_samples:,} images in {len(split.shards)} shards")
-    say(f"done: dataset {manifest.name!r} (digest {manifest.digest[:16]}) in {config.output}")
+    say(f"done: dataset {manifest.name!r} (digest {manifest.digest[:16]}) in {config.dataset}")
 
 
 JOB = Job(

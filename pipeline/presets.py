@@ -48,7 +48,7 @@ def digits() -> Preset:
         num_actors=2,
     )
     return Preset(
-        prepare=PrepareConfig(source="digits", output=dataset, shard_size=250),
+        prepare=PrepareConfig(source="digits", dataset=dataset, shard_size=250),
         train=TrainConfig(
             dataset=dataset,
             output="artifacts/digits/train",
@@ -237,7 +237,7 @@ def _of_a_folder(
         batch_size=64,
     )
     return Preset(
-        prepare=PrepareConfig(source=f"data/{source}", output=dataset, image_size=image_size, shard_size=1000),
+        prepare=PrepareConfig(source=f"data/{source}", dataset=dataset, image_size=image_size, shard_size=1000),
         train=replace(
             train, dataset=dataset, output=f"artifacts/{name}/train", register_as=f"ddpm-{name}", run_name=name
         ),

@@ -12,6 +12,7 @@ Three settings keep it from hanging or wasting the machine (Ray 2.60):
 """
 
 import functools
+import math
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -27,6 +28,7 @@ from pipeline.cluster import quiet_data_context
 from pipeline.data.batch_cutter import BatchCutter, RankBatch
 from pipeline.data.data_order import DataConfig, DataOrder, Window
 from pipeline.data.manifest import DatasetManifest
+from pipeline.data.shards import check_levels
 from pipeline.data.window_reader import Block, ReadPlan, read_windows
 from pipeline.errors import ConfigError
 from pipeline.ray_errors import own_error
@@ -109,19 +111,19 @@ def rank_batches(
     Raises:
         ShardCorruptError: If a shard is not the one that the manifest describes.
         StorageError: If a shard cannot be read after all retries.
-        DatasetError: If the stream does not deliver exactly the rows of the order.
+        DatasetError: If the stream does not deliver exactly the rows of the order, or the pixels have 65,536 levels.
         ConfigError: If the read buffer would be larger than the limit.
         ValueError: If order and split do not belong together, or the rank does not exist.
     """
     if order.shard_sizes != tuple(shard.num_samples for shard in manifest.splits[split].shards):
         raise ValueError(f"order: must be that of split {split!r}; make it with DataOrder.for_split")
     check_read_buffer(manifest, order, config, world)
-    size = manifest.image_size
+    check_levels(manifest, store_uri)
     plan = ReadPlan(
         store_uri=store_uri,
         shards=manifest.splits[split].shards,
         order=order,
-        image_shape=(size, size, manifest.channels),
+        image_shape=manifest.image_shape,
         num_classes=manifest.num_classes,
         cache_bytes=config.cache_bytes,
         chunk_rows=max(1, _block_bytes(manifest, order, world) // _row_bytes(manifest)),
@@ -261,7 +263,7 @@ class _PauseUntilWanted:
 
 
 def _row_bytes(manifest: DatasetManifest) -> int:
-    return manifest.image_size**2 * manifest.channels
+    return math.prod(manifest.image_shape)
 
 
 def _block_bytes(manifest: DatasetManifest, order: DataOrder, world: int) -> int:

@@ -6,6 +6,7 @@ A sample's id is its row number in manifest order within its split, 0..N-1, for 
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.config_io import digest, read_record
 from pipeline.errors import ConfigError, DatasetError, DatasetMissingError, ObjectMissingError
@@ -50,7 +51,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetManifest:
-    """What a dataset is. Images are uint8 [image_size, image_size, channels]."""
+    """What a dataset is. Images are uint8 [*image_size, channels]."""
 
     format_version: int = 2
     """Version of this record."""
@@ -58,8 +59,10 @@ class DatasetManifest:
     """Name of the dataset, for people."""
     source: str
     """Where the images came from, for people."""
-    image_size: int
+    image_size: tuple[int, int]
     """Height and width in pixels."""
+    num_levels: Literal[256, 65536] = 256
+    """Levels of a pixel's value: 8 or 16 bits. Only datasets of 256 are made and read so far."""
     channels: int
     """1 (grey) or 3 (RGB)."""
     class_names: tuple[str, ...]
@@ -70,10 +73,17 @@ class DatasetManifest:
     """Source images left out because they do not decode; `quarantine.json` lists them."""
 
     def __post_init__(self) -> None:
+        if min(self.image_size) < 1:
+            raise ValueError(f"image_size: must be at least 1 pixel each way, got {self.image_size}; this is damaged")
         if self.channels not in (1, 3):
             raise ValueError(f"channels: must be 1 or 3, got {self.channels}; the manifest is damaged")
         if not self.splits.get("train", Split(shards=())).shards:
             raise ValueError(f"splits: needs a 'train' split with shards, got {sorted(self.splits)}")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        return (*self.image_size, self.channels)
 
     @property
     def num_classes(self) -> int | None:

@@ -18,7 +18,7 @@ from jaxtyping import Bool
 from pipeline import config_io
 from pipeline.data.image_stream import LabelledImages, join_images, read_images
 from pipeline.data.manifest import MANIFEST_KEY, ShardRecord, load_manifest
-from pipeline.data.shards import decode_mask
+from pipeline.data.shards import check_levels, decode_mask
 from pipeline.errors import ConfigError, DatasetError, DatasetMissingError, ObjectMissingError, ShardCorruptError
 from pipeline.generation.edits import AnyEditSpec
 from pipeline.generation.inventory import load_generation_manifest
@@ -111,13 +111,14 @@ def _find_inputs(uri: str, split: str | None) -> InputImages:
             uri=store.uri, shards=run.shards, image_shape=(*spec.image_size, spec.channels), class_names=names
         )
     dataset = load_manifest(store)
+    check_levels(dataset, store.uri)
     name = "train" if split is None else split
     if name not in dataset.splits:
         raise ConfigError(f"request.split: {uri} has {', '.join(sorted(dataset.splits))}, got {name!r}; choose one")
     return InputImages(
         uri=store.uri,
         shards=dataset.splits[name].shards,
-        image_shape=(dataset.image_size, dataset.image_size, dataset.channels),
+        image_shape=dataset.image_shape,
         class_names=dataset.class_names,
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from pipeline.data.image_stream import LabelledImages, read_images, spread_shards
 from pipeline.data.manifest import DatasetManifest, load_manifest
+from pipeline.data.shards import check_levels
 from pipeline.errors import ConfigError, DatasetMissingError
 from pipeline.models.model_files import ModelCard
 from pipeline.stores.storage import open_store
@@ -19,9 +20,11 @@ class EvaluationDataset:
 
         Raises:
             DatasetMissingError: If there is no dataset, or it has no held-out split.
+            DatasetError: If its pixels have more levels than can be read.
         """
         self._store = open_store(uri)
         self.manifest = load_manifest(self._store)
+        check_levels(self.manifest, self._store.uri)
         held_out = self.manifest.splits.get("held_out")
         if held_out is None or not held_out.shards:
             raise DatasetMissingError(
@@ -60,8 +63,7 @@ def check_fits(manifest: DatasetManifest, card: ModelCard, dataset_uri: str, mod
         ConfigError: Names both.
     """
     network = card.config
-    size = (manifest.image_size, manifest.image_size)
-    ours = (size, manifest.channels, 256, network.num_classes and manifest.num_classes)
+    ours = (manifest.image_size, manifest.channels, manifest.num_levels, network.num_classes and manifest.num_classes)
     theirs = (network.image_size, network.channels, network.num_levels, network.num_classes)
     if ours != theirs:
         raise ConfigError(

@@ -22,6 +22,7 @@ from pipeline.config_io import read_record, to_json
 from pipeline.config_sections import write_section
 from pipeline.data.ingest import check_read_buffer, read_buffer_bytes
 from pipeline.data.manifest import DatasetManifest, load_manifest
+from pipeline.data.shards import check_levels
 from pipeline.errors import ConfigError, OutputExistsError, PipelineError, TrainingDivergedError, TrainingFailedError
 from pipeline.models.model_files import read_model_files
 from pipeline.models.model_source import collect_source
@@ -128,9 +129,11 @@ def load_plan(config: TrainConfig) -> tuple[DatasetManifest, ModelConfig, bytes 
     Raises:
         ConfigError: If the configuration does not fit the dataset, or its network cannot be built.
         DatasetMissingError: If there is no dataset.
+        DatasetError: If its pixels have more levels than can be read.
     """
     check_model_name(config.register_as)
     manifest = load_manifest(open_store(config.dataset))
+    check_levels(manifest, config.dataset)
     try:
         network_config = model_config(config, manifest)
         check_read_buffer(manifest, data_order(config, manifest), config.data, config.workers.num_workers)

@@ -177,8 +177,9 @@ def model_config(config: TrainConfig, manifest: DatasetManifest) -> ModelConfig:
     return ModelConfig(
         network=config.network,
         schedule=config.schedule,
-        image_size=(manifest.image_size, manifest.image_size),
+        image_size=manifest.image_size,
         channels=manifest.channels,
+        num_levels=manifest.num_levels,
         num_classes=manifest.num_classes if config.class_conditional else None,
     )
 

@@ -42,11 +42,11 @@ class SmallDataset:
 
 
 def make_dataset(
-    root: Path, sizes: Sequence[int], *, image_size: int = 8, channels: int = 1, labelled: bool = True
+    root: Path, sizes: Sequence[int], *, image_size: tuple[int, int] = (8, 8), channels: int = 1, labelled: bool = True
 ) -> SmallDataset:
     """Write a dataset with one shard for each size."""
     store = open_store(str(root))
-    shape = (sum(sizes), image_size, image_size, channels)
+    shape = (sum(sizes), *image_size, channels)
     images = np.random.default_rng(len(sizes)).integers(0, 256, shape, dtype=np.uint8)
     records: list[ShardRecord] = []
     first = 0

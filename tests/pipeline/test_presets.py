@@ -11,7 +11,6 @@ from ddpm.networks.model_config import construct
 from jobs.cli import run_job
 from jobs.train import JOB
 from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
-from pipeline.data.sources import DIGITS_IMAGE_SIZE
 from pipeline.presets import PRESETS, Preset
 from pipeline.training.train_config import data_order, model_config
 
@@ -21,12 +20,12 @@ NUM_CLASSES = {"digits": 10, "imagenet64": 1000, "celebahq256": 0, "cifar10": 0}
 
 def manifest(preset: Preset) -> DatasetManifest:
     """What `prepare` would have written: the shape of the images, and the classes that the name stands for."""
-    name = preset.prepare.output.split("/")[1]
+    name = preset.prepare.dataset.split("/")[1]
     return DatasetManifest(
         name=name,
         source=preset.prepare.source,
-        image_size=preset.prepare.image_size or DIGITS_IMAGE_SIZE,
-        channels=preset.prepare.channels or (1 if preset.prepare.source == "digits" else 3),
+        image_size=preset.prepare.image_shape[:2],
+        channels=preset.prepare.image_shape[2],
         class_names=tuple(f"class {index}" for index in range(NUM_CLASSES[name])),
         splits={"train": Split(shards=(SHARD,))},
         num_quarantined=0,

@@ -8,6 +8,7 @@ from ddpm import RunningMoments, images_to_x_0, x_0_error_table, x_0_errors
 from pipeline.config_io import to_json
 from pipeline.data.image_stream import regroup, spread_shards, stream_images
 from pipeline.data.manifest import load_manifest
+from pipeline.data.shards import check_levels
 from pipeline.errors import ConfigError
 from pipeline.measuring.evaluation_dataset import check_fits
 from pipeline.models.calibration import Calibration
@@ -63,6 +64,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     model = resolve_model(config.model, config.tracking)
     store = open_store(config.dataset)
     manifest = load_manifest(store)
+    check_levels(manifest, store.uri)
     card = read_card(model.files, model.uri)
     network_config = card.config
     check_fits(manifest, card, config.dataset, model.uri)

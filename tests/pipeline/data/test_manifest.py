@@ -19,7 +19,7 @@ def shard(number: int, num_samples: int = 10) -> ShardRecord:
 MANIFEST = DatasetManifest(
     name="digits",
     source="digits",
-    image_size=8,
+    image_size=(8, 8),
     channels=1,
     class_names=("zero", "one"),
     splits={"train": Split(shards=(shard(0), shard(1, 7))), "held_out": Split(shards=(shard(2, 3),))},
@@ -45,7 +45,9 @@ def test_digest_covers_what_readers_see_and_not_where_it_came_from() -> None:
     assert dataclasses.replace(MANIFEST, name="other", source="/somewhere/else").digest == MANIFEST.digest
     train, held_out = MANIFEST.splits["train"], MANIFEST.splits["held_out"]
     changed = [
-        dataclasses.replace(MANIFEST, image_size=9),
+        dataclasses.replace(MANIFEST, image_size=(9, 8)),
+        dataclasses.replace(MANIFEST, image_size=(8, 9)),
+        dataclasses.replace(MANIFEST, num_levels=65536),
         dataclasses.replace(MANIFEST, channels=3),
         dataclasses.replace(MANIFEST, class_names=("one", "zero")),
         dataclasses.replace(MANIFEST, num_quarantined=1),
@@ -68,6 +70,9 @@ def test_no_dataset_is_wrong_use(tmp_path: Path) -> None:
     [
         ("{", "", "not valid JSON"),
         ('"channels":1', '"channels":2', "channels"),
+        ('"image_size":[8,8]', '"image_size":8', "image_size"),
+        ('"image_size":[8,8]', '"image_size":[8,0]', "image_size"),
+        ('"num_levels":256', '"num_levels":1024', "num_levels"),
         ('"num_samples":7', '"num_samples":0', "num_samples"),
         ('"num_samples":7', '"num_samples":7.5', "num_samples"),
         (f'"sha256":"{1:064x}"', '"sha256":"abc"', "sha256"),

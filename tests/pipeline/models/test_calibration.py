@@ -131,7 +131,7 @@ def test_mistakes_are_found_before_anything_is_measured(
 
 
 def test_another_dataset_is_refused(config: CalibrateConfig, tmp_path: Path) -> None:
-    wide = make_dataset(tmp_path / "wide", [3], image_size=16)
+    wide = make_dataset(tmp_path / "wide", [3], image_size=(16, 16))
     with pytest.raises(ConfigError, match=r"^dataset: .*other images or classes"):
         calibrate(dataclasses.replace(config, dataset=wide.uri))
 

@@ -34,7 +34,7 @@ def manifest(*class_names: str) -> DatasetManifest:
     return DatasetManifest(
         name="x",
         source="x",
-        image_size=8,
+        image_size=(8, 8),
         channels=1,
         class_names=class_names,
         splits={"train": Split(shards=(_SHARD,))},

@@ -32,7 +32,7 @@ TINY = UNetConfig(
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> TrainConfig:
     folder = tmp_path_factory.mktemp("train")
-    prepare(PrepareConfig(source="digits", output=str(folder / "dataset"), shard_size=250))
+    prepare(PrepareConfig(source="digits", dataset=str(folder / "dataset"), shard_size=250))
     return dataclasses.replace(
         digits().train,
         dataset=str(folder / "dataset"),

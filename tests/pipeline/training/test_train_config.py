@@ -122,7 +122,7 @@ def test_an_objective_that_does_not_fit_the_network_is_refused() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_one_model_and_one_dataset(name: str) -> None:
     preset = PRESETS[name]()
-    assert preset.prepare.output == preset.train.dataset == preset.evaluate.dataset
+    assert preset.prepare.dataset == preset.train.dataset == preset.evaluate.dataset
     assert preset.sample.model == f"models:/{preset.train.register_as}@candidate"
     assert preset.evaluate.sample == preset.sample.images
     assert preset.evaluate.sampling == preset.sample
