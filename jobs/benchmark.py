@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 
-from jobs.cli import run_subcommand
+from jobs.cli import Job, run_subcommand
 from pipeline.benchmark import BenchmarkConfig, benchmark_train
 from pipeline.presets import Preset
 from pipeline.progress import say
@@ -24,10 +24,9 @@ def _plan(config: BenchmarkConfig) -> list[tuple[str, str]]:
     return [("runs", f"{config.rounds} of the pipeline and {config.rounds} bare, {config.steps} steps each")]
 
 
-def main(argv: list[str]) -> int:
-    """Read what to measure, then the flags."""
-    return run_subcommand(argv, "jobs/benchmark.py", {"train": (_of_preset, _run, _plan)}, __doc__)
-
+JOBS = {
+    "train": Job(section="benchmark_train", reads=("prepare", "train"), of_preset=_of_preset, run=_run, describe=_plan)
+}
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_subcommand(JOBS, sys.argv[1:], program="jobs/benchmark.py", doc=__doc__))

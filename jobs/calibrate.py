@@ -2,15 +2,19 @@
 
 import sys
 
-from jobs.cli import run_job
+from jobs.cli import Job, run_job
 from pipeline.evaluation.studies.calibration import CalibrateConfig, calibrate, describe_plan
 from pipeline.presets import Preset
 from pipeline.progress import say
 
 
 def _of_preset(preset: Preset) -> CalibrateConfig:
-    output = f"{preset.train.output}/calibration.json"
-    return CalibrateConfig(model=preset.sample.model, dataset=preset.evaluate.dataset, output=output)
+    return CalibrateConfig(
+        model=preset.sample.model,
+        dataset=preset.train.dataset,
+        output=f"{preset.train.output}/calibration.json",
+        tracking=preset.sample.tracking,
+    )
 
 
 def _run(config: CalibrateConfig) -> None:
@@ -18,5 +22,7 @@ def _run(config: CalibrateConfig) -> None:
     say(f"done: {made.num_images:,} images, {len(made.x_0_error):,} steps in {config.output}")
 
 
+JOB = Job(section="calibrate", reads=("train", "sample"), of_preset=_of_preset, run=_run, describe=describe_plan)
+
 if __name__ == "__main__":
-    sys.exit(run_job(sys.argv[1:], _of_preset, _run, describe_plan))
+    sys.exit(run_job(JOB, sys.argv[1:]))

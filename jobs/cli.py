@@ -10,44 +10,53 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import tyro
 
-from pipeline.config_io import read_toml, to_toml
+from jobs.variant_flags import describe_variants, take_variants
+from pipeline.config_sections import read_section, write_section
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.presets import PRESETS, Preset
 from pipeline.progress import say
+from pipeline.project import parse_project, read_preset
 
 C = TypeVar("C")
-Subcommand = tuple[Callable[[Preset], Any], Callable[[Any], None], Callable[[Any], list[tuple[str, str]]]]
-"""What `run_job` takes: the part of a preset, the job, the plan."""
+_DEFAULT_PRESET = "digits"
 
 _COMMON = """
 
 Before these flags come, in this order, a preset and a file:
-  --preset NAME     one of {presets} (default: digits)
-  --config FILE     TOML with any of the fields below; unknown keys are refused
-  --dry-run         print the resolved configuration and the plan, touch nothing
+  --preset NAME     one of {presets} (default: the file's, else {default})
+  --config FILE     the project's TOML file; this job reads {reads}; unknown keys are refused
+  --dry-run         print the file that would do the same, and the plan; touch nothing
   --traceback       show where an error came from"""
 
 
-def run_job(
-    argv: Sequence[str],
-    of_preset: Callable[[Preset], C],
-    run: Callable[[C], None],
-    describe: Callable[[C], list[tuple[str, str]]],
-    *,
-    program: str | None = None,
-) -> int:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job(Generic[C]):
+    """A job of the command line."""
+
+    section: str
+    """Its section of the project's file."""
+    reads: tuple[str, ...]
+    """The preset's sections that its configuration is made of."""
+    of_preset: Callable[[Preset], C]
+    """Its configuration, made of a preset."""
+    run: Callable[[C], None]
+    """The job."""
+    describe: Callable[[C], list[tuple[str, str]]]
+    """The plan of a --dry-run, as names and values."""
+
+
+def run_job(job: Job[C], argv: Sequence[str], *, program: str | None = None) -> int:
     """Resolve the configuration and run the job, or with --dry-run print what it would do.
 
     Args:
+        job: The job.
         argv: The flags, without the program's name.
-        of_preset: This job's part of a preset.
-        run: The job.
-        describe: The plan of a --dry-run, as names and values.
         program: What --help calls the job; None: the file that was started.
 
     Returns:
@@ -58,11 +67,11 @@ def run_job(
     own.add_argument("--traceback", action="store_true")
     show_traceback = own.parse_known_args(argv)[0].traceback
     try:
-        dry_run, config = _resolve(argv, of_preset, program)
+        dry_run, preset, config = _resolve(job, argv, program)
         if dry_run:
-            _print_plan(config, describe(config))
+            _print_plan(write_section(config, job.section, preset), job.describe(config))
         else:
-            run(config)
+            job.run(config)
         return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -74,47 +83,43 @@ def run_job(
         return error.exit_code if isinstance(error, PipelineError) else 1
 
 
-def run_subcommand(
-    argv: Sequence[str],
-    program: str,
-    subcommands: Mapping[str, Subcommand],
-    doc: str | None,
-) -> int:
+def run_subcommand(jobs: Mapping[str, Job[Any]], argv: Sequence[str], *, program: str, doc: str | None) -> int:
     """Run one of several jobs in a file by its name, the first of the flags.
 
     Args:
+        jobs: The jobs by name.
         argv: The name and the flags, without the program's name.
         program: The file, such as jobs/ema.py.
-        subcommands: The jobs by name.
         doc: What --help says before the list of names: the file's docstring.
 
     Returns:
         The exit code.
     """
     name = argv[0] if argv else ""
-    if name in subcommands:
-        return run_job(argv[1:], *subcommands[name], program=f"{program} {name}")
+    if name in jobs:
+        return run_job(jobs[name], argv[1:], program=f"{program} {name}")
     if not argv or name in ("-h", "--help"):
-        say(_overview(program, subcommands, doc))
+        say(_overview(program, jobs, doc))
     if name in ("-h", "--help"):
         return 0
-    names, got = " or ".join(subcommands), repr(name) if argv else "nothing"
+    names, got = " or ".join(jobs), repr(name) if argv else "nothing"
     print(f"error: {program}: must be followed by {names}, got {got}; --help says what they do", file=sys.stderr)
     return ConfigError.exit_code
 
 
-def _overview(program: str, subcommands: Mapping[str, Subcommand], doc: str | None) -> str:
-    width = max(len(name) for name in subcommands)
-    lines = [f"usage: {program} {{{','.join(subcommands)}}} [-h] [FLAGS]", "", (doc or "").strip(), ""]
-    for name, (of_preset, _, _) in subcommands.items():
-        about = (type(of_preset(PRESETS["digits"]())).__doc__ or "").strip().partition("\n")[0]
+def _overview(program: str, jobs: Mapping[str, Job[Any]], doc: str | None) -> str:
+    width = max(len(name) for name in jobs)
+    lines = [f"usage: {program} {{{','.join(jobs)}}} [-h] [FLAGS]", "", (doc or "").strip(), ""]
+    for name, job in jobs.items():
+        about = (type(job.of_preset(PRESETS[_DEFAULT_PRESET]())).__doc__ or "").strip().partition("\n")[0]
         lines.append(f"  {program} {name:<{width}}  {about}")
     return "\n".join(lines)
 
 
-def _resolve(argv: Sequence[str], of_preset: Callable[[Preset], C], program: str | None) -> tuple[bool, C]:
+def _resolve(job: Job[C], argv: Sequence[str], program: str | None) -> tuple[bool, str, C]:
+    """Whether it is a dry run, the preset's name, and the configuration."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--preset", default="digits")
+    parser.add_argument("--preset")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--traceback", action="store_true")
@@ -122,24 +127,39 @@ def _resolve(argv: Sequence[str], of_preset: Callable[[Preset], C], program: str
         common, flags = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
-    if common.preset not in PRESETS:
-        raise ConfigError(f"--preset: one of {', '.join(PRESETS)}, got {common.preset!r}")
-    config = of_preset(PRESETS[common.preset]())
+    tables: dict[str, Any] = {}
     if common.config is not None:
         try:
             text = common.config.read_bytes()
         except OSError as error:
             raise ConfigError(f"--config: cannot read {common.config} ({error.strerror})") from error
-        config = read_toml(type(config), text, str(common.config), base=config)
-    return common.dry_run, _parse_flags(config, flags, program)
+        tables = parse_project(text, str(common.config))
+    name = common.preset or tables.get("preset", _DEFAULT_PRESET)
+    if name not in PRESETS:
+        raise ConfigError(f"--preset: one of {', '.join(PRESETS)}, got {name!r}")
+    preset = read_preset(PRESETS[name](), tables, str(common.config), job.reads)
+    config = job.of_preset(preset)
+    if job.section not in job.reads:
+        config = read_section(config, job.section, tables, str(common.config))
+    return common.dry_run, name, _parse_flags(job, config, flags, program)
 
 
-def _parse_flags(config: C, flags: Sequence[str], program: str | None) -> C:
-    description = (type(config).__doc__ or "") + _COMMON.format(presets=", ".join(PRESETS))
+def _parse_flags(job: Job[C], config: C, flags: Sequence[str], program: str | None) -> C:
+    reads = ", ".join(f"[{section}]" for section in dict.fromkeys((*job.reads, job.section)))
+    description = (type(config).__doc__ or "") + describe_variants(config)
+    description += _COMMON.format(presets=", ".join(PRESETS), default=_DEFAULT_PRESET, reads=reads)
+    start, rest = take_variants(config, flags)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(type(config), prog=program, args=list(flags), default=config, description=description)
+            return tyro.cli(
+                type(config),
+                prog=program,
+                args=rest,
+                default=start,
+                description=description,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
@@ -169,8 +189,8 @@ def one_line(error: Exception) -> str:
     return text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text} (--traceback shows where)"
 
 
-def _print_plan(config: object, plan: list[tuple[str, str]]) -> None:
-    say(to_toml(config))
+def _print_plan(file: str, plan: list[tuple[str, str]]) -> None:
+    say(file)
     width = max(len(name) for name, _ in plan)
     for name, value in plan:
         say(f"# {name:<{width}}  {value}")

@@ -2,8 +2,9 @@
 
 import dataclasses
 import sys
+from typing import Any
 
-from jobs.cli import run_subcommand
+from jobs.cli import Job, run_subcommand
 from pipeline.evaluation.studies import bound_comparison, sampler_comparison
 from pipeline.evaluation.studies.bound_comparison import BoundComparisonConfig, compare_bounds
 from pipeline.evaluation.studies.sampler_comparison import SamplerComparisonConfig, compare_samplers
@@ -16,17 +17,24 @@ _MAX_IMAGES_PER_CLASS = 1000
 
 def samplers_of_preset(preset: Preset) -> SamplerComparisonConfig:
     """The preset's model and images, a moderate number of them."""
+    base = preset.evaluate
     images_per_class = min(preset.sample.images_per_class, _MAX_IMAGES_PER_CLASS)
-    sample = dataclasses.replace(preset.sample, images_per_class=images_per_class)
-    return SamplerComparisonConfig(dataset=preset.evaluate.dataset, sample=sample)
+    return SamplerComparisonConfig(
+        dataset=base.dataset,
+        sample=dataclasses.replace(preset.sample.images, images_per_class=images_per_class),
+        tracking=base.tracking,
+        cluster=base.cluster,
+    )
 
 
 def _bounds_of_preset(preset: Preset) -> BoundComparisonConfig:
+    base = preset.evaluate
     return BoundComparisonConfig(
-        dataset=preset.evaluate.dataset,
-        model=preset.sample.model,
-        baseline=preset.sample.model.replace("@candidate", "@champion"),
-        output=join_uri(preset.sample.output, "bounds"),
+        dataset=base.dataset,
+        model=base.sample.model,
+        baseline=base.sample.model.replace("@candidate", "@champion"),
+        output=join_uri(base.sample.output, "bounds"),
+        tracking=base.tracking,
     )
 
 
@@ -40,18 +48,22 @@ def _run_bounds(config: BoundComparisonConfig) -> None:
     say(f"done: {bound_comparison.REPORT_KEY} in {config.output}")
 
 
-def main(argv: list[str]) -> int:
-    """Read what to compare, then the flags."""
-    return run_subcommand(
-        argv,
-        "jobs/compare.py",
-        {
-            "samplers": (samplers_of_preset, _run_samplers, sampler_comparison.describe_plan),
-            "bounds": (_bounds_of_preset, _run_bounds, bound_comparison.describe_plan),
-        },
-        __doc__,
-    )
-
+JOBS: dict[str, Job[Any]] = {
+    "samplers": Job(
+        section="compare_samplers",
+        reads=("sample", "evaluate"),
+        of_preset=samplers_of_preset,
+        run=_run_samplers,
+        describe=sampler_comparison.describe_plan,
+    ),
+    "bounds": Job(
+        section="compare_bounds",
+        reads=("evaluate",),
+        of_preset=_bounds_of_preset,
+        run=_run_bounds,
+        describe=bound_comparison.describe_plan,
+    ),
+}
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_subcommand(JOBS, sys.argv[1:], program="jobs/compare.py", doc=__doc__))

@@ -44,7 +44,7 @@ def main() -> None:
         trained = _stage("training: two DDP workers", lambda: train(train_config))
         sampling = dataclasses.replace(preset.sample, model=trained.version.uri, output=str(root / "samples"))
         made = _stage("sampling: 1,000 images, 100 per class", lambda: sample(sampling))
-        config = dataclasses.replace(preset.evaluate, sample=sampling)
+        config = dataclasses.replace(preset.evaluate, sample=sampling.images)
         report = _stage("evaluation", lambda: evaluate(config))
     say(f"\n{report.table()}\n")
     say(f"model          {trained.version.uri}, alias candidate")

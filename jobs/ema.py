@@ -4,9 +4,12 @@
 `jobs/train.py --post-hoc-ema.snapshot-interval-steps ...`.
 """
 
+import dataclasses
 import sys
+from typing import Any
 
-from jobs.cli import run_subcommand
+from jobs.cli import Job, run_subcommand
+from pipeline.evaluation.evaluate import MeasuresConfig
 from pipeline.evaluation.studies import ema_sweep
 from pipeline.evaluation.studies.ema_sweep import EmaSweepConfig, sweep_ema
 from pipeline.presets import Preset
@@ -22,13 +25,21 @@ def _beside(train: str) -> str:
 
 def _reconstruct_of_preset(preset: Preset) -> ReconstructConfig:
     return ReconstructConfig(
-        train=preset.train.output, output=_beside(preset.train.output), tracking=preset.train.tracking
+        run=preset.train.output, output=_beside(preset.train.output), tracking=preset.train.tracking
     )
 
 
 def _sweep_of_preset(preset: Preset) -> EmaSweepConfig:
+    base = preset.evaluate
+    measures = {field.name: getattr(base, field.name) for field in dataclasses.fields(MeasuresConfig)}
     return EmaSweepConfig(
-        train=preset.train.output, output=_beside(preset.train.output), evaluate=preset.evaluate, run_name="ema-sweep"
+        run=preset.train.output,
+        output=_beside(preset.train.output),
+        dataset=base.dataset,
+        sample=preset.sample.images,
+        evaluate=MeasuresConfig(**measures),
+        tracking=base.tracking,
+        cluster=base.cluster,
     )
 
 
@@ -44,18 +55,22 @@ def _run_sweep(config: EmaSweepConfig) -> None:
     say(f"done: {ema_sweep.REPORT_KEY} and {ema_sweep.CHART_KEY} in {config.output}")
 
 
-def main(argv: list[str]) -> int:
-    """Read what to do, then the flags."""
-    return run_subcommand(
-        argv,
-        "jobs/ema.py",
-        {
-            "reconstruct": (_reconstruct_of_preset, _run_reconstruct, post_hoc_ema.describe_plan),
-            "sweep": (_sweep_of_preset, _run_sweep, ema_sweep.describe_plan),
-        },
-        __doc__,
-    )
-
+JOBS: dict[str, Job[Any]] = {
+    "reconstruct": Job(
+        section="ema_reconstruct",
+        reads=("train",),
+        of_preset=_reconstruct_of_preset,
+        run=_run_reconstruct,
+        describe=post_hoc_ema.describe_plan,
+    ),
+    "sweep": Job(
+        section="ema_sweep",
+        reads=("train", "sample", "evaluate"),
+        of_preset=_sweep_of_preset,
+        run=_run_sweep,
+        describe=ema_sweep.describe_plan,
+    ),
+}
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_subcommand(JOBS, sys.argv[1:], program="jobs/ema.py", doc=__doc__))

@@ -2,7 +2,7 @@
 
 import sys
 
-from jobs.cli import run_job
+from jobs.cli import Job, run_job
 from pipeline.evaluation.evaluate import EvaluateConfig, describe_plan, evaluate
 from pipeline.progress import say
 
@@ -13,5 +13,9 @@ def _run(config: EvaluateConfig) -> None:
     say(f"done: report in {report.uri}")
 
 
+JOB = Job(
+    section="evaluate", reads=("evaluate",), of_preset=lambda preset: preset.evaluate, run=_run, describe=describe_plan
+)
+
 if __name__ == "__main__":
-    sys.exit(run_job(sys.argv[1:], lambda preset: preset.evaluate, _run, describe_plan))
+    sys.exit(run_job(JOB, sys.argv[1:]))

@@ -1,8 +1,9 @@
-"""Draw the method's and a model's pictures: `python jobs/figures.py --samplers.sample.model models:/ddpm@candidate`."""
+"""Draw the method's and a model's pictures: `python jobs/figures.py --sample.model models:/ddpm@candidate`."""
 
+import dataclasses
 import sys
 
-from jobs.cli import run_job
+from jobs.cli import Job, run_job
 from jobs.compare import samplers_of_preset
 from pipeline.evaluation.pictures.figures import FiguresConfig, describe_plan, draw_figures
 from pipeline.presets import Preset
@@ -11,8 +12,10 @@ from pipeline.stores.storage import join_uri
 
 
 def _of_preset(preset: Preset) -> FiguresConfig:
-    output = join_uri(preset.sample.output, "figures")
-    return FiguresConfig(output=output, samplers=samplers_of_preset(preset), batch_size=preset.evaluate.batch_size)
+    compared = samplers_of_preset(preset)
+    options = {field.name: getattr(compared, field.name) for field in dataclasses.fields(compared)}
+    output = join_uri(compared.sample.output, "figures")
+    return FiguresConfig(output=output, batch_size=preset.evaluate.batch_size, **options)
 
 
 def _run(config: FiguresConfig) -> None:
@@ -21,5 +24,7 @@ def _run(config: FiguresConfig) -> None:
     say(f"done: pictures in {config.output}")
 
 
+JOB = Job(section="figures", reads=("sample", "evaluate"), of_preset=_of_preset, run=_run, describe=describe_plan)
+
 if __name__ == "__main__":
-    sys.exit(run_job(sys.argv[1:], _of_preset, _run, describe_plan))
+    sys.exit(run_job(JOB, sys.argv[1:]))

@@ -1,8 +1,8 @@
-"""Make a dataset of WebDataset shards: `python jobs/prepare_data.py --source FOLDER --output ...`."""
+"""Make a dataset of WebDataset shards: `python jobs/prepare_data.py --source FOLDER --dataset ...`."""
 
 import sys
 
-from jobs.cli import run_job
+from jobs.cli import Job, run_job
 from pipeline.data.prepare import PrepareConfig, describe_plan, prepare
 from pipeline.progress import say
 
@@ -11,8 +11,12 @@ def _run(config: PrepareConfig) -> None:
     manifest = prepare(config)
     for name, split in manifest.splits.items():
         say(f"{name}: {split.num_samples:,} images in {len(split.shards)} shards")
-    say(f"done: dataset {manifest.name!r} (digest {manifest.digest[:16]}) in {config.output}")
+    say(f"done: dataset {manifest.name!r} (digest {manifest.digest[:16]}) in {config.dataset}")
 
+
+JOB = Job(
+    section="prepare", reads=("prepare",), of_preset=lambda preset: preset.prepare, run=_run, describe=describe_plan
+)
 
 if __name__ == "__main__":
-    sys.exit(run_job(sys.argv[1:], lambda preset: preset.prepare, _run, describe_plan))
+    sys.exit(run_job(JOB, sys.argv[1:]))

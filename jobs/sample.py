@@ -2,16 +2,20 @@
 
 import sys
 
-from jobs.cli import run_job
-from pipeline.generation.sample import SampleConfig, describe_plan, sample
+from jobs.cli import Job, run_job
+from pipeline.generation.sample import describe_plan, sample
+from pipeline.generation.sample_job import SampleConfig
 from pipeline.progress import say
 
 
 def _run(config: SampleConfig) -> None:
-    result = sample(config)
-    made = f"{result.num_made:,} made now" if result.num_made else "all of them there already, nothing written"
-    say(f"done: {result.num_images:,} images ({made}) in {result.uri}; contact sheet {result.contact_sheet_uri}")
+    made = sample(config)
+    now = f"{made.num_made:,} made now" if made.num_made else "all of them there already, nothing written"
+    where = f"{made.store.uri}; contact sheet {made.contact_sheet_uri}"
+    say(f"done: {made.manifest.num_images:,} images ({now}) in {where}")
 
+
+JOB = Job(section="sample", reads=("sample",), of_preset=lambda preset: preset.sample, run=_run, describe=describe_plan)
 
 if __name__ == "__main__":
-    sys.exit(run_job(sys.argv[1:], lambda preset: preset.sample, _run, describe_plan))
+    sys.exit(run_job(JOB, sys.argv[1:]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from jobs.cli import run_job
+from jobs.cli import Job, run_job
 from pipeline.progress import say
 from pipeline.training.train import describe_plan, train
 from pipeline.training.train_config import TrainConfig
@@ -13,5 +13,7 @@ def _run(config: TrainConfig) -> None:
     say(f"done: {result.steps} steps; registered {result.version.uri}; last checkpoint {result.checkpoint_uri}")
 
 
+JOB = Job(section="train", reads=("train",), of_preset=lambda preset: preset.train, run=_run, describe=describe_plan)
+
 if __name__ == "__main__":
-    sys.exit(run_job(sys.argv[1:], lambda preset: preset.train, _run, describe_plan))
+    sys.exit(run_job(JOB, sys.argv[1:]))

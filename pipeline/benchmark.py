@@ -21,8 +21,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpm import Ema, ModelConfig, build_model, images_to_x_0, make_schedule, q_sample, simple_loss
+from ddpm import Ema, ModelConfig, build_network, images_to_x_0, make_schedule, q_sample, simple_loss
 from pipeline.cluster import ray_session
+from pipeline.data.image_size import parse_image_size
 from pipeline.data.prepare import PrepareConfig, prepare
 from pipeline.data.shards import decode_png, read_shard
 from pipeline.errors import TrainingFailedError
@@ -41,8 +42,8 @@ class BenchmarkConfig:
 
     train: TrainConfig
     """The network, batch and workers to compare; its dataset is replaced by one made for the benchmark."""
-    image_size: int | None = None
-    """Pixels per side of the benchmark's images; none: scikit-learn's digits as they are."""
+    image_size: int | str | None = None
+    """Height x width of the benchmark's images, or one number for a square; none: scikit-learn's digits as they are."""
     steps: int = 300
     """Optimiser steps of every run; the first third warms up."""
     rounds: int = 2
@@ -53,6 +54,8 @@ class BenchmarkConfig:
             raise ValueError(f"steps: at least {_INTERVALS_PER_RUN}, got {self.steps}")
         if self.rounds < 1:
             raise ValueError(f"rounds: at least 1, got {self.rounds}")
+        if self.image_size is not None:
+            parse_image_size(self.image_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,18 +97,18 @@ def benchmark_train(config: BenchmarkConfig) -> BenchmarkResult:
 
 def _make_dataset(config: BenchmarkConfig, place: Path) -> str:
     """Digits, or the digits' scans enlarged in colour: their content does not change the speed."""
-    output = str(place / "dataset")
+    dataset = str(place / "dataset")
     if config.image_size is None:
-        prepare(PrepareConfig(source="digits", output=output, shard_size=250))
-        return output
+        prepare(PrepareConfig(source="digits", dataset=dataset, shard_size=250))
+        return dataset
     folder = place / "images"
     folder.mkdir()
-    size = (config.image_size, config.image_size)
+    height, width = parse_image_size(config.image_size)
     for index, scan in enumerate(load_digits().images[:512]):
-        grey = Image.fromarray(np.round(scan * 255 / 16).astype(np.uint8)).resize(size)
+        grey = Image.fromarray(np.round(scan * 255 / 16).astype(np.uint8)).resize((width, height))
         Image.merge("RGB", (grey, grey.rotate(90), grey.rotate(180))).save(folder / f"{index:04d}.png")
-    prepare(PrepareConfig(source=str(folder), output=output, image_size=config.image_size, shard_size=64))
-    return output
+    prepare(PrepareConfig(source=str(folder), dataset=dataset, image_size=config.image_size, shard_size=64))
+    return dataset
 
 
 def _pipeline_config(config: BenchmarkConfig, dataset: str, place: Path, number: int) -> TrainConfig:
@@ -168,7 +171,7 @@ def _bare_worker(rank: int, config: TrainConfig, model_config: ModelConfig, plac
     with np.load(f"{place}/data.npz") as arrays:
         data = images_to_x_0(torch.from_numpy(arrays["images"])).to(device)
         labels = torch.from_numpy(arrays["labels"]).long().to(device) if model_config.num_classes else None
-    network = build_model(model_config).to(device)
+    network = build_network(model_config).to(device)
     ddp = DistributedDataParallel(network, device_ids=[rank] if config.workers.use_gpu else None)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.learning_rate)
     ema = Ema(network, config.optimizer.ema_halflife_images) if rank == 0 else None

@@ -1,24 +1,62 @@
 """Dataclasses to and from TOML and JSON, strictly, and their digests.
 
 Reading refuses unknown keys and wrong types at every level; one line says which file, which field, which rule and what
-was found. TOML is for people; TOML has no null, so that None is written as nothing where it is the default, and as the
-string "none" elsewhere, and "none" is read as None by every optional field that takes no text. JSON is for records:
-canonical bytes (sorted keys, no spaces, UTF-8, one newline at the end), so that equal objects have equal digests.
+was found. TOML is for people; TOML has no null, so that None is written as the string "none", which every optional
+field that takes no text reads as None; fields that take text leave None out, and it must be their default. JSON is for
+records: canonical bytes (sorted keys, no spaces, UTF-8, one newline at the end), so that equal objects have equal
+digests.
+
+Variants (see config_fields.py) always carry their name in JSON. In TOML a table without a name changes the variant that
+is there; one with another name swaps it: what both share is kept, the rest starts at the defaults of the new one.
+
+Fields that were added to a format later (ddpm/added_field.py) are no part of the digest while they are at their pins,
+and a record that lacks them is read as if it had the pins.
 """
 
+import copy
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
 import tomllib
-import types
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import pydantic
 import tomli_w
 
-from pipeline.errors import ConfigError
+from pipeline.config_errors import check_names, explain, short
+from pipeline.config_fields import (
+    NAME,
+    default_of,
+    element_of,
+    fields_of,
+    inside,
+    is_special,
+    pins_of,
+    resolve,
+    shared_fields,
+    switch_variant,
+    takes_none_word,
+    variants_of,
+    walk,
+)
+from pipeline.errors import ConfigError, FormatVersionError
+
+__all__ = [
+    "complete",
+    "digest",
+    "from_json",
+    "from_tables",
+    "identity",
+    "parse_toml",
+    "read_record",
+    "read_toml",
+    "refuse_empty",
+    "switch_variant",
+    "to_json",
+    "to_toml",
+    "variants_of",
+]
 
 T = TypeVar("T")
 
@@ -27,7 +65,7 @@ def read_toml(cls: type[T], text: str | bytes, where: str, base: T | None = None
     """Read a config tree from TOML.
 
     Args:
-        cls: A dataclass whose fields may be dataclasses.
+        cls: A dataclass whose fields may be dataclasses, variants, and tuples and dicts of them.
         text: The file's content.
         where: The file's name, for messages.
         base: Values of the keys that the file leaves out; without it the dataclass's own defaults.
@@ -35,17 +73,42 @@ def read_toml(cls: type[T], text: str | bytes, where: str, base: T | None = None
     Raises:
         ConfigError: If the text is not TOML, a key is unknown, or a value breaks a rule.
     """
+    return _validate(cls, _over(cls, base, parse_toml(text, where)), where)
+
+
+def parse_toml(text: str | bytes, where: str) -> dict[str, Any]:
+    """The tables of a TOML file; for one that several dataclasses are read from, see `from_tables`.
+
+    Raises:
+        ConfigError: If the text is not TOML.
+    """
     try:
-        data = tomllib.loads(text.decode() if isinstance(text, bytes) else text)
+        return tomllib.loads(text.decode() if isinstance(text, bytes) else text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
-    data = _read_none(cls, data)
-    return _validate(cls, data if base is None else _merge(base, data), where)
+
+
+def from_tables(cls: type[T], name: str, value: Any, where: str, base: T) -> T:
+    """Read a config tree, or a single value, from a part of a TOML file that is parsed already.
+
+    Args:
+        cls: Its type.
+        name: What the part is called in the file.
+        value: The part.
+        where: The file's name, for messages.
+        base: Values of the keys that the part leaves out.
+
+    Raises:
+        ConfigError: If a key is unknown, or a value breaks a rule.
+    """
+    holder = dataclasses.make_dataclass("Part", [(name, cls)], frozen=True)
+    read: T = getattr(_validate(holder, _over(holder, holder(base), {name: value}), where), name)
+    return read
 
 
 def to_toml(obj: Any) -> str:
     """Write a dataclass as TOML that `read_toml` reads back as an equal object."""
-    return tomli_w.dumps(_write_none(type(obj), _plain(obj)))
+    return tomli_w.dumps(_write_none(type(obj), _plain(type(obj), obj)))
 
 
 def refuse_empty(config: object, *fields: str) -> None:
@@ -64,37 +127,100 @@ def refuse_empty(config: object, *fields: str) -> None:
 
 
 def from_json(cls: type[T], data: bytes, where: str) -> T:
-    """Read a record from JSON.
+    """Read a record from JSON; added fields that it lacks are at their pins.
 
     Args:
-        cls: A dataclass whose fields may be dataclasses.
+        cls: A dataclass whose fields may be dataclasses, variants, and tuples and dicts of them.
         data: UTF-8 bytes.
         where: The object's URI, for messages.
 
     Raises:
         ConfigError: If the bytes are not JSON, a key is unknown, or a value breaks a rule.
     """
-    try:
-        parsed = json.loads(data)
-    except ValueError as error:
-        raise ConfigError(f"{where}: not valid JSON: {error}") from None
-    return _validate(cls, parsed, where)
+    return _validate(cls, _fill_pins(cls, _parse(data, where)), where)
+
+
+def read_record(cls: type[T], data: bytes, where: str, *, remedy: str) -> T:
+    """Read a stored record that has a field `format_version`, whose default is the version that this program reads.
+
+    Versions are compared before anything else, in records inside the record too.
+
+    Args:
+        cls: As for `from_json`.
+        data: As for `from_json`.
+        where: As for `from_json`.
+        remedy: What to do about a record of an older version, such as "prepare the dataset again".
+
+    Raises:
+        FormatVersionError: If the record is of another version, or of none.
+        ConfigError: If it is damaged, as for `from_json`.
+    """
+    parsed = _parse(data, where)
+    for path, hint, value in walk(cls, parsed):
+        record = resolve(hint, value)
+        if isinstance(value, dict) and "format_version" in fields_of(record):
+            place = f"{where}: {'.'.join(path)}" if path else where
+            _check_version(value, default_of(record, "format_version"), place, remedy)
+    return _validate(cls, _fill_pins(cls, parsed), where)
 
 
 def to_json(obj: Any) -> bytes:
-    """Canonical JSON of a dataclass (or of plain lists, dicts and scalars).
+    """Canonical JSON of a dataclass, with every field (or of plain lists, dicts and scalars).
 
     Raises:
         ValueError: If a number is not finite, or the object breaks its own rules.
     """
-    data = _plain(obj) if dataclasses.is_dataclass(obj) else obj
+    return _canonical(_plain(type(obj), obj) if dataclasses.is_dataclass(obj) else obj)
+
+
+def identity(obj: Any) -> Any:
+    """The JSON value of a dataclass without the added fields that are at their pins, at every level.
+
+    Plain lists, dicts and scalars are returned as they are. `from_json` reads the JSON of it as an equal object.
+
+    Raises:
+        ValueError: As `to_json`.
+    """
+    return _without_pins(type(obj), _plain(type(obj), obj)) if dataclasses.is_dataclass(obj) else obj
+
+
+def complete(cls: type[Any], recorded: dict[str, Any]) -> dict[str, Any]:
+    """A recorded `identity`, or a part of one, with the added fields that it lacks at their pins, at every level.
+
+    Args:
+        cls: The dataclass that it is of.
+        recorded: JSON values; keys that the class does not know are left as they are.
+    """
+    filled: dict[str, Any] = _fill_pins(cls, recorded)
+    return filled
+
+
+def digest(obj: Any) -> str:
+    """SHA-256 of the canonical JSON of the `identity`, in hexadecimal: the same before and after a field is added."""
+    return hashlib.sha256(_canonical(identity(obj))).hexdigest()
+
+
+def _canonical(data: Any) -> bytes:
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 
 
-def digest(obj: Any) -> str:
-    """SHA-256 of `to_json`, in hexadecimal."""
-    return hashlib.sha256(to_json(obj)).hexdigest()
+def _parse(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise ConfigError(f"{where}: not valid JSON: {error}") from None
+
+
+def _check_version(record: dict[str, Any], expected: int, where: str, remedy: str) -> None:
+    found = record.get("format_version")
+    if type(found) is int and found == expected:
+        return
+    is_newer = type(found) is int and found > expected
+    version = f"format_version {short(found)}" if "format_version" in record else "no format_version"
+    raise FormatVersionError(
+        f"{where}: has {version}, this program reads {expected}; {'update this program' if is_newer else remedy}"
+    )
 
 
 @functools.cache
@@ -107,6 +233,7 @@ def _holder(cls: Any) -> tuple[Any, pydantic.TypeAdapter[Any]]:
 
 
 def _validate(cls: type[T], data: Any, where: str) -> T:
+    check_names(cls, data, where)
     kind: Any = cls  # mypy does not take a type variable's class for hashable
     try:
         # strict rules for JSON input: a list may become a tuple, 1 may become 1.0; "1" stays text, true is no number
@@ -114,124 +241,96 @@ def _validate(cls: type[T], data: Any, where: str) -> T:
     except TypeError as error:  # a TOML date or time
         raise ConfigError(f"{where}: {error}; write it as text") from None
     except pydantic.ValidationError as error:
-        raise ConfigError(_explain(cls, data, where, error)) from None
+        raise ConfigError(explain(cls, data, where, error)) from None
     return value
 
 
-def _plain(obj: Any) -> dict[str, Any]:
-    """The object as JSON values, normalised: 1 in a float field becomes 1.0, so that equal objects look equal."""
-    kind: Any = type(obj)
-    holder, adapter = _holder(kind)
-    once = adapter.dump_json(holder(obj), warnings=False)
+def _plain(hint: Any, value: Any) -> Any:
+    """A value as JSON values, normalised: 1 in a float field becomes 1.0, so that equal objects look equal."""
+    holder, adapter = _holder(hint)
+    once = adapter.dump_json(holder(value), warnings=False)
     try:
         again = adapter.validate_json(once)
     except pydantic.ValidationError as error:
-        raise ValueError(_explain(type(obj), json.loads(once)["value"], type(obj).__name__, error)) from None
-    plain: dict[str, Any] = adapter.dump_python(again, mode="json")["value"]
-    return plain
+        raise ValueError(explain(hint, json.loads(once)["value"], type(value).__name__, error)) from None
+    return adapter.dump_python(again, mode="json")["value"]
 
 
-def _merge(base: Any, data: Any) -> Any:
-    """`data` over `base`, field by field through nested dataclasses; other values are replaced whole."""
-    if not dataclasses.is_dataclass(base) or not isinstance(data, dict):
-        return data
-    merged = _plain(base)
+def _over(hint: Any, base: Any, data: Any) -> Any:
+    """TOML values over a base, as JSON values: field by field through dataclasses; other values are replaced whole."""
+    if isinstance(data, list):
+        elements = resolve(hint, data)
+        return [_over(element_of(elements, index), None, element) for index, element in enumerate(data)]
+    if not isinstance(data, dict):
+        return None if data == "none" and takes_none_word(hint) else data
+    has_base = dataclasses.is_dataclass(base)
+    option: Any = type(base) if has_base and variants_of(hint) and NAME not in data else resolve(hint, data)
+    fields = fields_of(option)
+    if not fields:
+        return {key: _over(element_of(option, key), None, value) for key, value in data.items()}
+    merged: dict[str, Any] = {}
+    if has_base:
+        kept = fields if type(base) is option else shared_fields(type(base), option)
+        merged = {key: value for key, value in _plain(type(base), base).items() if key in kept}
     for key, value in data.items():
-        merged[key] = _merge(getattr(base, key, None), value)
+        inner = getattr(base, key, None) if key in merged else None
+        merged[key] = _over(fields.get(key), inner, _named(option, key, inner, value))
     return merged
 
 
-def _fields(cls: Any) -> dict[str, Any]:
-    """Names and types of a dataclass's fields; nothing for other types."""
-    if not dataclasses.is_dataclass(cls):
-        return {}
-    hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
-
-
-def _inner(hint: Any) -> Any:
-    """The dataclass in `X | None`, or the hint itself."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return next((option for option in get_args(hint) if dataclasses.is_dataclass(option)), hint)
-    return hint
-
-
-def _takes_none_word(hint: Any) -> bool:
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
-    return types.NoneType in options and str not in options
-
-
-def _element(hint: Any) -> Any:
-    """The type of the values of a dict or of the elements of a list or tuple."""
-    arguments = [argument for argument in get_args(hint) if argument is not ...]
-    return _inner(arguments[-1]) if arguments else None
-
-
-def _read_none(hint: Any, value: Any) -> Any:
-    """Replace the word "none" by None where `hint` allows it, at every level."""
-    if isinstance(value, list):
-        return [_read_none(_element(hint), element) for element in value]
-    if isinstance(value, dict):
-        fields, other = _fields(_inner(hint)), _element(hint)
-        return {name: _read_none(fields.get(name, other), element) for name, element in value.items()}
-    return None if value == "none" and _takes_none_word(hint) else value
+def _named(cls: Any, key: str, base: Any, value: Any) -> Any:
+    """A table of a variant field without name and base: it means the variant that the field is by default."""
+    variants = variants_of(fields_of(cls).get(key))
+    if not variants or not isinstance(value, dict) or NAME in value or base is not None:
+        return value
+    default = default_of(cls, key)
+    return {NAME: getattr(default, NAME), **value} if type(default) in variants.values() else value
 
 
 def _write_none(hint: Any, value: Any) -> Any:
-    """Leave out None where it is the default and write the word "none" elsewhere, at every level."""
+    """Write the word "none" for None at every level, and leave it out where text may be and it is the default."""
     if isinstance(value, list):
-        return [_write_none(_element(hint), element) for element in value]
+        return [_write_none(element_hint, element) for _, element_hint, element in inside(hint, value)]
     if not isinstance(value, dict):
         return value
-    cls = _inner(hint)
-    fields, other = _fields(cls), _element(hint)
-    defaults = {field.name: field.default for field in dataclasses.fields(cls)} if fields else {}
+    cls = resolve(hint, value)
+    is_record = bool(fields_of(cls))
     result = {}
-    for name, element in value.items():
+    for key, element_hint, element in inside(hint, value):
         if element is not None:
-            result[name] = _write_none(fields.get(name, other), element)
-        elif defaults.get(name) is not None:
-            if not _takes_none_word(fields[name]):
-                raise ValueError(f"{name}: None is not the default and TOML cannot hold it; give the field another one")
-            result[name] = "none"
+            result[key] = _write_none(element_hint, element)
+        elif is_record and takes_none_word(element_hint):
+            result[key] = "none"  # also where it is the default: the file may be read over another base
+        elif is_record and default_of(cls, str(key)) is not None:
+            raise ValueError(f"{key}: None is not the default and TOML cannot hold it; give the field another one")
     return result
 
 
-def _explain(cls: type[Any], data: Any, where: str, error: pydantic.ValidationError) -> str:
-    """One line about the first error: file: field path: rule, value."""
-    unknown = ("unexpected_keyword_argument", "extra_forbidden")
-    errors = error.errors(include_url=False)
-    first = next((one for one in errors if one["type"] in unknown), errors[0])  # a typo may be why another is missing
-    absent = first["type"] in unknown or "missing" in first["type"]
-    path: list[str] = []
-    level, hint = data, cls
-    location = first["loc"][1:]  # without the holder's "value"
-    for index, part in enumerate(location):
-        inside = part in level if isinstance(level, dict) else isinstance(level, list) and isinstance(part, int)
-        if inside:
-            level = level[part]
-        elif not (absent and index == len(location) - 1):
-            continue  # the name of a union's branch, not a key of the file
-        path.append(str(part))
-        if index < len(location) - 1:
-            hint = _inner(_fields(hint)[str(part)] if part in _fields(hint) else _element(hint))
-    message, value = first["msg"], _short(first["input"])
-    if first["type"] in unknown:
-        near = difflib.get_close_matches(path[-1], _fields(hint), n=1)
-        known = f"; known: {', '.join(_fields(hint))}" if _fields(hint) else ""
-        message = "unknown key" + (f"; did you mean {near[0]!r}?" if near else known)
-    elif "missing" in first["type"]:
-        message = "is required and missing"
-    elif first["type"] == "value_error":  # our own rules: "field: rule, got value; what to do"
-        name, _, rule = message.removeprefix("Value error, ").partition(": ")
-        path.append(name)
-        message = rule
-    else:
-        message = f"{message}, got {value}"
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return " ".join(f"{where}: {'.'.join(path) or 'top level'}: {message}{more}".split())
+def _fill_pins(hint: Any, value: Any) -> Any:
+    """JSON values with the added fields that they lack at their pins, at every level."""
+    if not is_special(hint) or not isinstance(value, list | dict):
+        return value
+    if isinstance(value, list):
+        return [_fill_pins(element_hint, element) for _, element_hint, element in inside(hint, value)]
+    filled = {key: _fill_pins(element_hint, element) for key, element_hint, element in inside(hint, value)}
+    return copy.deepcopy(_plain_pins(resolve(hint, value))) | filled
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _without_pins(hint: Any, value: Any) -> Any:
+    """JSON values without the added fields that are at their pins, at every level."""
+    if not is_special(hint) or not isinstance(value, list | dict):
+        return value
+    if isinstance(value, list):
+        return [_without_pins(element_hint, element) for _, element_hint, element in inside(hint, value)]
+    pins = _plain_pins(resolve(hint, value))
+    return {
+        key: _without_pins(element_hint, element)
+        for key, element_hint, element in inside(hint, value)
+        if key not in pins or _canonical(element) != _canonical(pins[str(key)])
+    }
+
+
+@functools.cache
+def _plain_pins(cls: Any) -> dict[str, Any]:
+    """The pins of a dataclass as JSON values."""
+    return {name: _plain(fields_of(cls)[name], pin) for name, pin in pins_of(cls).items()}

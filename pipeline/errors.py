@@ -3,6 +3,7 @@
 PipelineError                      exit code 1
 ├── UsageError                     exit code 2: the command or its configuration is wrong
 │   ├── ConfigError                a field, a file or a flag has an impossible value
+│   ├── FormatVersionError         a stored file is of another version of its format; it is not damaged
 │   ├── DatasetMissingError        no dataset, or no images, where one was named
 │   ├── ModelMissingError          no model where one was named
 │   └── OutputExistsError          the output holds something else; nothing was changed
@@ -36,6 +37,10 @@ class UsageError(PipelineError):
 
 class ConfigError(UsageError):
     """A field, a file or a flag has an impossible value."""
+
+
+class FormatVersionError(UsageError):
+    """A stored file is of another version of its format than this program reads; it is not damaged."""
 
 
 class DatasetMissingError(UsageError):

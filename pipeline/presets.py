@@ -8,11 +8,12 @@ operations, a multiplication and an addition counted as two; a training step tak
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ddpm import DiTConfig, ObjectiveConfig, SamplerConfig, ScheduleConfig, UNetConfig
+from ddpm import DDIM, Ancestral, DiTConfig, ObjectiveConfig, ScheduleConfig, UNetConfig
+from ddpm.samplers.registry import AnySampler
 from pipeline.data.data_order import DataConfig
 from pipeline.data.prepare import PrepareConfig
 from pipeline.evaluation.evaluate import EvaluateConfig
-from pipeline.generation.sample import SampleConfig
+from pipeline.generation.sample_job import SampleConfig
 from pipeline.training.train_config import OptimizerConfig, TrainConfig, WorkerConfig
 
 
@@ -36,7 +37,7 @@ def digits() -> Preset:
     1,095,721 parameters, 0.050 GFLOP per image.
     """
     dataset = "artifacts/digits/dataset"
-    sampler = SamplerConfig(name="ddim", num_steps=50, eta=1.0)
+    sampler = DDIM(num_steps=50, eta=1.0)
     sample = SampleConfig(
         model="models:/ddpm-digits@candidate",
         output="artifacts/digits/samples",
@@ -47,11 +48,11 @@ def digits() -> Preset:
         num_actors=2,
     )
     return Preset(
-        prepare=PrepareConfig(source="digits", output=dataset, shard_size=250),
+        prepare=PrepareConfig(source="digits", dataset=dataset, shard_size=250),
         train=TrainConfig(
             dataset=dataset,
             output="artifacts/digits/train",
-            unet=UNetConfig(
+            network=UNetConfig(
                 base_channels=40,
                 channel_multipliers=(1, 2),
                 num_res_blocks=1,
@@ -70,12 +71,12 @@ def digits() -> Preset:
             checkpoint_interval_steps=400,
             log_interval_steps=20,
             grid_interval_steps=400,
-            grid_sampler=SamplerConfig(name="ddim", num_steps=20, eta=1.0),
+            grid_sampler=DDIM(num_steps=20, eta=1.0),
             register_as="ddpm-digits",
             run_name="digits",
         ),
         sample=sample,
-        evaluate=EvaluateConfig(dataset=dataset, sample=sample),
+        evaluate=EvaluateConfig(dataset=dataset, sample=sample.images),
     )
 
 
@@ -88,15 +89,15 @@ def digits_dit() -> Preset:
     train = replace(
         unet.train,
         output="artifacts/digits_dit/train",
-        model="dit",
-        dit=DiTConfig(patch_size=2, hidden_size=96, depth=6, num_heads=4),
+        network=DiTConfig(patch_size=2, hidden_size=96, depth=6, num_heads=4),
         steps=1600,  # it learns more slowly than the U-Net
         optimizer=replace(unet.train.optimizer, learning_rate=3e-3),
         register_as="ddpm-digits_dit",
         run_name="digits_dit",
     )
     sample = replace(unet.sample, model="models:/ddpm-digits_dit@candidate", output="artifacts/digits_dit/samples")
-    return Preset(prepare=unet.prepare, train=train, sample=sample, evaluate=replace(unet.evaluate, sample=sample))
+    evaluate = replace(unet.evaluate, sample=sample.images)
+    return Preset(prepare=unet.prepare, train=train, sample=sample, evaluate=evaluate)
 
 
 def cifar10() -> Preset:
@@ -113,7 +114,7 @@ def cifar10() -> Preset:
             global_batch=128,
             learning_rate=2e-4,
         ),
-        sampler=SamplerConfig(name="ancestral", num_steps=1000, variance="fixed_large"),
+        sampler=Ancestral(num_steps=1000, variance="fixed_large"),
         images_per_class=50_000,
     )
 
@@ -132,7 +133,7 @@ def celebahq256() -> Preset:
             global_batch=64,
             learning_rate=2e-5,
         ),
-        sampler=SamplerConfig(name="ancestral", num_steps=1000, variance="fixed_large"),
+        sampler=Ancestral(num_steps=1000, variance="fixed_large"),
         images_per_class=50_000,
     )
 
@@ -147,7 +148,7 @@ def imagenet64() -> Preset:
         "imagenet64",
         image_size=64,
         train=TrainConfig(
-            unet=UNetConfig(
+            network=UNetConfig(
                 base_channels=192,
                 channel_multipliers=(1, 2, 3, 4),
                 num_res_blocks=3,
@@ -156,9 +157,9 @@ def imagenet64() -> Preset:
                 adaptive_group_norm=True,
                 residual_resampling=True,
                 dropout=0.1,
+                learned_variance=True,
             ),
             schedule=ScheduleConfig(name="cosine"),
-            learned_variance=True,
             objective=ObjectiveConfig(name="hybrid"),
             class_conditional=True,
             steps=540_000,
@@ -167,7 +168,7 @@ def imagenet64() -> Preset:
             gradient_checkpointing=True,
             data=DataConfig(lanes=32),
         ),
-        sampler=SamplerConfig(name="ancestral", num_steps=250, variance="learned_range"),
+        sampler=Ancestral(num_steps=250, variance="learned_range"),
         images_per_class=50,
     )
 
@@ -182,10 +183,8 @@ def imagenet64_dit() -> Preset:
         image_size=64,
         source="imagenet64",
         train=TrainConfig(
-            model="dit",
-            dit=DiTConfig(patch_size=4, hidden_size=768, depth=12, num_heads=12),
+            network=DiTConfig(patch_size=4, hidden_size=768, depth=12, num_heads=12, learned_variance=True),
             schedule=ScheduleConfig(name="cosine"),
-            learned_variance=True,
             objective=ObjectiveConfig(name="hybrid"),
             class_conditional=True,
             label_drop=0.1,
@@ -195,7 +194,7 @@ def imagenet64_dit() -> Preset:
             optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=0, ema_halflife_images=_HALFLIFE_STEPS * 256),
             data=DataConfig(lanes=32),
         ),
-        sampler=SamplerConfig(name="ancestral", num_steps=250, variance="learned_range", guidance_scale=1.5),
+        sampler=Ancestral(num_steps=250, variance="learned_range", guidance_scale=1.5),
         images_per_class=50,
     )
 
@@ -205,7 +204,7 @@ _HALFLIFE_STEPS = 6931  # of a moving average that decays by 0.9999 per step, as
 
 def _ho_et_al(unet: UNetConfig, *, steps: int, global_batch: int, learning_rate: float) -> TrainConfig:
     return TrainConfig(
-        unet=unet,
+        network=unet,
         schedule=ScheduleConfig(name="linear"),
         horizontal_flip=True,
         steps=steps,
@@ -222,7 +221,7 @@ def _of_a_folder(
     *,
     image_size: int,
     train: TrainConfig,
-    sampler: SamplerConfig,
+    sampler: AnySampler,
     images_per_class: int,
     source: str | None = None,
 ) -> Preset:
@@ -238,12 +237,12 @@ def _of_a_folder(
         batch_size=64,
     )
     return Preset(
-        prepare=PrepareConfig(source=f"data/{source}", output=dataset, image_size=image_size, shard_size=1000),
+        prepare=PrepareConfig(source=f"data/{source}", dataset=dataset, image_size=image_size, shard_size=1000),
         train=replace(
             train, dataset=dataset, output=f"artifacts/{name}/train", register_as=f"ddpm-{name}", run_name=name
         ),
         sample=sample,
-        evaluate=EvaluateConfig(dataset=dataset, sample=sample),
+        evaluate=EvaluateConfig(dataset=dataset, sample=sample.images),
     )
 
 

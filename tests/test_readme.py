@@ -1,9 +1,12 @@
-"""The README's tree names every module, and nothing that is not there."""
+"""What the READMEs say of the tree and of files is true."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "ddpm/README.md", "pipeline/README.md", "CONTRIBUTING.md"]
 
 
 def test_the_tree_is_true() -> None:
@@ -17,7 +20,32 @@ def test_the_tree_is_true() -> None:
     assert named - there - {"__init__.py"} == set(), "modules that the README names and that are not there"
 
 
-def test_the_files_to_read_first_exist() -> None:
-    reading = (ROOT / "README.md").read_text().split("Six files to read first")[1].split("## ")[0]
-    paths = re.findall(r"`([\w/]+\.py)`", reading)
-    assert len(paths) == 6 and all((ROOT / path).exists() for path in paths)
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_exist(page: str) -> None:
+    text = (ROOT / page).read_text().split("## The tree")[0]
+    named = re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|png|md))`", text)
+    places = [ROOT, ROOT / "ddpm", ROOT / "pipeline", *(ROOT / "pipeline").iterdir()]
+    missing = [name for name in named if not any((place / name).exists() for place in places)]
+    # What jobs write, and what a reader may name a file.
+    assert set(missing) <= {"contact_sheet.png", "completions.png", "samplers.png"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_that_a_page_names_exist(page: str) -> None:
+    named = re.findall(r"tests/[\w/.]+", (ROOT / page).read_text())
+    assert [name for name in named if not (ROOT / name.rstrip(".")).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_functions_that_a_page_finds_in_a_file_are_there(page: str) -> None:
+    found = re.findall(
+        r"`([\w.]+)`(?: and `([\w.]+)`)? (?:in|\()\s?`((?:[\w-]+/)*[\w-]+\.py)`", (ROOT / page).read_text()
+    )
+    places = [ROOT, ROOT / "ddpm", ROOT / "pipeline"]
+    for *names, file in found:
+        source = next((place / file).read_text() for place in places if (place / file).exists())
+        for name in filter(None, names):
+            assert re.search(rf"(def|class) {name.rpartition('.')[2]}\b|\b{name.rpartition('.')[2]}:", source), (
+                name,
+                file,
+            )

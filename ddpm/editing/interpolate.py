@@ -13,15 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddpm.process.denoiser import NetworkDenoiser
+from ddpm.model import DiffusionModel
 from ddpm.process.schedules import NoiseSchedule
-from ddpm.process.spacing import spaced_timesteps
-from ddpm.samplers.config import SamplerConfig
 from ddpm.samplers.ddim import ddim_invert
-from ddpm.samplers.generate import num_evaluations, run_sampler
+from ddpm.samplers.generate import run_sampler
+from ddpm.samplers.sampler import Sampler
 from ddpm.shapes import Images, Labels
-
-_NOISE_OPTIONS = {"ddim": "eta", "heun": "churn"}
 
 
 def slerp(first: Images, second: Images, weight: Float[Tensor, " b"]) -> Images:
@@ -49,30 +46,32 @@ def slerp(first: Images, second: Images, weight: Float[Tensor, " b"]) -> Images:
 
 
 def invert_images(
-    denoise: NetworkDenoiser, schedule: NoiseSchedule, sampler: SamplerConfig, x_0: Images, label: Labels | None
+    model: DiffusionModel,
+    sampler: Sampler,
+    x_0: Images,
+    label: Labels | None,
+    guide: DiffusionModel | None = None,
 ) -> Images:
     """The latents of images: x_T from which deterministic samplers make them, nearly. What limits x_0_hat is off.
 
     Args:
-        denoise: Predicts x_0_hat and eps_hat.
-        schedule: The training chain.
+        model: The model.
         sampler: Whose steps are walked upwards, by DDIM.
         x_0: Images [B, C, H, W] in [-1, 1].
         label: Class [B], or None.
+        guide: As in generate.
 
     Returns:
         Latents [B, C, H, W].
     """
-    unlimited = dataclasses.replace(denoise, clip_x_0=False, dynamic_threshold=None)
-    timesteps = spaced_timesteps(schedule, sampler.num_steps, sampler.spacing)
+    unlimited = dataclasses.replace(sampler.denoiser(model, guide), clip_x_0=False, dynamic_threshold=None)
     with torch.no_grad():
-        return ddim_invert(unlimited, schedule, x_0, label, timesteps=timesteps)
+        return ddim_invert(unlimited, model.schedule, x_0, label, timesteps=sampler.timesteps(model.schedule))
 
 
 def interpolate_images(
-    denoise: NetworkDenoiser,
-    schedule: NoiseSchedule,
-    sampler: SamplerConfig,
+    model: DiffusionModel,
+    sampler: Sampler,
     first: Images,
     second: Images,
     weight: Float[Tensor, " b"],
@@ -80,12 +79,12 @@ def interpolate_images(
     first_label: Labels | None,
     second_label: Labels | None,
     sample_ids: Int[Tensor, " b"],
+    guide: DiffusionModel | None = None,
 ) -> Images:
     """Images between pairs of images.
 
     Args:
-        denoise: Predicts x_0_hat and eps_hat.
-        schedule: The training chain.
+        model: The model.
         sampler: A deterministic one: ddim with eta 0, or a solver without noise.
         first: Images [B, C, H, W] in [-1, 1].
         second: Same shape.
@@ -94,6 +93,7 @@ def interpolate_images(
         first_label: Class of first [B], or None.
         second_label: Class of second [B]; between two classes, the nearer image's is walked down with.
         sample_ids: Ids [B]; a deterministic sampler draws nothing with them.
+        guide: As in generate.
 
     Returns:
         Images [B, C, H, W] in [-1, 1].
@@ -111,33 +111,29 @@ def interpolate_images(
     elif first_label is not None or second_label is not None:
         raise ValueError("second_label: must be given if first_label is, got one of them; give both or neither")
     latents = slerp(
-        invert_images(denoise, schedule, sampler, first, first_label),
-        invert_images(denoise, schedule, sampler, second, second_label),
+        invert_images(model, sampler, first, first_label, guide),
+        invert_images(model, sampler, second, second_label, guide),
         weight,
     )
+    denoise = sampler.denoiser(model, guide)
     with torch.no_grad():
-        return run_sampler(denoise, schedule, sampler, latents, label, seed=0, sample_ids=sample_ids).clamp(-1, 1)
+        made = run_sampler(denoise, model.schedule, sampler, latents, label, seed=0, sample_ids=sample_ids)
+        return made.clamp(-1, 1)
 
 
-def num_interpolation_evaluations(schedule: NoiseSchedule, sampler: SamplerConfig) -> int:
+def num_interpolation_evaluations(schedule: NoiseSchedule, sampler: Sampler) -> int:
     """Calls of the denoiser per batch of images: both are walked up, one is walked down."""
-    return 2 * sampler.num_steps + num_evaluations(schedule, sampler)
+    return 2 * sampler.num_steps + sampler.num_evaluations(schedule)
 
 
-def check_deterministic(sampler: SamplerConfig) -> None:
+def check_deterministic(sampler: Sampler) -> None:
     """Refuse samplers with noise of their own: they do not come back to where an inversion started.
 
     Raises:
         ValueError: If the sampler draws noise after x_T.
     """
-    if sampler.is_deterministic:
-        return
-    if sampler.name in _NOISE_OPTIONS:
-        option = _NOISE_OPTIONS[sampler.name]
+    if not sampler.is_deterministic:
         raise ValueError(
-            f"{option}: interpolation needs 0, got {getattr(sampler, option)} with {sampler.name}; set it to 0, "
-            "noise of its own does not lead back to the images"
+            f"name: interpolation needs a sampler without noise of its own, got {sampler.name} with noise, which does "
+            "not lead back to the images; choose ddim with eta 0, or a solver without noise"
         )
-    raise ValueError(
-        f"name: interpolation needs a sampler without noise of its own, got {sampler.name}; choose ddim with eta 0"
-    )

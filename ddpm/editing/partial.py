@@ -13,47 +13,45 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ddpm.model import DiffusionModel
 from ddpm.noise import Stream, standard_normal
-from ddpm.process.denoiser import Denoiser
 from ddpm.process.diffusion import q_sample
 from ddpm.process.interpolation import Table
-from ddpm.process.schedules import NoiseSchedule
-from ddpm.process.spacing import spaced_timesteps
-from ddpm.samplers.config import SamplerConfig
 from ddpm.samplers.generate import run_sampler
+from ddpm.samplers.sampler import Sampler
 from ddpm.shapes import Images, Labels
 
 
 def partial_diffusion(
-    denoise: Denoiser,
-    schedule: NoiseSchedule,
-    sampler: SamplerConfig,
+    model: DiffusionModel,
+    sampler: Sampler,
     x_0: Images,
     label: Labels | None,
     *,
     strength: float,
     seed: int,
     sample_ids: Int[Tensor, " b"],
+    guide: DiffusionModel | None = None,
     x_0_error: Table | None = None,
 ) -> Images:
     """Draw images that share with the given ones what the noise of some step leaves of them.
 
     Args:
-        denoise: Predicts x_0_hat and eps_hat.
-        schedule: The training chain.
-        sampler: Which sampler, with which steps; its guidance and limits are the denoiser's.
+        model: The model.
+        sampler: Which sampler, with which options.
         x_0: Given images [B, C, H, W] in [-1, 1].
         label: Class [B] to denoise towards, or None.
         strength: Share of the sampler's steps to take, in [0, 1], rounded up: 0 returns x_0, 1 ignores it.
         seed: Key of the noise.
         sample_ids: Ids [B].
+        guide: As in generate.
         x_0_error: As in generate.
 
     Returns:
         Images [B, C, H, W] in [-1, 1].
 
     Raises:
-        ValueError: If strength is outside [0, 1], or as run_sampler.
+        ValueError: If strength is outside [0, 1], or as generate.
 
     Source:
         Meng et al. 2022 (arXiv:2108.01073), section 3.
@@ -61,7 +59,8 @@ def partial_diffusion(
     num_steps = num_partial_steps(sampler.num_steps, strength)
     if num_steps == 0:
         return x_0
-    timesteps = spaced_timesteps(schedule, sampler.num_steps, sampler.spacing)
+    denoise, schedule = sampler.denoiser(model, guide), model.schedule
+    timesteps = sampler.timesteps(schedule)
     eps = standard_normal(seed, Stream.X_T, sample_ids, 0, x_0.shape[1:], x_0.dtype)
     if num_steps < len(timesteps):
         t = torch.full((len(x_0),), timesteps[num_steps - 1], device=x_0.device)

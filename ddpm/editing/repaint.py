@@ -22,23 +22,20 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ddpm.model import DiffusionModel
 from ddpm.noise import Stream, standard_normal
 from ddpm.process.denoiser import Denoiser
-from ddpm.process.diffusion import Variance
 from ddpm.process.interpolation import Table
 from ddpm.process.schedules import NoiseSchedule
-from ddpm.process.spacing import spaced_timesteps
-from ddpm.samplers.ancestral import p_sample
-from ddpm.samplers.config import SamplerConfig
-from ddpm.samplers.ddim import ddim_step
 from ddpm.samplers.generate import visited_entries
+from ddpm.samplers.registry import SAMPLERS
+from ddpm.samplers.sampler import Sampler, SingleStepSampler
 from ddpm.shapes import Images, Labels
 
 
 def repaint(
-    denoise: Denoiser,
-    schedule: NoiseSchedule,
-    sampler: SamplerConfig,
+    model: DiffusionModel,
+    sampler: Sampler,
     x_0: Images,
     known: Bool[Tensor, "#b #c h w"],
     label: Labels | None,
@@ -47,15 +44,14 @@ def repaint(
     num_resamples: int,
     seed: int,
     sample_ids: Int[Tensor, " b"],
+    guide: DiffusionModel | None = None,
     x_0_error: Table | None = None,
 ) -> Images:
     """Draw the unknown pixels of given images.
 
     Args:
-        denoise: Predicts x_0_hat and eps_hat.
-        schedule: The training chain.
-        sampler: ancestral or ddim, with which steps (quadratic ones are best); its guidance and limits are the
-            denoiser's.
+        model: The model.
+        sampler: One whose steps can be taken one by one, ancestral or ddim, with which steps (quadratic ones are best).
         x_0: Given images [B, C, H, W] in [-1, 1]; unknown pixels may hold any number.
         known: Which pixels to keep, [B or 1, C or 1, H, W].
         label: Class [B], or None.
@@ -63,6 +59,7 @@ def repaint(
         num_resamples: How often each stretch of that length is walked; 1 never jumps back.
         seed: Key of the noise.
         sample_ids: Ids [B].
+        guide: As in generate.
         x_0_error: As in generate.
 
     Returns:
@@ -71,15 +68,15 @@ def repaint(
     Raises:
         ValueError: If the sampler is another one, as repaint_sample, or as the sampler's step.
     """
-    check_inpainting_sampler(sampler)
-    shape = x_0.shape[1:]
-    timesteps = spaced_timesteps(schedule, sampler.num_steps, sampler.spacing)
+    sampler, schedule, shape = single_step_sampler(sampler), model.schedule, x_0.shape[1:]
+    timesteps = sampler.timesteps(schedule)
     with torch.no_grad():
         return repaint_sample(
-            denoise,
+            sampler.denoiser(model, guide),
             schedule,
             standard_normal(seed, Stream.X_T, sample_ids, 0, shape, x_0.dtype),
             label,
+            sampler=sampler,
             x_0=x_0,
             known=known,
             timesteps=timesteps,
@@ -87,8 +84,6 @@ def repaint(
             known_noise=lambda draw: standard_normal(seed, Stream.INPAINT, sample_ids, draw, shape, x_0.dtype),
             jump_length=jump_length,
             num_resamples=num_resamples,
-            eta=sampler.eta if sampler.name == "ddim" else None,
-            variance=sampler.variance,
             x_0_error=visited_entries(x_0_error, schedule, timesteps),
         ).clamp(-1, 1)
 
@@ -99,6 +94,7 @@ def repaint_sample(
     x_T: Images,
     label: Labels | None,
     *,
+    sampler: SingleStepSampler,
     x_0: Images,
     known: Bool[Tensor, "#b #c h w"],
     timesteps: Sequence[int] | Sequence[float],
@@ -106,8 +102,6 @@ def repaint_sample(
     known_noise: Callable[[int], Tensor],
     jump_length: int,
     num_resamples: int,
-    eta: float | None = None,
-    variance: Variance = "fixed_small",
     x_0_error: Table | None = None,
 ) -> Images:
     """RePaint over a subset of the training chain, with noise that comes in as a function of the draw.
@@ -117,6 +111,7 @@ def repaint_sample(
         schedule: The training chain.
         x_T: Standard normal noise [B, C, H, W].
         label: Class [B], or None.
+        sampler: Whose steps are taken.
         x_0: Given images, same shape.
         known: Which pixels to keep, [B or 1, C or 1, H, W].
         timesteps: Steps of the training chain to visit, ascending.
@@ -125,15 +120,13 @@ def repaint_sample(
         known_noise: The same for the known pixels after a move down.
         jump_length: Steps of a jump back.
         num_resamples: How often each stretch of that length is walked.
-        eta: Walk with DDIM steps of this eta; None: with ancestral steps.
-        variance: Which variance ancestral steps have.
-        x_0_error: As in ancestral_sample.
+        x_0_error: E |x_0 - x_0_hat|^2 / D at each of timesteps [T], where the sampler needs it.
 
     Returns:
         x_0 [B, C, H, W], equal to the given one where known.
 
     Raises:
-        ValueError: If jump_length or num_resamples is below 1, or as p_sample or ddim_step.
+        ValueError: If jump_length or num_resamples is below 1, or as the sampler's step.
 
     Source:
         Lugmayr et al. 2022 (arXiv:2201.09865), Algorithm 1 and Eq. 8.
@@ -148,10 +141,7 @@ def repaint_sample(
             x_t = kept**0.5 * x_t + (1 - kept) ** 0.5 * eps
             continue
         t = torch.full((len(x_t),), level - 1, device=x_t.device)
-        if eta is None:
-            x_t = p_sample(chain, denoise, x_t, t, label, variance=variance, eps=eps, x_0_error=x_0_error)
-        else:
-            x_t = ddim_step(chain, denoise, x_t, t, label, eta=eta, eps=eps)
+        x_t = sampler.step(chain, denoise, x_t, t, label, eps=eps, x_0_error=x_0_error)
         given = x_0
         if next_level > 0:
             alpha_bar = float(chain.alpha_bar_prev[level - 1])
@@ -194,11 +184,13 @@ def num_repaint_evaluations(num_steps: int, jump_length: int, num_resamples: int
     return sum(there < here for here, there in pairwise(resampling_path(num_steps, jump_length, num_resamples)))
 
 
-def check_inpainting_sampler(sampler: SamplerConfig) -> None:
-    """Refuse samplers that RePaint cannot walk with: those that look at more than one step.
+def single_step_sampler(sampler: Sampler) -> SingleStepSampler:
+    """The sampler, if RePaint can walk with it: if its steps look at nothing but x_t.
 
     Raises:
-        ValueError: If the sampler is neither ancestral nor ddim.
+        ValueError: If it is another one.
     """
-    if sampler.name not in ("ancestral", "ddim"):
-        raise ValueError(f"name: inpainting walks with ancestral or ddim, got {sampler.name}; choose one of them")
+    if not isinstance(sampler, SingleStepSampler):
+        able = [name for name, kind in SAMPLERS.items() if issubclass(kind, SingleStepSampler)]
+        raise ValueError(f"name: inpainting walks with {' or '.join(able)}, got {sampler.name}; choose one of them")
+    return sampler

@@ -14,7 +14,11 @@ from ddpm.process.diffusion import Variance
 from ddpm.process.prediction import PredictionType
 from ddpm.process.schedules import ScheduleConfig
 from ddpm.process.spacing import Spacing
-from ddpm.samplers.config import SamplerConfig, SamplerName
+from ddpm.samplers.ancestral import Ancestral
+from ddpm.samplers.ddim import DDIM
+from ddpm.samplers.dpm_solver import DPMSolver2M, DPMSolver2MSDE
+from ddpm.samplers.dpm_solver_3m import DPMSolver3MCommon
+from ddpm.samplers.sampler import Sampler
 
 PREDICTION_TYPES: dict[str, PredictionType] = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
 """diffusers' `prediction_type`."""
@@ -29,9 +33,9 @@ TIMESTEP_SPACINGS: dict[str, Spacing] = {"leading": "leading", "linspace": "lins
 """diffusers' `timestep_spacing`."""
 
 # By `algorithm_type` and `solver_order`.
-_DPM_SOLVERS: dict[str, dict[int, SamplerName]] = {
-    "dpmsolver++": {2: "dpm_solver_2m", 3: "dpm_solver_3m_common"},
-    "sde-dpmsolver++": {2: "dpm_solver_2m_sde"},
+_DPM_SOLVERS: dict[str, dict[int, type[Sampler]]] = {
+    "dpmsolver++": {2: DPMSolver2M, 3: DPMSolver3MCommon},
+    "sde-dpmsolver++": {2: DPMSolver2MSDE},
 }
 # What diffusers takes where an option is missing.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -82,7 +86,7 @@ class DiffusersScheduler:
     """What the network predicts."""
     learned_variance: bool
     """Whether the network answers with twice the channels."""
-    sampler: SamplerConfig
+    sampler: Sampler
     """The sampler, with the number of steps that was asked for."""
 
 
@@ -108,24 +112,26 @@ def from_diffusers_scheduler(config: Mapping[str, Any], *, num_steps: int) -> Di
             raise _refused(name, options[name], [value])
     # DPM-Solver's default is None, which is no statement; DDIM has no such option.
     variance = _translate("variance_type", options.get("variance_type") or "fixed_small", VARIANCE_TYPES)
-    sampler: dict[str, Any] = {"name": "ancestral", "variance": variance}
-    if scheduler == "DDIMScheduler":
-        sampler = {"name": "ddim", "eta": 0.0}
-    elif scheduler == "DPMSolverMultistepScheduler":
+    common = {
+        "num_steps": num_steps,
+        "spacing": _translate("timestep_spacing", options["timestep_spacing"], TIMESTEP_SPACINGS),
+        **_threshold(options),
+    }
+    sampler: Sampler
+    if scheduler == "DDPMScheduler":
+        sampler = Ancestral(variance=variance, **common)
+    elif scheduler == "DDIMScheduler":
+        sampler = DDIM(eta=0.0, **common)
+    else:
         by_order = _translate("algorithm_type", options["algorithm_type"], _DPM_SOLVERS)
-        sampler = {"name": _translate("solver_order", options["solver_order"], by_order)}
+        sampler = _translate("solver_order", options["solver_order"], by_order)(**common)
         if options["solver_order"] == 3 and not options["lower_order_final"]:  # without effect on order 2
             raise _refused("lower_order_final", options["lower_order_final"], [True])
     return DiffusersScheduler(
         schedule=_schedule(options),
         prediction_type=_translate("prediction_type", options["prediction_type"], PREDICTION_TYPES),
         learned_variance=variance == "learned_range",
-        sampler=SamplerConfig(
-            num_steps=num_steps,
-            spacing=_translate("timestep_spacing", options["timestep_spacing"], TIMESTEP_SPACINGS),
-            **_threshold(options),
-            **sampler,
-        ),
+        sampler=sampler,
     )
 
 

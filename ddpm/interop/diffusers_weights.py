@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from ddpm.networks.layers import GROUP_NORM_EPS
+from ddpm.networks.network_config import ImageSize
 from ddpm.networks.unet import UNetConfig, level_resolutions
 
 # Ours on the left. A name is a whole path below, or one of the prefixes and one of the layers; then "weight" or "bias".
@@ -106,10 +107,9 @@ def from_diffusers(state_dict: Mapping[str, Tensor], names: Iterable[str]) -> di
 def diffusers_config(
     config: UNetConfig,
     *,
-    image_size: int,
+    image_size: ImageSize,
     channels: int,
     num_classes: int | None,
-    learned_variance: bool = False,
 ) -> dict[str, object]:
     """Keywords for diffusers' `UNet2DModel` that make the same network as `UNet` does with these arguments.
 
@@ -125,9 +125,9 @@ def diffusers_config(
     attention = [resolution in config.attention_resolutions for resolution in level_resolutions(config, image_size)]
     plain, plain_up = ("ResnetDownsample", "ResnetUpsample") if config.residual_resampling else ("Down", "Up")
     return {
-        "sample_size": image_size,
+        "sample_size": image_size[0] if image_size[0] == image_size[1] else image_size,
         "in_channels": channels,
-        "out_channels": channels * (2 if learned_variance else 1),
+        "out_channels": channels * (2 if config.learned_variance else 1),
         "block_out_channels": tuple(config.base_channels * multiplier for multiplier in config.channel_multipliers),
         "layers_per_block": config.num_res_blocks,
         "down_block_types": tuple("AttnDownBlock2D" if here else f"{plain}Block2D" for here in attention),

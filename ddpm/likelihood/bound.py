@@ -1,6 +1,6 @@
 """Bits per dimension of images under the variational bound: L_T + sum of L_{t-1} + L_0, streaming over a data set.
 
-    bound = bound_of_images(network, schedule, config, seed=..., sample_ids=..., x_0=..., label=...)   one batch
+    bound = bound_of_images(model, config, seed=..., sample_ids=..., x_0=..., label=...)   one batch
     total = BoundStatistics.of(bound) + BoundStatistics.of(another) + ...                              in any grouping
     total.bits_per_dim                                                              the mean and its standard error
 
@@ -14,18 +14,16 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float64, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm.likelihood.terms import PerSampleBits, bound_term, prior_loss
+from ddpm.model import DiffusionModel
 from ddpm.noise import Stream, random_words, standard_normal
-from ddpm.process.denoiser import Network, NetworkDenoiser
 from ddpm.process.diffusion import Variance
-from ddpm.process.prediction import PredictionType
-from ddpm.process.schedules import NoiseSchedule
+from ddpm.process.random_steps import importance_probabilities, timestep_in_stratum, timestep_of_word
 from ddpm.process.spacing import Spacing, spaced_timesteps
 from ddpm.shapes import Images, Labels, Steps
 from ddpm.statistics.running_moments import Estimate, RunningMoments
-from ddpm.training.timestep_sampling import importance_probabilities, timestep_in_stratum, timestep_of_word
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,51 +157,41 @@ class BoundStatistics:
 
 @torch.no_grad()
 def bound_of_images(
-    network: Network,
-    schedule: NoiseSchedule,
+    model: DiffusionModel,
     config: LikelihoodConfig,
     *,
     seed: int,
     sample_ids: Steps,
     x_0: Images,
     label: Labels | None,
-    prediction_type: PredictionType = "eps",
     probabilities: Float64[Tensor, " T"] | None = None,
 ) -> ImageBound:
     """The variational bound of some images; that of an image does not depend on its neighbours in the batch.
 
     Args:
-        network: network(x_t, t, label) -> prediction; a module must be in eval mode.
-        schedule: The chain that the network was trained on.
+        model: The model.
         config: Which bound, and how much of it.
         seed: Key of the noise and of random t, in [0, 2^64).
         sample_ids: Ids [B] in [0, 2^48), on the network's device.
-        x_0: The images [B, C, H, W] in [-1, 1], at the 256 pixel values.
+        x_0: The images [B, C, H, W] in [-1, 1], at the levels of the model's pixels.
         label: Class [B], same device, or None for an unconditional network.
-        prediction_type: What the network predicts.
         probabilities: Probabilities of t along the chain [T], needed for terms = importance.
 
     Raises:
         ValueError: If the network is in training mode or answers with another shape, the config asks for more steps
             than were trained, or probabilities are missing, of another length or without being asked for.
     """
-    if isinstance(network, nn.Module) and network.training:
-        raise ValueError("network: must be in eval mode, got training mode; call network.eval() before measuring")
-    chain = schedule
+    chain = model.schedule
     if config.num_steps is not None:
-        chain = schedule.respace(spaced_timesteps(schedule.num_timesteps, config.num_steps, config.spacing))
-    denoise = NetworkDenoiser(
-        network=network,
-        schedule=schedule,
-        prediction_type=prediction_type,
-        learned_variance=config.variance == "learned_range",
-        clip_x_0=config.clip_x_0,
-    )
+        chain = chain.respace(spaced_timesteps(chain.num_timesteps, config.num_steps, config.spacing))
+    denoise = model.denoiser(clip_x_0=config.clip_x_0)
     t, weight = _choose_terms(config, chain.num_timesteps, seed, sample_ids, probabilities)
     terms = []
     for k, t_k in enumerate(t.unbind(dim=1)):
         eps = standard_normal(seed, Stream.EVAL_BOUND_EPS, sample_ids, k, x_0.shape[1:], x_0.dtype)
-        terms.append(bound_term(chain, denoise, x_0, t_k, label, variance=config.variance, eps=eps))
+        terms.append(
+            bound_term(chain, denoise, x_0, t_k, label, variance=config.variance, eps=eps, num_levels=model.num_levels)
+        )
     return ImageBound(
         config=config,
         num_timesteps=chain.num_timesteps,

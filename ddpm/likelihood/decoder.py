@@ -1,26 +1,29 @@
-"""The discretised decoder: probabilities of the 256 pixel values under a Gaussian over [-1, 1].
+"""The discretised decoder: probabilities of a pixel's L levels under a Gaussian over [-1, 1].
 
-A pixel value owns the interval of width 2/255 around its place; the first and the last one own the tails as well, so
-that the 256 probabilities sum to 1. All of it is done in float64 and in logarithms, so that no tail is too far.
+A level owns the interval of width 2 / (L - 1) around its place; the first and the last one own the tails as well, so
+that the L probabilities sum to 1. All of it is done in float64 and in logarithms, so that no tail is too far.
 """
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-NUM_LEVELS = 256
-"""Values of a pixel: 0 to 255, at v / 127.5 - 1."""
+from ddpm.process.pixels import NumLevels
 
 
 def discretised_log_likelihood(
-    x_0: Float[Tensor, "*n"], mean: Float[Tensor, "*n"], log_variance: Float[Tensor, "*#n"]
+    x_0: Float[Tensor, "*n"],
+    mean: Float[Tensor, "*n"],
+    log_variance: Float[Tensor, "*#n"],
+    num_levels: NumLevels = 256,
 ) -> Float64[Tensor, "*n"]:
     """Log-probability of each pixel of x_0 under a Gaussian, integrated over the pixel's interval.
 
     Args:
-        x_0: Clean images in [-1, 1]; each element counts as the nearest of the 256 pixel values.
+        x_0: Clean images in [-1, 1]; each element counts as the nearest level.
         mean: Mean of the Gaussian, same shape.
         log_variance: Logarithm of its variance, of a shape that broadcasts to x_0's.
+        num_levels: L, the values of a pixel.
 
     Returns:
         Natural logarithms in float64, with gradient to mean and log_variance; finite for any distance of x_0 to mean.
@@ -28,7 +31,7 @@ def discretised_log_likelihood(
     Source:
         Ho et al. 2020 (arXiv:2006.11239), Eq. 13.
     """
-    last = NUM_LEVELS - 1
+    last = num_levels - 1
     # From the level, not from x_0: neighbours then share their border to the last bit, and float32 images lose nothing.
     level = ((x_0.to(torch.float64) + 1) * (last / 2)).round().clamp(0, last)
     precision = torch.exp(-0.5 * log_variance.to(torch.float64))

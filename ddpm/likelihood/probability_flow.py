@@ -19,13 +19,13 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm.likelihood.terms import PerSampleBits, bound_term
+from ddpm.model import DiffusionModel
 from ddpm.noise import Stream, random_words, standard_normal
-from ddpm.process.denoiser import Denoiser, Network, NetworkDenoiser
+from ddpm.process.denoiser import Denoiser
 from ddpm.process.diffusion import Variance, q_sample
-from ddpm.process.prediction import PredictionType
 from ddpm.process.schedules import NoiseSchedule
 from ddpm.process.spacing import spaced_timesteps
 from ddpm.shapes import Images, Labels, Steps
@@ -104,32 +104,28 @@ def probability_flow_log_density(
 
 
 def probability_flow_bits_per_dim(
-    network: Network,
-    schedule: NoiseSchedule,
+    model: DiffusionModel,
     *,
     seed: int,
     sample_ids: Steps,
     x_0: Images,
     label: Labels | None,
-    prediction_type: PredictionType = "eps",
-    variance: Variance = "fixed_small",
+    variance: Variance | None = None,
     num_steps: int | None = None,
     num_probes: int | None = 1,
 ) -> PerSampleBits:
-    """A bound on the bits per dimension of images of 256 levels, in which the flow takes the place of all but one step.
+    """A bound on the bits per dimension of images, in which the flow takes the place of all but one step.
 
     -log p(x_0) <= E[log q(x_1 | x_0) - log p(x_1) - log p(x_0 | x_1)], where x_1 is x_t at t = 0: the density p(x_1) is
     the flow's, and the decoder p(x_0 | x_1) is L_0 of the variational bound, at the same noise as there.
 
     Args:
-        network: network(x_t, t, label) -> prediction; a module must be in eval mode.
-        schedule: The chain that the network was trained on.
+        model: The model.
         seed: Key of the noise and of the probes, in [0, 2^64).
         sample_ids: Ids [B] in [0, 2^48), on the network's device.
-        x_0: The images [B, C, H, W] in [-1, 1], at the 256 pixel values.
+        x_0: The images [B, C, H, W] in [-1, 1], at the levels of the model's pixels.
         label: Class [B], same device, or None for an unconditional network.
-        prediction_type: What the network predicts.
-        variance: Which variance the decoder has; learned_range if the network answers with one.
+        variance: Which variance the decoder has; None: the model's own.
         num_steps: Nodes of the flow, equally spaced in t, at least 2; None for every trained step.
         num_probes: Probes for the divergence; None for the exact one.
 
@@ -140,20 +136,12 @@ def probability_flow_bits_per_dim(
         ValueError: If the network is in training mode or answers with another shape, num_steps is below 2 or more than
             were trained, or num_probes is below 1.
     """
-    if isinstance(network, nn.Module) and network.training:
-        raise ValueError("network: must be in eval mode, got training mode; call network.eval() before measuring")
     if num_steps is not None and num_steps < 2:
         raise ValueError(f"num_steps: must be at least 2, both ends of the flow, got {num_steps}; 100 is a good start")
     if num_probes is not None and num_probes < 1:
         raise ValueError(f"num_probes: must be at least 1, got {num_probes}; None is for the exact divergence")
+    schedule, denoise = model.schedule, model.denoiser(clip_x_0=False)
     T = schedule.num_timesteps
-    denoise = NetworkDenoiser(
-        network=network,
-        schedule=schedule,
-        prediction_type=prediction_type,
-        learned_variance=variance == "learned_range",
-        clip_x_0=False,
-    )
     t = torch.zeros_like(sample_ids)
     eps = standard_normal(seed, Stream.EVAL_BOUND_EPS, sample_ids, 0, x_0.shape[1:], x_0.dtype)
     log_p = probability_flow_log_density(
@@ -167,7 +155,9 @@ def probability_flow_bits_per_dim(
     size = x_0[0].numel()
     log_q = _standard_normal_log_density(eps) - size / 2 * math.log(1 - float(schedule.alpha_bar[0]))
     with torch.no_grad():
-        decoder = bound_term(schedule, denoise, x_0, t, label, variance=variance, eps=eps)
+        decoder = bound_term(
+            schedule, denoise, x_0, t, label, variance=variance or model.variance, eps=eps, num_levels=model.num_levels
+        )
     return (log_q - log_p) / (size * math.log(2)) + decoder
 
 

@@ -1,4 +1,4 @@
-"""L_simple and the terms of the variational bound, each per sample: the caller weights and averages.
+"""The terms of the variational bound, each per sample: the caller weights and averages.
 
 The bound on -log p(x_0) is L_T + sum of L_{t-1} + L_0 (Ho et al., Eq. 5). A term is given in bits per dimension: nats,
 divided by C H W and by log 2. Terms are computed in float64 from whatever the network computes in, because L_T is
@@ -14,33 +14,11 @@ from torch import Tensor
 from ddpm.likelihood.decoder import discretised_log_likelihood
 from ddpm.process.denoiser import Denoiser
 from ddpm.process.diffusion import GaussianStep, Variance, p_mean_variance, q_sample
+from ddpm.process.pixels import NumLevels
 from ddpm.process.schedules import NoiseSchedule, gather
 from ddpm.shapes import Images, Labels, Steps
 
 PerSampleBits = Float64[Tensor, " b"]
-
-
-def simple_loss(eps: Float[Tensor, "b c h w"], eps_hat: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-    """L_simple: the squared error of the predicted noise, or of x_0 or v where these are what is predicted.
-
-    Args:
-        eps: The noise that was added [B, C, H, W].
-        eps_hat: The network's prediction, same shape.
-
-    Returns:
-        Mean over C, H and W for each sample [B]; 1 for a network that always answers 0, in expectation.
-
-    Raises:
-        ValueError: If the shapes differ.
-
-    Source:
-        Ho et al. 2020 (arXiv:2006.11239), Eq. 14.
-    """
-    if eps.shape != eps_hat.shape:
-        raise ValueError(
-            f"eps_hat: must have eps's shape {list(eps.shape)}, got {list(eps_hat.shape)}; check the network"
-        )
-    return (eps - eps_hat).square().mean(dim=(1, 2, 3))
 
 
 def gaussian_kl(
@@ -74,7 +52,9 @@ def prior_loss(schedule: NoiseSchedule, x_0: Images) -> PerSampleBits:
     return _bits_per_dim(gaussian_kl(alpha_bar.sqrt() * x_0.to(torch.float64), torch.log1p(-alpha_bar), alpha_bar * 0))
 
 
-def bound_loss(schedule: NoiseSchedule, x_0: Images, t: Steps, step: GaussianStep) -> PerSampleBits:
+def bound_loss(
+    schedule: NoiseSchedule, x_0: Images, t: Steps, step: GaussianStep, num_levels: NumLevels = 256
+) -> PerSampleBits:
     """The term of the bound that belongs to step t: L_{t-1} where t > 0, L_0 where t = 0.
 
     L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)); L_0 = -log p(x_0 | x_1) by the discretised decoder.
@@ -84,6 +64,7 @@ def bound_loss(schedule: NoiseSchedule, x_0: Images, t: Steps, step: GaussianSte
         x_0: Clean images [B, C, H, W] in [-1, 1].
         t: Index [B] into schedule.
         step: p(x_{t-1} | x_t) from p_mean_variance, for x_t noised from x_0.
+        num_levels: Values of a pixel of the images, which the decoder tells apart.
 
     Returns:
         Bits per dimension [B], with gradient to x_0_hat and to a learned variance.
@@ -95,7 +76,7 @@ def bound_loss(schedule: NoiseSchedule, x_0: Images, t: Steps, step: GaussianSte
     # Both means hold the same multiple of x_t: left out, it cannot cancel, nor bury the difference in its rounding.
     mean_difference = gather(schedule.posterior_mean_coef_x_0, t, x_0) * (x_0 - x_0_hat)
     kl = gaussian_kl(mean_difference, gather(schedule.posterior_log_variance, t, x_0), log_variance)
-    decoder = -discretised_log_likelihood(x_0, x_0_hat, log_variance)
+    decoder = -discretised_log_likelihood(x_0, x_0_hat, log_variance, num_levels)
     return _bits_per_dim(torch.where((t == 0)[:, None, None, None], decoder, kl))
 
 
@@ -108,6 +89,7 @@ def bound_term(
     *,
     variance: Variance,
     eps: Images,
+    num_levels: NumLevels = 256,
 ) -> PerSampleBits:
     """bound_loss of a denoiser at the x_t that eps makes of x_0: an unbiased estimate of the term's expectation.
 
@@ -119,12 +101,14 @@ def bound_term(
         label: Class [B], or None.
         variance: Which variance p(x_{t-1} | x_t) has.
         eps: Standard normal noise, same shape as x_0.
+        num_levels: As in bound_loss.
 
     Returns:
         Bits per dimension [B].
     """
     x_t = q_sample(schedule, x_0, t, eps)
-    return bound_loss(schedule, x_0, t, p_mean_variance(schedule, denoise, x_t, t, label, variance=variance))
+    step = p_mean_variance(schedule, denoise, x_t, t, label, variance=variance)
+    return bound_loss(schedule, x_0, t, step, num_levels)
 
 
 def _bits_per_dim(nats: Float64[Tensor, "b c h w"]) -> PerSampleBits:

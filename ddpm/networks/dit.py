@@ -10,7 +10,7 @@ The paper works on an autoencoder's latents; nothing here knows whether x_t is a
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ddpm.networks.dit_layers import DiTBlock, FinalLayer, patchify, position_embedding, unpatchify
 from ddpm.networks.gradient_checkpointing import run_block
 from ddpm.networks.layers import TimeEmbedding, linear
+from ddpm.networks.network_config import ImageSize, NetworkConfig
 from ddpm.networks.network_inputs import check_images, checked_label, scaled_times
 from ddpm.shapes import Images, Labels, Times
 
@@ -26,11 +27,13 @@ _EMBEDDING_STD = 0.02  # of the initial weights behind timestep and class, as in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DiTConfig:
+class DiTConfig(NetworkConfig):
     """Shape of the DiT; the defaults are DiT-S/2 of Peebles & Xie 2023."""
 
+    name: Literal["dit"] = "dit"
+    """The transformer of Peebles & Xie."""
     patch_size: int = 2
-    """Height and width of a patch in pixels; divides the image's. Half of it means four times the computation."""
+    """Height and width of a patch in pixels; divides both of the image. Half of it means four times the computation."""
     hidden_size: int = 384
     """Width of a token; a multiple of num_heads and of 4. The paper's: S 384, B 768, L 1024, XL 1152."""
     depth: int = 12
@@ -40,8 +43,8 @@ class DiTConfig:
     mlp_ratio: float = 4.0
     """Width of a block's hidden layer in units of hidden_size."""
 
-    def __post_init__(self) -> None:
-        """Check each field; see `grid_size` for what depends on the size of the images."""
+    def check(self) -> None:
+        """See NetworkConfig.check; `grid_size` has the rule that depends on the size of the images."""
         for name in ("patch_size", "hidden_size", "depth", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}; DiT-S/2 is the default")
@@ -57,19 +60,28 @@ class DiTConfig:
         if not 1 <= self.hidden_size * self.mlp_ratio < float("inf"):
             raise ValueError(f"mlp_ratio: must leave a hidden layer of at least 1, got {self.mlp_ratio}; 4 is usual")
 
+    def check_fits(self, image_size: ImageSize) -> None:
+        """See NetworkConfig.check_fits."""
+        grid_size(self, image_size)
 
-def grid_size(config: DiTConfig, image_size: int) -> int:
-    """Number of patches along a side of the image.
+    def build(self, *, image_size: ImageSize, channels: int, num_classes: int | None, num_timesteps: int) -> nn.Module:
+        """See NetworkConfig.build."""
+        return DiT(self, image_size=image_size, channels=channels, num_classes=num_classes, num_timesteps=num_timesteps)
+
+
+def grid_size(config: DiTConfig, image_size: ImageSize) -> tuple[int, int]:
+    """Number of patches down and across the image.
 
     Raises:
         ValueError: If patches do not fill the image.
     """
-    if image_size < 1 or image_size % config.patch_size:
-        raise ValueError(
-            f"image_size: must be a multiple of dit.patch_size ({config.patch_size}), got {image_size}; "
-            "resize the images or choose a divisor of their size"
-        )
-    return image_size // config.patch_size
+    for side in image_size:
+        if side < 1 or side % config.patch_size:
+            raise ValueError(
+                f"image_size: must be a multiple of network.patch_size ({config.patch_size}), got {side}; "
+                "resize the images or choose a divisor of their size"
+            )
+    return image_size[0] // config.patch_size, image_size[1] // config.patch_size
 
 
 class DiT(nn.Module):
@@ -81,7 +93,6 @@ class DiT(nn.Module):
         channels: Channels of the images.
         num_classes: Number of classes, or None for a network without label parameters. With classes there is one more
             embedding, the last, for "no label": see `null_label`.
-        learned_variance: Answer with twice the channels: the prediction, then v for the variance of a step.
         num_timesteps: Length T of the training chain; 1000 t / T is embedded: about the same noise for every T.
 
     Raises:
@@ -97,17 +108,16 @@ class DiT(nn.Module):
         self,
         config: DiTConfig,
         *,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         num_classes: int | None,
-        learned_variance: bool = False,
         num_timesteps: int = 1000,
     ) -> None:
         super().__init__()
-        side, width = grid_size(config, image_size), config.hidden_size
-        self.image_shape = (channels, image_size, image_size)
+        grid, width = grid_size(config, image_size), config.hidden_size
+        self.image_shape = (channels, *image_size)
         self.num_classes, self.num_timesteps = num_classes, num_timesteps
-        self.patch_size = config.patch_size
+        self.patch_size, self.grid = config.patch_size, grid
         self.gradient_checkpointing = False
         self.patch_embedding = linear(channels * config.patch_size**2, width)
         self.time_embedding = TimeEmbedding(_NUM_FREQUENCIES, width)
@@ -116,12 +126,12 @@ class DiT(nn.Module):
         self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, width)
         if self.label_embedding is not None:
             nn.init.normal_(self.label_embedding.weight, std=_EMBEDDING_STD)
-        self.register_buffer("position_embedding", position_embedding(side, width), persistent=False)
+        self.register_buffer("position_embedding", position_embedding(grid, width), persistent=False)
         self.blocks = nn.ModuleList(
             DiTBlock(width, num_heads=config.num_heads, mlp_width=int(width * config.mlp_ratio))
             for _ in range(config.depth)
         )
-        self.final = FinalLayer(width, channels * (2 if learned_variance else 1) * config.patch_size**2)
+        self.final = FinalLayer(width, channels * (2 if config.learned_variance else 1) * config.patch_size**2)
 
     @property
     def null_label(self) -> int | None:
@@ -150,5 +160,5 @@ class DiT(nn.Module):
             emb = emb + cast(Tensor, self.label_embedding(label))
         tokens = self.patch_embedding(patchify(x_t, self.patch_size)) + self.position_embedding
         for block in self.blocks:
-            tokens = run_block(block, tokens, emb, forget=self.gradient_checkpointing)
-        return unpatchify(self.final(tokens, emb), self.patch_size)
+            tokens = run_block(block, tokens, emb, recompute=self.gradient_checkpointing)
+        return unpatchify(self.final(tokens, emb), self.grid, self.patch_size)

@@ -24,36 +24,36 @@ Embedding = Float[Tensor, "b d"]
 
 
 def patchify(images: Float[Tensor, "b c h w"], patch_size: int) -> Float[Tensor, "b n p"]:
-    """Patches [B, N, C * patch_size^2] of images whose side is a multiple of patch_size; `unpatchify` undoes it."""
+    """Patches [B, N, C * patch_size^2] of images whose sides are multiples of patch_size; `unpatchify` undoes it."""
     batch, channels, height, width = images.shape
     cut = images.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch_size**2)
 
 
-def unpatchify(patches: Float[Tensor, "b n p"], patch_size: int) -> Float[Tensor, "b c h w"]:
-    """The square images [B, C, H, W] that patches [B, N, C * patch_size^2] make up."""
-    batch, num_patches, _ = patches.shape
-    side = math.isqrt(num_patches)
-    cut = patches.reshape(batch, side, side, -1, patch_size, patch_size)
-    return cut.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, side * patch_size, side * patch_size)
+def unpatchify(patches: Float[Tensor, "b n p"], grid: tuple[int, int], patch_size: int) -> Float[Tensor, "b c h w"]:
+    """The images [B, C, H, W] that patches [B, N, C * patch_size^2] make up, grid[0] down and grid[1] across."""
+    down, across = grid
+    cut = patches.reshape(len(patches), down, across, -1, patch_size, patch_size)
+    return cut.permute(0, 3, 1, 4, 2, 5).reshape(len(patches), -1, down * patch_size, across * patch_size)
 
 
-def position_embedding(side: int, width: int) -> Float[Tensor, "n d"]:
-    """Fixed embedding of the places in a square grid.
+def position_embedding(grid: tuple[int, int], width: int) -> Float[Tensor, "n d"]:
+    """Fixed embedding of the places in a grid.
 
     Args:
-        side: Patches along a side.
+        grid: Patches down and across.
         width: Width of a token, a multiple of 4.
 
     Returns:
-        Float32 [side^2, width], row by row: the sines then the cosines of the column, then those of the row, at
+        Float32 [N, width], row by row: the sines then the cosines of the column, then those of the row, at
         width / 4 frequencies from 1 down to almost 1/10000.
     """
     quarter = width // 4
     frequencies = torch.exp(-math.log(10_000) / quarter * torch.arange(quarter, dtype=torch.float64))
-    phases = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
-    line = torch.cat([torch.sin(phases), torch.cos(phases)], dim=1)  # [side, width / 2]
-    columns, rows = line.repeat(side, 1), line.repeat_interleave(side, dim=0)
+    down, across = grid
+    phases = torch.arange(max(grid), dtype=torch.float64)[:, None] * frequencies
+    line = torch.cat([torch.sin(phases), torch.cos(phases)], dim=1)  # [the longer side, width / 2]
+    columns, rows = line[:across].repeat(down, 1), line[:down].repeat_interleave(across, dim=0)
     return torch.cat([columns, rows], dim=1).float()
 
 

@@ -19,7 +19,7 @@ ATTRIBUTE = "gradient_checkpointing"
 
 
 def switch_on_checkpointing(network: nn.Module, name: str) -> None:
-    """Makes a network forget what is inside its blocks until the backward pass.
+    """Makes a network keep its blocks' inputs only, and compute the blocks again in the backward pass.
 
     Args:
         network: The network, with the attribute `gradient_checkpointing`.
@@ -36,15 +36,16 @@ def switch_on_checkpointing(network: nn.Module, name: str) -> None:
     setattr(network, ATTRIBUTE, True)
 
 
-def run_block(block: Callable[..., Tensor], *inputs: Any, forget: bool) -> Tensor:
+def run_block(block: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Tensor:
     """The output of a block.
 
     Args:
-        block: Any function of tensors; called a second time in the backward pass where it is forgotten.
+        block: Any function of tensors; called a second time in the backward pass where recompute is set.
         inputs: Its arguments.
-        forget: Keep the inputs only. Without gradients nothing is kept anyway.
+        recompute: Keep the inputs only, and compute the block again in the backward pass; without gradients nothing is
+            kept anyway.
     """
-    if not forget or not torch.is_grad_enabled():
+    if not recompute or not torch.is_grad_enabled():
         return block(*inputs)
     # Not the reentrant kind: DistributedDataParallel counts each parameter's gradient once.
     return cast(Tensor, checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=True))

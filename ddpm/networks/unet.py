@@ -14,22 +14,25 @@ Not here: the noise schedule, clipping of x_0 and guidance, which wrap a network
 
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ddpm.networks.layers import AttentionBlock, Downsample, ResidualBlock, TimeEmbedding, Upsample, conv, group_norm
+from ddpm.networks.network_config import ImageSize, NetworkConfig
 from ddpm.networks.network_inputs import check_images, checked_label, scaled_times
 from ddpm.networks.unet_levels import DownLevel, Middle, UpLevel
 from ddpm.shapes import Images, Labels, Times
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UNetConfig:
+class UNetConfig(NetworkConfig):
     """Shape of the U-Net; the defaults are the CIFAR-10 network of Ho et al. 2020."""
 
+    name: Literal["unet"] = "unet"
+    """The U-Net of Ho et al., or of Dhariwal & Nichol."""
     base_channels: int = 128
     """Channels at the full resolution; even, and a multiple of num_groups."""
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
@@ -37,7 +40,8 @@ class UNetConfig:
     num_res_blocks: int = 2
     """Residual blocks per level on the way down; there is one more on the way up."""
     attention_resolutions: tuple[int, ...] = (16,)
-    """Resolutions (pixels) of the levels with attention after each residual block; the middle always has it."""
+    """Resolutions (pixels, the shorter side's) of the levels with attention after each residual block; the middle
+    always has it."""
     dropout: float = 0.1
     """Probability of dropping an activation before a block's last convolution, in training only."""
     num_groups: int = 32
@@ -49,8 +53,8 @@ class UNetConfig:
     residual_resampling: bool = False
     """Halve and double the resolution inside residual blocks, as in BigGAN, instead of by lone convolutions."""
 
-    def __post_init__(self) -> None:
-        """Check each field; see `level_resolutions` for what depends on the size of the images."""
+    def check(self) -> None:
+        """See NetworkConfig.check; `level_resolutions` has the rules that depend on the size of the images."""
         if self.base_channels < 4 or self.base_channels % 2:
             raise ValueError(f"base_channels: must be even and at least 4, got {self.base_channels}")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
@@ -71,8 +75,18 @@ class UNetConfig:
                 f"num_head_channels: must be at least 1, got {self.num_head_channels}; leave it out for one head"
             )
 
+    def check_fits(self, image_size: ImageSize) -> None:
+        """See NetworkConfig.check_fits."""
+        level_resolutions(self, image_size)
 
-def level_resolutions(config: UNetConfig, image_size: int) -> tuple[int, ...]:
+    def build(self, *, image_size: ImageSize, channels: int, num_classes: int | None, num_timesteps: int) -> nn.Module:
+        """See NetworkConfig.build."""
+        return UNet(
+            self, image_size=image_size, channels=channels, num_classes=num_classes, num_timesteps=num_timesteps
+        )
+
+
+def level_resolutions(config: UNetConfig, image_size: ImageSize) -> tuple[int, ...]:
     """Resolution in pixels of every level, the full one first.
 
     Args:
@@ -80,23 +94,24 @@ def level_resolutions(config: UNetConfig, image_size: int) -> tuple[int, ...]:
         image_size: Height and width of the images in pixels.
 
     Returns:
-        One resolution per entry of channel_multipliers.
+        The shorter side of the images at each entry of channel_multipliers.
 
     Raises:
-        ValueError: If image_size cannot be halved that often, attention is asked for where there is no level, or its
+        ValueError: If a side cannot be halved that often, attention is asked for where there is no level, or its
             heads do not divide a level's width.
     """
     num_halvings = len(config.channel_multipliers) - 1
-    if image_size < 1 or image_size % 2**num_halvings:
-        raise ValueError(
-            f"image_size: must be a multiple of {2**num_halvings} for {num_halvings + 1} levels, got {image_size}; "
-            "resize the images or give fewer channel_multipliers"
-        )
-    resolutions = tuple(image_size // 2**level for level in range(num_halvings + 1))
+    for side in image_size:
+        if side < 1 or side % 2**num_halvings:
+            raise ValueError(
+                f"image_size: must be a multiple of {2**num_halvings} for {num_halvings + 1} levels, got {side}; "
+                "resize the images or give fewer channel_multipliers"
+            )
+    resolutions = tuple(min(image_size) // 2**level for level in range(num_halvings + 1))
     strangers = sorted(set(config.attention_resolutions) - set(resolutions))
     if strangers:
         raise ValueError(
-            f"attention_resolutions: must be among {list(resolutions)}, the levels of {image_size}-pixel images, "
+            f"attention_resolutions: must be among {list(resolutions)}, the levels of {min(image_size)}-pixel images, "
             f"got {strangers[0]}; choose among them, or none for attention in the middle only"
         )
     widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
@@ -119,7 +134,6 @@ class UNet(nn.Module):
         channels: Channels of the images.
         num_classes: Number of classes, or None for a network without label parameters. With classes there is one more
             embedding, the last, for "no label": see `null_label`.
-        learned_variance: Answer with twice the channels: the prediction, then v for the variance of a step.
         num_timesteps: Length T of the training chain; 1000 t / T is embedded: about the same noise for every T.
 
     Raises:
@@ -132,15 +146,14 @@ class UNet(nn.Module):
         self,
         config: UNetConfig,
         *,
-        image_size: int,
+        image_size: ImageSize,
         channels: int,
         num_classes: int | None,
-        learned_variance: bool = False,
         num_timesteps: int = 1000,
     ) -> None:
         super().__init__()
         resolutions = level_resolutions(config, image_size)
-        self.image_shape = (channels, image_size, image_size)
+        self.image_shape = (channels, *image_size)
         self.num_classes, self.num_timesteps = num_classes, num_timesteps
         self.gradient_checkpointing = False
         emb_channels = 4 * config.base_channels
@@ -189,7 +202,7 @@ class UNet(nn.Module):
             self.up_levels.append(up_level)
             below = widths[level]
         self.norm_out = group_norm(config.num_groups, below)
-        self.conv_out = conv(below, channels * (2 if learned_variance else 1), 3, zero=True)
+        self.conv_out = conv(below, channels * (2 if config.learned_variance else 1), 3, zero=True)
 
     @property
     def null_label(self) -> int | None:
@@ -212,15 +225,15 @@ class UNet(nn.Module):
                 on the CPU is out of range (to look at it would stall an accelerator; there the embedding fails).
         """
         check_images(x_t, t, self.image_shape)
-        forget = self.gradient_checkpointing
+        recompute = self.gradient_checkpointing
         emb: Tensor = self._embedding(t, label)
         h = self.conv_in(x_t)
         skips = [h]
         for down_level in self.down_levels:
-            skips += down_level(skips[-1], emb, forget=forget)
-        h = self.middle(skips[-1], emb, forget=forget)
+            skips += down_level(skips[-1], emb, recompute=recompute)
+        h = self.middle(skips[-1], emb, recompute=recompute)
         for up_level in self.up_levels:
-            h = up_level(h, skips, emb, forget=forget)
+            h = up_level(h, skips, emb, recompute=recompute)
         return cast(Tensor, self.conv_out(F.silu(self.norm_out(h))))
 
     def _embedding(self, t: Tensor, label: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """The levels of the U-Net: everything at one resolution on the way down, in the middle, and on the way up.
 
-Each runs its blocks one by one, and forgets what is inside them where `forget` says so (see gradient_checkpointing).
+Each runs its blocks one by one, and keeps only their inputs where `recompute` says so (see gradient_checkpointing).
 """
 
 import itertools
@@ -38,14 +38,14 @@ class DownLevel(nn.Module):
         self.attentions = nn.ModuleList(attention(out_channels) for _ in range(num_blocks) if attention is not None)
         self.downsample = None if downsample is None else downsample(out_channels)
 
-    def forward(self, h: Tensor, emb: Tensor, *, forget: bool) -> list[Tensor]:
+    def forward(self, h: Tensor, emb: Tensor, *, recompute: bool) -> list[Tensor]:
         """The output of each block, and of the downsampling if there is one: what the way up will concatenate."""
         outputs = []
         for index in range(len(self.res_blocks)):
-            h = run_block(partial(self._block, index), h, emb, forget=forget)
+            h = run_block(partial(self._block, index), h, emb, recompute=recompute)
             outputs.append(h)
         if self.downsample is not None:
-            outputs.append(run_block(partial(_resample, self.downsample), h, emb, forget=forget))
+            outputs.append(run_block(partial(_resample, self.downsample), h, emb, recompute=recompute))
         return outputs
 
     def _block(self, index: int, h: Tensor, emb: Tensor) -> Tensor:
@@ -62,9 +62,9 @@ class Middle(nn.Module):
         self.attention = attention(num_channels)
         self.res_block_2 = res_block(num_channels, num_channels)
 
-    def forward(self, h: Tensor, emb: Tensor, *, forget: bool) -> Tensor:
+    def forward(self, h: Tensor, emb: Tensor, *, recompute: bool) -> Tensor:
         """Images of the same shape."""
-        return run_block(self._blocks, h, emb, forget=forget)
+        return run_block(self._blocks, h, emb, recompute=recompute)
 
     def _blocks(self, h: Tensor, emb: Tensor) -> Tensor:
         return cast(Tensor, self.res_block_2(self.attention(self.res_block_1(h, emb)), emb))
@@ -91,11 +91,11 @@ class UpLevel(nn.Module):
         self.attentions = nn.ModuleList(attention(out_channels) for _ in skip_channels if attention is not None)
         self.upsample = None if upsample is None else upsample(out_channels)
 
-    def forward(self, h: Tensor, skips: list[Tensor], emb: Tensor, *, forget: bool) -> Tensor:
+    def forward(self, h: Tensor, skips: list[Tensor], emb: Tensor, *, recompute: bool) -> Tensor:
         """Consumes `skips` from its end, one per block; twice the resolution if there is an upsampling."""
         for index in range(len(self.res_blocks)):
-            h = run_block(partial(self._block, index), h, skips.pop(), emb, forget=forget)
-        return h if self.upsample is None else run_block(partial(_resample, self.upsample), h, emb, forget=forget)
+            h = run_block(partial(self._block, index), h, skips.pop(), emb, recompute=recompute)
+        return h if self.upsample is None else run_block(partial(_resample, self.upsample), h, emb, recompute=recompute)
 
     def _block(self, index: int, h: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
         h = self.res_blocks[index](torch.cat([h, skip], dim=1), emb)

@@ -17,6 +17,7 @@ Source:
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool
@@ -28,16 +29,21 @@ from ddpm.process.schedules import NoiseSchedule
 from ddpm.shapes import Images, Labels, Times
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Guide:
-    """A network to lead away from: smaller, or trained for less long, than the one that is guided, on the same data."""
+@runtime_checkable
+class Guide(Protocol):
+    """A model to lead away from: smaller, or trained for less long, than the one that is guided, on the same data."""
 
-    network: Network
-    """Any callable network(x_t, t, label) -> prediction, for the same images and classes."""
-    schedule: NoiseSchedule
-    """The schedule of its training chain, which must be that of the network that is guided."""
-    prediction_type: PredictionType = "eps"
-    """What it predicts."""
+    @property
+    def network(self) -> Network:
+        """Its network, for the same images and classes."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule of its training chain, which must be that of the network that is guided."""
+
+    @property
+    def prediction_type(self) -> PredictionType:
+        """What it predicts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +57,7 @@ class GuidedNetwork:
     null_label: int | None = None
     """The label that means "no label"; without a guide it is needed, with one it is not used."""
     guide: Guide | None = None
-    """The weaker network; None leads away from "no label" instead."""
+    """The weaker model; None leads away from "no label" instead."""
     prediction_type: PredictionType = "eps"
     """What the network predicts, and so what a guide's answer is converted to."""
     scale: float

@@ -1,61 +1,52 @@
-"""The mean squared error of x_0_hat, which Analytic-DPM's optimal variance needs, measured on data.
+"""The mean squared error of x_0_hat at every t, measured on data: what the analytic variance is made of.
 
-    errors = x_0_errors(network, schedule, seed=..., sample_ids=..., x_0=..., label=...)     one batch
-    total = errors + another + ...                                                           in any grouping
+    errors = x_0_errors(model, seed=..., sample_ids=..., x_0=..., label=...)     of one batch
+    total = errors + another + ...                                              of all, in any grouping
     generate(..., x_0_error=x_0_error_table(total))
 
-An image is asked about at a few t, one in each of as many equal parts of the chain; noise and t are functions of (seed,
-sample id, term). Nothing is trained.
+Each image is noised to a few t, one in each of equal parts of the chain, and the network is asked for x_0_hat; noise
+and t are functions of (seed, sample id, term). Nothing is trained. The errors belong to the network as it is asked
+here: without guidance, and with x_0_hat clipped or not.
 
-Bao et al. average |eps_hat|^2 / D. For the best network, whose error is uncorrelated with its answer, one follows from
-the other (`analytic_variance`). The error of x_0_hat has a far smaller standard error where there is much noise, and
-for a network that is not the best it leads to the best variance around the mean which that network gives. It is of the
-network as it is asked here: without guidance, and clipped or not.
+Why not what the paper averages. Bao et al. measure E |eps_hat|^2 / D. For the best possible network the two quantities
+give the same variance (see `analytic_variance`), since its error is uncorrelated with its answer. A trained network is
+not the best possible: for it the error of x_0_hat gives the best variance around the mean that it predicts, which is
+what is wanted. Where there is much noise it also has a far smaller standard error.
 
 Source:
-    Bao et al. 2022 (arXiv:2201.06503), section 3.1. Bao et al. 2022 (arXiv:2206.07309) for networks that are not the
-    best.
+    Bao et al. 2022 (arXiv:2201.06503), section 3.1. Bao et al. 2022 (arXiv:2206.07309) for trained networks.
 """
 
 import torch
-from torch import nn
 
+from ddpm.model import DiffusionModel
 from ddpm.noise import Stream, random_words, standard_normal
-from ddpm.process.denoiser import Network, NetworkDenoiser
 from ddpm.process.diffusion import q_sample
 from ddpm.process.interpolation import Table
-from ddpm.process.prediction import PredictionType
-from ddpm.process.schedules import NoiseSchedule
+from ddpm.process.random_steps import timestep_in_stratum
 from ddpm.shapes import Images, Labels, Steps
 from ddpm.statistics.running_moments import RunningMoments
-from ddpm.training.timestep_sampling import timestep_in_stratum
 
 
 @torch.no_grad()
 def x_0_errors(
-    network: Network,
-    schedule: NoiseSchedule,
+    model: DiffusionModel,
     *,
     seed: int,
     sample_ids: Steps,
     x_0: Images,
     label: Labels | None,
-    prediction_type: PredictionType = "eps",
-    learned_variance: bool = False,
     clip_x_0: bool = True,
     terms_per_image: int = 10,
 ) -> RunningMoments:
     """|x_0 - x_0_hat|^2 / D of some images at random t; what an image adds does not depend on its neighbours.
 
     Args:
-        network: network(x_t, t, label) -> prediction; a module must be in eval mode.
-        schedule: The chain that the network was trained on, of length T.
+        model: The model, its chain of length T.
         seed: Key of the noise and of random t, in [0, 2^64).
         sample_ids: Ids [B] in [0, 2^48), on the network's device.
         x_0: Clean images [B, C, H, W] in [-1, 1].
         label: Class [B], same device, or None for an unconditional network.
-        prediction_type: What the network predicts.
-        learned_variance: The network answers with 2C channels.
         clip_x_0: Limit predicted images to [-1, 1], as the sampler will that uses the errors.
         terms_per_image: K, network evaluations per image, in [1, T]; with T every image is asked about at every t.
 
@@ -66,18 +57,11 @@ def x_0_errors(
         ValueError: If terms_per_image is out of range, or the network is in training mode or answers with another
             shape.
     """
-    T, K = schedule.num_timesteps, terms_per_image
+    schedule, K = model.schedule, terms_per_image
+    T = schedule.num_timesteps
     if not 1 <= K <= T:
         raise ValueError(f"terms_per_image: must be in [1, {T}], the trained steps, got {K}; 10 is a good start")
-    if isinstance(network, nn.Module) and network.training:
-        raise ValueError("network: must be in eval mode, got training mode; call network.eval() before measuring")
-    denoise = NetworkDenoiser(
-        network=network,
-        schedule=schedule,
-        prediction_type=prediction_type,
-        learned_variance=learned_variance,
-        clip_x_0=clip_x_0,
-    )
+    denoise = model.denoiser(clip_x_0=clip_x_0)
     words = random_words(seed, Stream.EVAL_X_0_ERROR_T, sample_ids, 0, K)
     strata = torch.arange(K, device=words.device).expand_as(words)
     total = RunningMoments.from_samples(torch.zeros(0, T))

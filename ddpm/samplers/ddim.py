@@ -3,14 +3,52 @@
 The deterministic sampler is Euler's method for the probability-flow equation, and can be walked the other way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from ddpm.process.denoiser import Denoiser
+from ddpm.process.interpolation import Table
 from ddpm.process.schedules import NoiseSchedule, gather
+from ddpm.samplers.sampler import SingleStepSampler
 from ddpm.shapes import Images, Labels, Steps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DDIM(SingleStepSampler):
+    """Song et al.'s family, from deterministic to ancestral by eta."""
+
+    order: ClassVar[int] = 1
+
+    name: Literal["ddim"] = "ddim"
+    """Song et al.: from deterministic to ancestral by eta."""
+    eta: float = 1.0
+    """Noise per step, from 0 (deterministic) to 1 (as much as ancestral sampling)."""
+
+    def check(self) -> None:
+        """See Sampler.check."""
+        _check_eta(self.eta)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """See Sampler.is_deterministic."""
+        return self.eta == 0.0
+
+    def step(
+        self,
+        chain: NoiseSchedule,
+        denoise: Denoiser,
+        x_t: Images,
+        t: Steps,
+        label: Labels | None,
+        *,
+        eps: Images,
+        x_0_error: Table | None = None,
+    ) -> Images:
+        """See SingleStepSampler.step."""
+        return ddim_step(chain, denoise, x_t, t, label, eta=self.eta, eps=eps)
 
 
 def ddim_step(
@@ -40,8 +78,7 @@ def ddim_step(
     Source:
         Song et al. 2021 (arXiv:2010.02502), Eq. 12 and 16.
     """
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta: must be in [0, 1], got {eta}; 0 is deterministic, 1 ancestral")
+    _check_eta(eta)
     prediction = denoise(x_t, schedule.timesteps.to(t.device)[t], label)
     # Eq. 16 is eta times the standard deviation of q(x_{t-1} | x_t, x_0); it is 0 at t = 0.
     sigma = eta * schedule.posterior_variance.sqrt()
@@ -52,48 +89,6 @@ def ddim_step(
         + gather(direction, t, x_t) * prediction.eps_hat
         + gather(sigma, t, x_t) * eps
     )
-
-
-def ddim_sample(
-    denoise: Denoiser,
-    schedule: NoiseSchedule,
-    x_T: Images,
-    label: Labels | None,
-    *,
-    timesteps: Sequence[int] | Sequence[float],
-    noise: Callable[[int], Tensor],
-    eta: float,
-    final_step: bool = True,
-) -> Images:
-    """Draw x_0 by DDIM steps over a subset of the training chain.
-
-    Args:
-        denoise: Predicts x_0_hat and eps_hat.
-        schedule: The training chain.
-        x_T: Standard normal noise [B, C, H, W].
-        label: Class [B], or None.
-        timesteps: Steps of the training chain to visit, ascending.
-        noise: noise(draw) gives the standard normal noise of a step, x_T's shape; draw counts the steps from 1. It is
-            not called where a step is deterministic.
-        eta: 0 for the deterministic sampler, 1 for the ancestral one.
-        final_step: Go on from timesteps[0] to x_0; if not, x_t of timesteps[0] is returned.
-
-    Returns:
-        x_0 [B, C, H, W].
-
-    Raises:
-        ValueError: If eta is outside [0, 1].
-
-    Source:
-        Song et al. 2021 (arXiv:2010.02502).
-    """
-    chain = schedule.respace(timesteps)
-    x_t = x_T
-    for draw, i in enumerate(reversed(range(0 if final_step else 1, chain.num_timesteps)), start=1):
-        t = torch.full((len(x_t),), i, device=x_t.device)
-        eps = noise(draw) if eta > 0 and i > 0 else torch.zeros_like(x_t)
-        x_t = ddim_step(chain, denoise, x_t, t, label, eta=eta, eps=eps)
-    return x_t
 
 
 def ddim_invert(
@@ -134,3 +129,8 @@ def ddim_invert(
         alpha_bar, clean = float(chain.alpha_bar[i]), x_0 if i == 0 else prediction.x_0_hat
         x_t = alpha_bar**0.5 * clean + (1 - alpha_bar) ** 0.5 * prediction.eps_hat
     return x_t
+
+
+def _check_eta(eta: float) -> None:
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta: must be in [0, 1], got {eta}; 0 is deterministic, 1 ancestral")

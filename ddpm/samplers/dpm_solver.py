@@ -17,72 +17,79 @@ Source:
     SDE solvers.
 """
 
-from collections.abc import Callable, Sequence
-
-from torch import Tensor
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from ddpm.process.denoiser import Denoiser
+from ddpm.process.interpolation import Table
 from ddpm.process.schedules import NoiseSchedule
+from ddpm.samplers.sampler import Callback, Sampler, StepNoise, no_noise, reporting
 from ddpm.shapes import Images, Labels
 
 
-def dpm_solver_2m_sample(
-    denoise: Denoiser,
-    schedule: NoiseSchedule,
-    x_T: Images,
-    label: Labels | None,
-    *,
-    timesteps: Sequence[int] | Sequence[float],
-    final_step: bool = True,
-) -> Images:
-    """Draw x_0 by the deterministic two-step solver: no noise after x_T.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DPMSolver2M(Sampler):
+    """The deterministic two-step solver: no noise after x_T (Lu et al. 2022, Algorithm 2)."""
 
-    Args:
-        denoise: Predicts x_0_hat.
-        schedule: The training chain.
-        x_T: Standard normal noise [B, C, H, W].
-        label: Class [B], or None.
-        timesteps: Steps of the training chain to visit, ascending.
-        final_step: Go on from timesteps[0] to x_0; if not, x_t of timesteps[0] is returned.
+    order: ClassVar[int] = 2
 
-    Returns:
-        x_0 [B, C, H, W].
+    name: Literal["dpm_solver_2m"] = "dpm_solver_2m"
+    """Lu et al.: two places per step, without noise."""
 
-    Source:
-        Lu et al. 2022 (arXiv:2211.01095), Algorithm 2.
-    """
-    return _walk(denoise, schedule.respace(timesteps), x_T, label, noise=None, final_step=final_step)
+    @property
+    def is_deterministic(self) -> bool:
+        """See Sampler.is_deterministic."""
+        return True
+
+    def sample(
+        self,
+        denoise: Denoiser,
+        schedule: NoiseSchedule,
+        x_T: Images,
+        label: Labels | None,
+        *,
+        timesteps: Sequence[int] | Sequence[float],
+        noise: StepNoise = no_noise,
+        x_0_error: Table | None = None,
+        callback: Callback | None = None,
+        final_step: bool = True,
+    ) -> Images:
+        """See Sampler.sample."""
+        chain = schedule.respace(timesteps)
+        return _walk(denoise, chain, x_T, label, noise=None, callback=callback, final_step=final_step)
 
 
-def dpm_solver_2m_sde_sample(
-    denoise: Denoiser,
-    schedule: NoiseSchedule,
-    x_T: Images,
-    label: Labels | None,
-    *,
-    timesteps: Sequence[int] | Sequence[float],
-    noise: Callable[[int], Tensor],
-    final_step: bool = True,
-) -> Images:
-    """Draw x_0 by the stochastic two-step solver. Otherwise as dpm_solver_2m_sample.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DPMSolver2MSDE(Sampler):
+    """The stochastic two-step solver: the SDE form of the second-order multistep solver of Lu et al. 2022."""
 
-    Args:
-        denoise: Predicts x_0_hat.
-        schedule: The training chain.
-        x_T: Standard normal noise [B, C, H, W].
-        label: Class [B], or None.
-        timesteps: Steps of the training chain to visit, ascending.
-        noise: noise(draw) gives the standard normal noise of a step, x_T's shape; draw counts the steps from 1. It is
-            not called in the final step.
-        final_step: Go on from timesteps[0] to x_0.
+    order: ClassVar[int] = 2
 
-    Returns:
-        x_0 [B, C, H, W].
+    name: Literal["dpm_solver_2m_sde"] = "dpm_solver_2m_sde"
+    """Lu et al.: the same with noise in every step."""
 
-    Source:
-        Lu et al. 2022 (arXiv:2211.01095), the SDE form of the second-order multistep solver.
-    """
-    return _walk(denoise, schedule.respace(timesteps), x_T, label, noise=noise, final_step=final_step)
+    @property
+    def is_deterministic(self) -> bool:
+        """See Sampler.is_deterministic."""
+        return False
+
+    def sample(
+        self,
+        denoise: Denoiser,
+        schedule: NoiseSchedule,
+        x_T: Images,
+        label: Labels | None,
+        *,
+        timesteps: Sequence[int] | Sequence[float],
+        noise: StepNoise = no_noise,
+        x_0_error: Table | None = None,
+        callback: Callback | None = None,
+        final_step: bool = True,
+    ) -> Images:
+        """See Sampler.sample."""
+        chain = schedule.respace(timesteps)
+        return _walk(denoise, chain, x_T, label, noise=noise, callback=callback, final_step=final_step)
 
 
 def _walk(
@@ -91,7 +98,8 @@ def _walk(
     x_T: Images,
     label: Labels | None,
     *,
-    noise: Callable[[int], Tensor] | None,
+    noise: StepNoise | None,
+    callback: Callback | None,
     final_step: bool,
 ) -> Images:
     """All steps of a chain, each with the coefficients at the top of this file."""
@@ -102,7 +110,7 @@ def _walk(
     x_t, x_0_hat_before = x_T, None
     for draw, i in enumerate(reversed(range(0 if final_step else 1, chain.num_timesteps)), start=1):
         t = chain.timesteps[i].to(x_t.device).expand(len(x_t))
-        x_0_hat = denoise(x_t, t, label).x_0_hat
+        x_0_hat = reporting(denoise, callback, draw)(x_t, t, label).x_0_hat
         direction = x_0_hat
         if x_0_hat_before is not None and i > 0:
             direction = x_0_hat + float(h[i] / (2 * h[i + 1])) * (x_0_hat - x_0_hat_before)

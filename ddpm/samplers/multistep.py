@@ -26,6 +26,7 @@ import torch
 
 from ddpm.process.denoiser import Denoiser
 from ddpm.process.schedules import NoiseSchedule
+from ddpm.samplers.sampler import Callback, reporting
 from ddpm.shapes import Images, Labels
 
 Weights = Callable[[Sequence[float], float], list[float]]
@@ -74,6 +75,7 @@ def multistep_sample(
     weights: Weights,
     order: Callable[[int], int],
     correct_first: bool,
+    callback: Callback | None,
     final_step: bool,
 ) -> Images:
     """All steps of a chain, each from x_0_hat of as many places as there are, at most those of its order.
@@ -88,6 +90,7 @@ def multistep_sample(
             i = 0.
         correct_first: Take the first step again as soon as x_0_hat is known where it led: a node more, at r = 1, and no
             evaluation more, since x_0_hat is not asked for again at the corrected place.
+        callback: As in Sampler.sample; where the first step led it is told before that is corrected.
         final_step: Go on from the chain's first entry to x_0; if not, x_t of that entry is returned.
 
     Returns:
@@ -109,8 +112,9 @@ def multistep_sample(
     nodes: list[float] = []
     values: list[Images] = []
     visited: list[tuple[float, Images]] = []  # lambda and x_0_hat, the latest first
-    for i in reversed(range(0 if final_step else 1, T)):
-        x_0_hat = denoise(x_t, chain.timesteps[i].to(x_t.device).expand(len(x_t)), label).x_0_hat
+    for draw, i in enumerate(reversed(range(0 if final_step else 1, T)), start=1):
+        told = reporting(denoise, callback, draw)
+        x_0_hat = told(x_t, chain.timesteps[i].to(x_t.device).expand(len(x_t)), label).x_0_hat
         if i == T - 2 and correct_first:
             x_t = step(i + 1, x_T, [*nodes, 1.0], [*values, x_0_hat])
         visited = [(places[i], x_0_hat), *visited][:_MAX_NODES]

@@ -4,18 +4,19 @@ Every random number is a function of (seed, sample id, epoch), so a sample is no
 Only t may be chosen otherwise (timestep_sampling), by the place in the global batch.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddpm.likelihood.terms import bound_loss, simple_loss
+from ddpm.likelihood.terms import bound_loss
+from ddpm.model import DiffusionModel
 from ddpm.noise import Stream, bernoulli, standard_normal
-from ddpm.process.denoiser import Network, NetworkDenoiser
-from ddpm.process.diffusion import Variance, p_mean_variance, q_sample
-from ddpm.process.prediction import PredictionType, prediction_target
-from ddpm.process.schedules import NoiseSchedule, gather
+from ddpm.process.diffusion import p_mean_variance, q_sample
+from ddpm.process.prediction import prediction_target
+from ddpm.process.schedules import gather
 from ddpm.shapes import Images, Labels, Steps
 from ddpm.training.objectives import ObjectiveConfig, check_objective, loss_weights
 from ddpm.training.timestep_sampling import ChosenTimesteps, uniform_timesteps
@@ -43,7 +44,7 @@ class TrainingBatch:
 
 
 def make_training_batch(
-    schedule: NoiseSchedule,
+    model: DiffusionModel,
     x_0: Images,
     label: Labels | None,
     *,
@@ -52,13 +53,12 @@ def make_training_batch(
     epochs: Int[Tensor, " b"],
     flip: bool,
     label_drop: float,
-    null_label: int | None,
     timesteps: ChosenTimesteps | None = None,
 ) -> TrainingBatch:
     """Draw t, eps, the flip and the label drop of each sample, and noise it.
 
     Args:
-        schedule: The training chain.
+        model: The model in training; its network is not asked.
         x_0: Clean images [B, C, H, W] in [-1, 1].
         label: Class [B], or None.
         seed: Key of the run, in [0, 2^64).
@@ -66,15 +66,15 @@ def make_training_batch(
         epochs: How often each sample was seen before [B], on x_0's device.
         flip: Mirror each image left to right with probability 1/2.
         label_drop: Probability with which a label becomes the null label (classifier-free guidance).
-        null_label: The null label; needed when label_drop > 0.
         timesteps: t of each sample, where it is stratified or chosen by importance; None draws it uniformly.
 
     Raises:
-        ValueError: If label_drop is outside [0, 1], or above 0 without a label and a null label; as q_sample.
+        ValueError: If label_drop is outside [0, 1], or above 0 for a model without classes; as q_sample.
 
     Source:
         Ho et al. 2020 (arXiv:2006.11239), Algorithm 1, lines 2-4. Label drop: Ho and Salimans 2022 (arXiv:2207.12598).
     """
+    schedule, null_label = model.schedule, model.null_label
     if timesteps is None:
         timesteps = uniform_timesteps(schedule.num_timesteps, seed=seed, sample_ids=sample_ids, epochs=epochs)
     t = timesteps.t
@@ -92,25 +92,16 @@ def make_training_batch(
 
 
 def per_sample_loss(
-    model: Network,
-    batch: TrainingBatch,
-    schedule: NoiseSchedule,
-    *,
-    objective: ObjectiveConfig = L_SIMPLE,
-    prediction_type: PredictionType = "eps",
-    variance: Variance = "fixed_small",
+    model: DiffusionModel, batch: TrainingBatch, *, objective: ObjectiveConfig = L_SIMPLE
 ) -> Float[Tensor, " b"]:
     """The objective at each sample's t, with gradient, for one evaluation of the network.
 
     The caller multiplies by batch.weight and averages over the global batch.
 
     Args:
-        model: network(x_t, t, label) -> prediction [B, C, H, W], or [B, 2 C, H, W] with a learned variance.
+        model: The model in training, its network perhaps wrapped for many workers.
         batch: From make_training_batch.
-        schedule: The training chain.
         objective: What is minimised.
-        prediction_type: What the network predicts.
-        variance: Which variance the model's steps have; learned_range if the network answers with one.
 
     Returns:
         [B]: L_simple as a mean over C, H and W; T times the term of the bound at t in bits per dimension, whose mean
@@ -122,52 +113,48 @@ def per_sample_loss(
     Source:
         Ho et al. 2020 (arXiv:2006.11239), Algorithm 1, line 5; Nichol and Dhariwal 2021 (arXiv:2102.09672), Eq. 16.
     """
-    check_objective(objective, variance)
-    output = model(batch.x_t, batch.t, batch.label).to(batch.eps.dtype)
+    check_objective(objective, model.variance)
+    output = model.network(batch.x_t, batch.t, batch.label).to(batch.eps.dtype)
     if objective.name == "vlb":
-        return _bound(output, batch, schedule, prediction_type, variance)
-    prediction = output[:, : output.shape[1] // 2] if variance == "learned_range" else output
-    target = prediction_target(schedule, batch.x_0, batch.t, batch.eps, prediction_type)
-    weight = gather(loss_weights(schedule, objective, prediction_type), batch.t, target)[:, 0, 0, 0]
+        return _bound(model, output, batch)
+    prediction = output[:, : output.shape[1] // 2] if model.learned_variance else output
+    target = prediction_target(model.schedule, batch.x_0, batch.t, batch.eps, model.prediction_type)
+    weight = gather(loss_weights(model.schedule, objective, model.prediction_type), batch.t, target)[:, 0, 0, 0]
     simple = weight * simple_loss(target, prediction)
     if objective.name == "simple":
         return simple
     # Here the bound trains the variance alone: L_simple gives better images than its noisy gradient for the mean.
     detached = torch.cat((prediction.detach(), output[:, prediction.shape[1] :]), dim=1)
-    return simple + objective.vlb_weight * _bound(detached, batch, schedule, prediction_type, variance)
+    return simple + objective.vlb_weight * _bound(model, detached, batch)
 
 
-def _bound(
-    output: Tensor,
-    batch: TrainingBatch,
-    schedule: NoiseSchedule,
-    prediction_type: PredictionType,
-    variance: Variance,
-) -> Float[Tensor, " b"]:
-    """T times the bound's term at t, for what the network has answered."""
-    denoise = NetworkDenoiser(
-        network=lambda x_t, t, label: output,
-        schedule=schedule,
-        prediction_type=prediction_type,
-        learned_variance=variance == "learned_range",
-        clip_x_0=False,
-    )
-    step = p_mean_variance(schedule, denoise, batch.x_t, batch.t, batch.label, variance=variance)
-    return (schedule.num_timesteps * bound_loss(schedule, batch.x_0, batch.t, step)).to(output.dtype)
+def simple_loss(eps: Float[Tensor, "b c h w"], eps_hat: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """L_simple: the squared error of the predicted noise, or of x_0 or v where these are what is predicted.
 
+    Args:
+        eps: The noise that was added [B, C, H, W].
+        eps_hat: The network's prediction, same shape.
 
-def images_to_x_0(images: UInt8[Tensor, "b h w c"]) -> Float[Tensor, "b c h w"]:
-    """Pixels 0..255 [B, H, W, C] to float32 [B, C, H, W] in [-1, 1]."""
-    return (images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1).contiguous()
-
-
-def x_0_to_images(x_0: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b h w c"]:
-    """The nearest pixels 0..255 [B, H, W, C] of x_0 [B, C, H, W]; what is beyond [-1, 1] is clamped.
+    Returns:
+        Mean over C, H and W for each sample [B]; 1 for a network that always answers 0, in expectation.
 
     Raises:
-        ValueError: If x_0 holds NaN, which no pixel can show.
+        ValueError: If the shapes differ.
+
+    Source:
+        Ho et al. 2020 (arXiv:2006.11239), Eq. 14.
     """
-    if bool(x_0.isnan().any()):
-        raise ValueError("x_0: must not hold NaN, got NaN; the network has diverged, choose an earlier checkpoint")
-    pixels = ((x_0 + 1) * 127.5).round().clamp(0, 255)
-    return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    if eps.shape != eps_hat.shape:
+        raise ValueError(
+            f"eps_hat: must have eps's shape {list(eps.shape)}, got {list(eps_hat.shape)}; check the network"
+        )
+    return (eps - eps_hat).square().mean(dim=(1, 2, 3))
+
+
+def _bound(model: DiffusionModel, output: Tensor, batch: TrainingBatch) -> Float[Tensor, " b"]:
+    """T times the bound's term at t, for what the network has answered."""
+    answered = dataclasses.replace(model, network=lambda x_t, t, label: output).denoiser(clip_x_0=False)
+    schedule = model.schedule
+    step = p_mean_variance(schedule, answered, batch.x_t, batch.t, batch.label, variance=model.variance)
+    terms = bound_loss(schedule, batch.x_0, batch.t, step, model.num_levels)
+    return (schedule.num_timesteps * terms).to(output.dtype)

@@ -1,7 +1,8 @@
-"""From an image file of any common kind to the square uint8 array that a dataset stores.
+"""From an image file of any common kind to the uint8 array that a dataset stores.
 
 The rules: the camera's rotation (EXIF) is applied; transparency is laid over white; 16-bit grey keeps its upper 8 bits;
-everything becomes grey or RGB as the dataset asks; the largest centred square is kept and resized with Lanczos.
+everything becomes grey or RGB as the dataset asks; the largest centred rectangle of the dataset's shape (for a square
+the largest square) is kept and resized with Lanczos.
 """
 
 import io
@@ -17,7 +18,7 @@ MAX_PIXELS_LIMIT = 178_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 
-def load_square_image(data: bytes, *, image_size: int, channels: int, max_pixels: int) -> NDArray[np.uint8]:
+def load_image(data: bytes, *, image_size: tuple[int, int], channels: int, max_pixels: int) -> NDArray[np.uint8]:
     """Decode an image file and bring it to one size.
 
     Args:
@@ -27,7 +28,7 @@ def load_square_image(data: bytes, *, image_size: int, channels: int, max_pixels
         max_pixels: Larger images are refused before they are decoded.
 
     Returns:
-        uint8 [image_size, image_size, channels].
+        uint8 [*image_size, channels].
 
     Raises:
         ValueError: If the file does not decode or is too large; the message is the reason, in one line.
@@ -43,13 +44,22 @@ def load_square_image(data: bytes, *, image_size: int, channels: int, max_pixels
         raise ValueError(f"no {', '.join(_FORMATS)} image ({len(data)} bytes)") from None
     except Exception as error:  # damaged files make Pillow's decoders raise errors of many kinds
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
-    side = min(flat.size)
-    left, top = (flat.width - side) / 2, (flat.height - side) / 2
-    square = flat.resize(
-        (image_size, image_size), PIL.Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+    resized = flat.resize(
+        image_size[::-1], PIL.Image.Resampling.LANCZOS, box=_centred_box(flat.width, flat.height, image_size)
     )
-    pixels = np.array(square, dtype=np.uint8)
+    pixels = np.array(resized, dtype=np.uint8)
     return pixels if channels == 3 else pixels[:, :, None]
+
+
+def _centred_box(width: int, height: int, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Left, upper, right and lower edge of the largest rectangle of that shape; edges may lie within a pixel."""
+    high, wide = image_size
+    if width * high > height * wide:
+        box_width, box_height = height * wide / high, float(height)
+    else:
+        box_width, box_height = float(width), width * high / wide
+    left, top = (width - box_width) / 2, (height - box_height) / 2
+    return left, top, left + box_width, top + box_height
 
 
 def _flatten(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:

@@ -12,6 +12,7 @@ Three settings keep it from hanging or wasting the machine (Ray 2.60):
 """
 
 import functools
+import math
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -27,6 +28,7 @@ from pipeline.cluster import quiet_data_context
 from pipeline.data.batch_cutter import BatchCutter, RankBatch
 from pipeline.data.data_order import DataConfig, DataOrder, Window
 from pipeline.data.manifest import DatasetManifest
+from pipeline.data.shards import check_levels
 from pipeline.data.window_reader import Block, ReadPlan, read_windows
 from pipeline.errors import ConfigError
 from pipeline.ray_errors import own_error
@@ -109,19 +111,19 @@ def rank_batches(
     Raises:
         ShardCorruptError: If a shard is not the one that the manifest describes.
         StorageError: If a shard cannot be read after all retries.
-        DatasetError: If the stream does not deliver exactly the rows of the order.
+        DatasetError: If the stream does not deliver exactly the rows of the order, or the pixels have 65,536 levels.
         ConfigError: If the read buffer would be larger than the limit.
         ValueError: If order and split do not belong together, or the rank does not exist.
     """
     if order.shard_sizes != tuple(shard.num_samples for shard in manifest.splits[split].shards):
         raise ValueError(f"order: must be that of split {split!r}; make it with DataOrder.for_split")
     check_read_buffer(manifest, order, config, world)
-    size = manifest.image_size
+    check_levels(manifest, store_uri)
     plan = ReadPlan(
         store_uri=store_uri,
         shards=manifest.splits[split].shards,
         order=order,
-        image_shape=(size, size, manifest.channels),
+        image_shape=manifest.image_shape,
         num_classes=manifest.num_classes,
         cache_bytes=config.cache_bytes,
         chunk_rows=max(1, _block_bytes(manifest, order, world) // _row_bytes(manifest)),
@@ -154,7 +156,7 @@ def _blocks(
 
 
 def _next(blocks: Iterator[Any]) -> Block | None:
-    with _hunger:
+    with _waiting_consumers:
         return cast(Block | None, next(blocks, None))
 
 
@@ -213,13 +215,13 @@ def _stream_context(block_bytes: int, stream_bytes: int) -> DataContext:
     context.raise_original_map_exception = True
     context.custom_execution_callback_classes = [
         *context.custom_execution_callback_classes,
-        cast(Any, _PauseWhileFed),
+        cast(Any, _PauseUntilWanted),
     ]
     return context
 
 
-class _Hunger:
-    """Whether a consumer in this process waits for a block; streams that run side by side share it."""
+class _WaitingConsumers:
+    """How many consumers in this process wait for a block; streams that run side by side share it."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -240,10 +242,10 @@ class _Hunger:
             self._condition.wait_for(lambda: self._num_waiting > 0, timeout_s)
 
 
-_hunger = _Hunger()
+_waiting_consumers = _WaitingConsumers()
 
 
-class _PauseWhileFed:
+class _PauseUntilWanted:
     """Execution callback: the executor's loop runs at full speed only while a consumer waits for a block.
 
     The loop waits for new blocks of its tasks. When blocks lie ready that the stream's limit does not let it take, that
@@ -253,7 +255,7 @@ class _PauseWhileFed:
     def before_execution_starts(self, executor: object) -> None: ...
 
     def on_execution_step(self, executor: object) -> None:
-        _hunger.wait(_EXECUTOR_PAUSE_S)
+        _waiting_consumers.wait(_EXECUTOR_PAUSE_S)
 
     def after_execution_succeeds(self, executor: object) -> None: ...
 
@@ -261,7 +263,7 @@ class _PauseWhileFed:
 
 
 def _row_bytes(manifest: DatasetManifest) -> int:
-    return manifest.image_size**2 * manifest.channels
+    return math.prod(manifest.image_shape)
 
 
 def _block_bytes(manifest: DatasetManifest, order: DataOrder, world: int) -> int:

@@ -6,12 +6,14 @@ A sample's id is its row number in manifest order within its split, 0..N-1, for 
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
-from pipeline.config_io import digest, from_json
+from pipeline.config_io import digest, read_record
 from pipeline.errors import ConfigError, DatasetError, DatasetMissingError, ObjectMissingError
 from pipeline.stores.object_store import ObjectStore
 
 MANIFEST_KEY = "manifest.json"
+_REMEDY = "prepare the dataset again into an empty place"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,16 +51,18 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetManifest:
-    """What a dataset is. Images are uint8 [image_size, image_size, channels]."""
+    """What a dataset is. Images are uint8 [*image_size, channels]."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record."""
     name: str
     """Name of the dataset, for people."""
     source: str
     """Where the images came from, for people."""
-    image_size: int
+    image_size: tuple[int, int]
     """Height and width in pixels."""
+    num_levels: Literal[256, 65536] = 256
+    """Levels of a pixel's value: 8 or 16 bits. Only datasets of 256 are made and read so far."""
     channels: int
     """1 (grey) or 3 (RGB)."""
     class_names: tuple[str, ...]
@@ -69,12 +73,17 @@ class DatasetManifest:
     """Source images left out because they do not decode; `quarantine.json` lists them."""
 
     def __post_init__(self) -> None:
-        if self.format_version != 1:
-            raise ValueError(f"format_version: this program reads version 1, got {self.format_version}; update it")
+        if min(self.image_size) < 1:
+            raise ValueError(f"image_size: must be at least 1 pixel each way, got {self.image_size}; this is damaged")
         if self.channels not in (1, 3):
             raise ValueError(f"channels: must be 1 or 3, got {self.channels}; the manifest is damaged")
         if not self.splits.get("train", Split(shards=())).shards:
             raise ValueError(f"splits: needs a 'train' split with shards, got {sorted(self.splits)}")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        return (*self.image_size, self.channels)
 
     @property
     def num_classes(self) -> int | None:
@@ -92,7 +101,8 @@ def load_manifest(store: ObjectStore) -> DatasetManifest:
 
     Raises:
         DatasetMissingError: If there is none.
-        DatasetError: If it is damaged or of another version.
+        DatasetError: If it is damaged.
+        FormatVersionError: If it is of another version.
         StorageAccessError: If access is refused.
     """
     where = f"{store.uri}/{MANIFEST_KEY}"
@@ -101,6 +111,6 @@ def load_manifest(store: ObjectStore) -> DatasetManifest:
     except ObjectMissingError:
         raise DatasetMissingError(f"{where}: no dataset here; make one with jobs/prepare_data.py") from None
     try:
-        return from_json(DatasetManifest, data, where)
+        return read_record(DatasetManifest, data, where, remedy=_REMEDY)
     except ConfigError as error:
-        raise DatasetError(f"{error}; prepare the dataset again into an empty place") from None
+        raise DatasetError(f"{error}; {_REMEDY}") from None

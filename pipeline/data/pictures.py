@@ -51,7 +51,7 @@ def image_grid(images: UInt8[np.ndarray, "n h w c"], columns: int, scale: int | 
     """
     if images.ndim != 4 or len(images) == 0 or images.shape[3] not in (1, 3):
         raise ValueError(f"images: must be [N, H, W, 1 or 3] with N >= 1, got {list(images.shape)}; convert them first")
-    scale = max(1, _LEAST_SIDE // images.shape[1]) if scale is None else scale
+    scale = max(1, _LEAST_SIDE // min(images.shape[1:3])) if scale is None else scale
     for name, value in (("columns", columns), ("scale", scale)):
         if value < 1:
             raise ValueError(f"{name}: must be at least 1, got {value}; choose a positive number")

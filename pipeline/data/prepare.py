@@ -6,6 +6,7 @@ config give the same bytes, so that an interrupted run is simply run again, and 
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pipeline import errors
 from pipeline.cluster import ClusterConfig, ray_session
 from pipeline.config_io import to_json
 from pipeline.data.image_input import MAX_PIXELS_LIMIT
+from pipeline.data.image_size import format_image_size, parse_image_size
 from pipeline.data.manifest import MANIFEST_KEY, DatasetManifest, ShardRecord, Split, load_manifest
 from pipeline.data.prepare_shard import ShardResult, ShardTask, make_shard
 from pipeline.data.sources import DIGITS_IMAGE_SIZE, Source, open_digits, open_folder
@@ -26,7 +28,7 @@ from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
 
 QUARANTINE_KEY = "quarantine.json"
-_SHARD_KEY = re.compile(r"[a-z_]+/\d{6,}-[0-9a-f]{16}\.tar")
+_SHARD_KEY = re.compile(r"[a-z_]+/\d{9}-[0-9a-f]{16}\.tar")
 _HELD_OUT_FRACTION = 0.1
 
 
@@ -36,12 +38,13 @@ class PrepareConfig:
 
     source: str = "digits"
     """"digits" (scikit-learn's 1,797 scans), or the URI of a folder of images: one sub-folder per class, or none."""
-    output: str
-    """URI of the dataset: a local folder or s3://bucket/prefix."""
+    dataset: str
+    """URI of the dataset to make: a local folder or s3://bucket/prefix."""
     name: str = ""
     """Name of the dataset, for people; empty: the last part of the source."""
-    image_size: int | None = None
-    """Height and width in pixels; images are cropped to the centred square. Digits have 8; a folder needs a value."""
+    image_size: int | str | None = None
+    """Height x width in pixels, such as 24x40, or one number for a square; of each image the largest centred part of
+    that shape is kept. Digits have 8; a folder needs a value."""
     channels: int | None = None
     """1 (grey) or 3 (RGB). None: 1 for digits, 3 for a folder."""
     shard_size: int = 1000
@@ -60,12 +63,13 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not self.source:
             raise ValueError("source: must not be empty; give 'digits' or the URI of a folder")
-        if not self.output:
-            raise ValueError("output: must not be empty; give a folder or s3://bucket/prefix")
+        if not self.dataset:
+            raise ValueError("dataset: must not be empty; give a folder or s3://bucket/prefix")
         if self.source == "digits":
-            if self.image_size not in (None, DIGITS_IMAGE_SIZE):
+            if self.image_size is not None and parse_image_size(self.image_size) != DIGITS_IMAGE_SIZE:
                 raise ValueError(
-                    f"image_size: digits have {DIGITS_IMAGE_SIZE} pixels, got {self.image_size}; leave it out"
+                    f"image_size: digits have {format_image_size(DIGITS_IMAGE_SIZE)} pixels each way, got "
+                    f"{self.image_size}; leave it out"
                 )
             if self.channels not in (None, 1):
                 raise ValueError(f"channels: digits have 1, got {self.channels}; leave it out")
@@ -73,8 +77,10 @@ class PrepareConfig:
                 raise ValueError(
                     f"held_out_fraction: the digits' split is fixed, got {self.held_out_fraction}; leave it out"
                 )
-        elif self.image_size is None or not 1 <= self.image_size <= 4096:
-            raise ValueError(f"image_size: must be 1 to 4096 for a folder of images, got {self.image_size}; try 64")
+        elif self.image_size is None:
+            raise ValueError("image_size: a folder of images needs one, got none; give 24x40, say, or 64 for a square")
+        else:
+            parse_image_size(self.image_size)
         if self.channels not in (None, 1, 3):
             raise ValueError(f"channels: must be 1 or 3, got {self.channels}; use 3 for colour")
         if self.shard_size < 1:
@@ -85,6 +91,22 @@ class PrepareConfig:
             raise ValueError(f"max_pixels: must be 1 to {MAX_PIXELS_LIMIT}, got {self.max_pixels}; use a smaller limit")
         if self.max_quarantined < 0:
             raise ValueError(f"max_quarantined: must be at least 0, got {self.max_quarantined}; use 0 for none")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the dataset's images, with the source's defaults."""
+        size = DIGITS_IMAGE_SIZE if self.image_size is None else parse_image_size(self.image_size)
+        return (*size, self.channels or (1 if self.source == "digits" else 3))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quarantine:
+    """The content of `quarantine.json`: the source images that were left out. For people; nothing reads it back."""
+
+    format_version: int = 2
+    """Version of this record."""
+    reasons: dict[str, str]
+    """Why each does not decode, by its name in the source."""
 
 
 Execute = Callable[[Callable[[ShardTask], ShardResult], Sequence[ShardTask]], Iterable[ShardResult]]
@@ -100,26 +122,25 @@ def describe_plan(config: PrepareConfig) -> list[tuple[str, str]]:
     """
     source = open_source(config)
     tasks = _plan(source, config.shard_size)
-    image_size, channels = _shape(config)
     num_images = sum(len(items) for items in source.splits.values())
-    raw_bytes = num_images * image_size**2 * channels
+    raw_bytes = num_images * math.prod(config.image_shape)
     return [
         ("source", f"{source.uri}: {num_images:,} images, {source.num_ignored:,} other files ignored"),
         ("classes", f"{len(source.class_names):,}" if source.class_names else "none"),
         ("splits", ", ".join(f"{name} {len(items):,}" for name, items in source.splits.items())),
-        ("images", f"{image_size} x {image_size} x {channels}, {format_bytes(raw_bytes)} before PNG compression"),
+        ("images", f"{' x '.join(map(str, config.image_shape))}, {format_bytes(raw_bytes)} before PNG compression"),
         ("shards", f"{len(tasks):,} of at most {config.shard_size:,} samples"),
-        ("output", open_store(config.output).uri),
+        ("dataset", open_store(config.dataset).uri),
     ]
 
 
 def prepare(config: PrepareConfig) -> DatasetManifest:
-    """Make a dataset, or check that the output already is this dataset.
+    """Make a dataset, or check that it is already there.
 
     Raises:
-        UsageError: If the source is missing or unusable, or the output holds another dataset (OutputExistsError).
+        UsageError: If the source is missing or unusable, or another dataset is there (OutputExistsError).
         UndecodableImageError: If more than `max_quarantined` images do not decode; no manifest is written then.
-        StorageError: If the source cannot be read or the output cannot be written.
+        StorageError: If the source cannot be read or the dataset cannot be written.
     """
     source = open_source(config)  # mistakes come to light before a cluster is started
     _find_existing(config, source)
@@ -129,7 +150,7 @@ def prepare(config: PrepareConfig) -> DatasetManifest:
 
 def prepare_source(config: PrepareConfig, source: Source, execute: Execute) -> DatasetManifest:
     """`prepare` with the source opened, on any executor."""
-    store = open_store(config.output)
+    store = open_store(config.dataset)
     existing = _find_existing(config, source)
     tasks = _plan(source, config.shard_size)
     reader, publish = source.reader, existing is None
@@ -152,12 +173,11 @@ def prepare_source(config: PrepareConfig, source: Source, execute: Execute) -> D
     for split in shards:
         if not shards[split]:
             _give_up(source, quarantined, f"the split {split!r} has none left")
-    image_size, channels = _shape(config)
     manifest = DatasetManifest(
         name=config.name or source.uri.rstrip("/").rpartition("/")[2],
         source=source.uri,
-        image_size=image_size,
-        channels=channels,
+        image_size=config.image_shape[:2],
+        channels=config.image_shape[2],
         class_names=source.class_names,
         splits={split: Split(shards=tuple(records)) for split, records in shards.items()},
         num_quarantined=len(quarantined),
@@ -189,22 +209,15 @@ def open_source(config: PrepareConfig) -> Source:
     """
     if config.source == "digits":
         return open_digits()
-    image_size, channels = _shape(config)
     fraction = _HELD_OUT_FRACTION if config.held_out_fraction is None else config.held_out_fraction
     return open_folder(
         config.source,
-        image_size=image_size,
-        channels=channels,
+        image_size=config.image_shape[:2],
+        channels=config.image_shape[2],
         max_pixels=config.max_pixels,
         held_out_fraction=fraction,
         seed=config.seed,
     )
-
-
-def _shape(config: PrepareConfig) -> tuple[int, int]:
-    """Image size and channels with the source's defaults."""
-    digits = config.source == "digits"
-    return config.image_size or DIGITS_IMAGE_SIZE, config.channels or (1 if digits else 3)
 
 
 def _plan(source: Source, shard_size: int) -> list[ShardTask]:
@@ -220,15 +233,15 @@ def _plan(source: Source, shard_size: int) -> list[ShardTask]:
 
 
 def _find_existing(config: PrepareConfig, source: Source) -> DatasetManifest | None:
-    """The manifest in the output, None if there is none; refused at once if it obviously is another dataset."""
-    store = open_store(config.output)
+    """The manifest that is there, None if there is none; refused at once if it obviously is another dataset."""
+    store = open_store(config.dataset)
     try:
         existing = load_manifest(store)
     except DatasetMissingError:
         return None
-    asked = (*_shape(config), source.class_names, sorted(source.splits))
-    found = (existing.image_size, existing.channels, existing.class_names, sorted(existing.splits))
-    for what, a, b in zip(("image_size", "channels", "class names", "splits"), asked, found, strict=True):
+    asked = (config.image_shape, source.class_names, sorted(source.splits))
+    found = (existing.image_shape, existing.class_names, sorted(existing.splits))
+    for what, a, b in zip(("image shapes", "class names", "splits"), asked, found, strict=True):
         if a != b:
             _refuse_other(store, f"its {what} are {_short(b)}, asked for {_short(a)}")
     return existing
@@ -253,7 +266,7 @@ def _compare(store: ObjectStore, manifest: DatasetManifest, existing: DatasetMan
 
 def _publish(store: ObjectStore, manifest: DatasetManifest, quarantined: dict[str, str]) -> DatasetManifest:
     if quarantined:
-        store.write(QUARANTINE_KEY, to_json(quarantined))
+        store.write(QUARANTINE_KEY, to_json(Quarantine(reasons=quarantined)))
         say(f"{len(quarantined)} images left out, listed in {store.uri}/{QUARANTINE_KEY}")
     if not store.create(MANIFEST_KEY, to_json(manifest)):  # another run finished first
         return _compare(store, manifest, load_manifest(store))
@@ -276,7 +289,7 @@ def _give_up(source: Source, quarantined: dict[str, str], why: str) -> NoReturn:
 
 
 def _refuse_other(store: ObjectStore, why: str) -> NoReturn:
-    raise OutputExistsError(f"output: {store.uri} holds another dataset ({why}); choose an empty place")
+    raise OutputExistsError(f"dataset: {store.uri} holds another dataset ({why}); choose an empty place")
 
 
 def _short(value: object) -> str:

@@ -87,7 +87,7 @@ def make_shard(task: ShardTask, reader: Reader, store: ObjectStore, publish: boo
             return result
         data = pack_shard(samples)
         sha256 = hashlib.sha256(data).hexdigest()
-        key = f"{task.split}/{task.index:06d}-{sha256[:16]}.tar"
+        key = f"{task.split}/{task.index:09d}-{sha256[:16]}.tar"
         if publish:
             _write_verified(store, key, data)
     except PipelineError as error:

@@ -19,8 +19,8 @@ import PIL.Image
 import webdataset
 from numpy.typing import NDArray
 
-from pipeline.data.manifest import ShardRecord
-from pipeline.errors import ShardCorruptError
+from pipeline.data.manifest import DatasetManifest, ShardRecord
+from pipeline.errors import DatasetError, ShardCorruptError
 from pipeline.stores.object_store import ObjectStore
 
 _BLOCK = tarfile.BLOCKSIZE  # 512
@@ -129,6 +129,19 @@ def read_shard(store: ObjectStore, record: ShardRecord) -> list[Sample]:
     if len(samples) != record.num_samples:
         _refuse(where, "number of samples", record.num_samples, len(samples))
     return samples
+
+
+def check_levels(manifest: DatasetManifest, uri: str) -> None:
+    """Refuse a dataset whose pixels the readers of this program cannot take.
+
+    Raises:
+        DatasetError: If they have more than 256 levels.
+    """
+    if manifest.num_levels != 256:
+        raise DatasetError(
+            f"{uri}: its pixels have {manifest.num_levels} levels, this program reads 256; prepare the dataset again "
+            "from images of 8 bits"
+        )
 
 
 def _refuse(where: str, what: str, expected: object, found: object) -> None:

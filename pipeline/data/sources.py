@@ -14,13 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.image_input import load_square_image
+from pipeline.data.image_input import load_image
 from pipeline.errors import ConfigError, DatasetMissingError
 from pipeline.stores.storage import ObjectStore, open_store
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TRAIN, HELD_OUT = "train", "held_out"
-DIGITS_IMAGE_SIZE = 8
+DIGITS_IMAGE_SIZE = (8, 8)
 _DIGITS_TRAIN_IMAGES = 1500
 
 
@@ -45,7 +45,7 @@ class Reader(Protocol):
         """
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """Pixels of a fetched item: uint8 [image_size, image_size, channels]; not thread-safe.
+        """Pixels of a fetched item: uint8 [*image_size, channels]; not thread-safe.
 
         Raises:
             ValueError: If the image does not decode; the message is the reason.
@@ -78,7 +78,7 @@ class DigitsReader:
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """See Reader.decode."""
-        return np.frombuffer(data, np.uint8).reshape(DIGITS_IMAGE_SIZE, DIGITS_IMAGE_SIZE, 1)
+        return np.frombuffer(data, np.uint8).reshape(*DIGITS_IMAGE_SIZE, 1)
 
 
 @functools.cache
@@ -107,7 +107,7 @@ class FolderReader:
 
     store: ObjectStore
     """The folder."""
-    image_size: int
+    image_size: tuple[int, int]
     """Height and width of the result in pixels."""
     channels: int
     """1 or 3."""
@@ -120,11 +120,11 @@ class FolderReader:
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """See Reader.decode."""
-        return load_square_image(data, image_size=self.image_size, channels=self.channels, max_pixels=self.max_pixels)
+        return load_image(data, image_size=self.image_size, channels=self.channels, max_pixels=self.max_pixels)
 
 
 def open_folder(
-    uri: str, *, image_size: int, channels: int, max_pixels: int, held_out_fraction: float, seed: int
+    uri: str, *, image_size: tuple[int, int], channels: int, max_pixels: int, held_out_fraction: float, seed: int
 ) -> Source:
     """List a folder: one sub-folder per class (files may lie deeper in it), or no sub-folders at all.
 

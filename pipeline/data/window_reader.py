@@ -7,9 +7,9 @@ fetch and decode the shards of one group of windows while the group before it is
 
 import functools
 import threading
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,8 @@ class _Decoded:
 def read_windows(plan: ReadPlan, windows: Iterable[Window]) -> Iterator[Block]:
     """Rows of the windows, in order, in chunks of at most `plan.chunk_rows`.
 
+    However it ends, nothing that it started goes on: reads that have not begun are dropped, the others are waited for.
+
     Args:
         plan: The dataset and its order.
         windows: Windows of that order.
@@ -81,13 +83,20 @@ def read_windows(plan: ReadPlan, windows: Iterable[Window]) -> Iterator[Block]:
         ShardCorruptError: If a shard is not the one that the manifest describes, on a second reading too.
         StorageError: If a shard cannot be read.
     """
-    started: deque[_Group] = deque()
-    for group in _groups(windows, plan.chunk_rows):
-        started.append(_Group(plan, group))
-        if len(started) > _GROUPS_AHEAD:
-            yield from started.popleft().chunks()
-    while started:
-        yield from started.popleft().chunks()
+    started: deque[_Group] = deque()  # a group stays in it until all its rows have been handed on
+    try:
+        for some in _groups(windows, plan.chunk_rows):
+            group = _Group(plan, some)
+            started.append(group)
+            group.start()
+            if len(started) > _GROUPS_AHEAD:
+                yield from started[0].chunks()
+                started.popleft()
+        while started:
+            yield from started[0].chunks()
+            started.popleft()
+    finally:
+        wait([future for group in reversed(started) for future in group.cancel()])
 
 
 def _groups(windows: Iterable[Window], num_rows: int) -> Iterator[list[Window]]:
@@ -105,20 +114,30 @@ def _groups(windows: Iterable[Window], num_rows: int) -> Iterator[list[Window]]:
 
 
 class _Group:
-    """Windows that are gathered together; the gathering starts at once, in threads."""
+    """Windows that are gathered together, in threads."""
 
     def __init__(self, plan: ReadPlan, windows: list[Window]) -> None:
         rows = plan.order.window_rows(*windows)
         self._plan, self._ids = plan, rows.sample_id
         self._images = np.empty((len(rows.sample_id), *plan.image_shape), np.uint8)
         self._labels = np.empty(len(rows.sample_id), np.int64)
-        by_shard = np.argsort(rows.shard, kind="stable")
-        shards, begins = np.unique(rows.shard[by_shard], return_index=True)
-        places = np.split(by_shard, begins[1:])
-        self._filled: list[Future[None]] = [
-            _threads().submit(self._fill, int(shard), rows.row[at], at)
-            for shard, at in zip(shards, places, strict=True)
-        ]
+        self._rows = rows
+        self._filled: list[Future[None]] = []
+
+    def start(self) -> None:
+        """Begin to gather."""
+        by_shard = np.argsort(self._rows.shard, kind="stable")
+        shards, begins = np.unique(self._rows.shard[by_shard], return_index=True)
+        for shard, at in zip(shards, np.split(by_shard, begins[1:]), strict=True):
+            self._filled.append(_threads().submit(self._fill, int(shard), self._rows.row[at], at))
+
+    def cancel(self) -> list[Future[None]]:
+        """Drop what has not begun.
+
+        Returns:
+            What runs or is done. What was dropped is not in it: `wait` would wait until a thread comes by it.
+        """
+        return [future for future in reversed(self._filled) if not future.cancel()]
 
     def _fill(self, shard: int, rows: Int64Array, at: Int64Array) -> None:
         """Put rows of one shard in their places."""
@@ -150,22 +169,32 @@ class _ShardCache:
     def __init__(self, max_bytes: int) -> None:
         self._shards: LRUCache[tuple[str, str], _Decoded] = LRUCache(max_bytes, getsizeof=lambda d: d.num_bytes)
         self._lock = threading.Lock()
-        self._decoding: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
+        self._decoding: dict[tuple[str, str], Future[_Decoded]] = {}
 
     def get(self, plan: ReadPlan, record: ShardRecord) -> _Decoded:
+        """The decoded shard; an error goes to all threads that ask while it is read, and is not kept."""
         key = (plan.store_uri, record.sha256)
         with self._lock:
-            decoding = self._decoding[key]
-        with decoding:
+            found = self._shards.get(key)
+            if found is not None:
+                return found
+            others = self._decoding.get(key)
+            if others is None:
+                mine = self._decoding[key] = Future[_Decoded]()
+        if others is not None:
+            return others.result()
+        try:
+            found = _decode_all(plan, record)
             with self._lock:
-                found = self._shards.get(key)
-            if found is None:
-                found = _decode_all(plan, record)
-                with self._lock:
-                    self._shards[key] = found
+                self._shards[key] = found
+            mine.set_result(found)
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        finally:
             with self._lock:
-                self._decoding.pop(key, None)
-            return found
+                del self._decoding[key]
+        return found
 
 
 def _cached(plan: ReadPlan, record: ShardRecord) -> _Decoded | None:

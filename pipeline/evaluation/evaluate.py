@@ -18,32 +18,35 @@ from dataclasses import dataclass, field
 import torch
 
 from ddpm import (
+    DiffusionModel,
     Estimate,
     LikelihoodConfig,
     ModelConfig,
     Moments,
     Network,
     frechet_distance,
-    make_schedule,
     x_0_to_images,
 )
+from pipeline.cluster import ClusterConfig
 from pipeline.config_io import to_json
-from pipeline.data.image_stream import LabelledImages, join_images, read_images, stream_images
+from pipeline.data.image_stream import LabelledImages, join_images, read_images
 from pipeline.errors import ConfigError, PipelineError, TrackingUnavailableError
 from pipeline.evaluation.baselines import ClassGaussians
 from pipeline.evaluation.fills import Fills
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
-from pipeline.generation import sample as sampling
-from pipeline.generation.inventory import load_generation_manifest, write_if_changed
-from pipeline.generation.sample import SampleConfig
+from pipeline.generation.inventory import write_if_changed
+from pipeline.generation.sample import describe_plan as sampling_plan
+from pipeline.generation.sample import sample
+from pipeline.generation.sample_job import ImagesConfig, SampleConfig, resolve_job
 from pipeline.measuring.bound import BoundMeter, eps_network
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.measuring.measures import PixelClassifier, eps_mse, pixel_moments
-from pipeline.models.model_files import ModelCard, load_network, read_card
+from pipeline.models.model_files import load_model, read_card
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.models.version_records import log_version_metrics
 from pipeline.progress import say
-from pipeline.stores.storage import join_uri, open_store
+from pipeline.stores.storage import join_uri
+from pipeline.tracking.tracking import TrackingConfig
 
 REPORT_KEY = "evaluation.json"
 FILLS_KEY = "completions.png"
@@ -57,13 +60,9 @@ _OpenStream = Callable[[], Iterator[LabelledImages]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig:
-    """What to measure, on what."""
+class MeasuresConfig:
+    """What to measure, and how exactly."""
 
-    dataset: str
-    """Folder or s3://bucket/prefix of a prepared dataset with a held-out split."""
-    sample: SampleConfig
-    """The model, and the images to measure; those that exist already are not made again."""
     seed: int = 0
     """Seed of the noise of the eps error and of the naive model's images, in [0, 2^64)."""
     eps_images_per_t: int = 4
@@ -99,6 +98,25 @@ class EvaluateConfig:
             raise ValueError(f"flow_steps: must be at least 2, both ends, got {self.flow_steps}; 100 is a good start")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig(MeasuresConfig):
+    """What to measure, on what."""
+
+    dataset: str
+    """Folder or s3://bucket/prefix of a prepared dataset with a held-out split."""
+    sample: ImagesConfig
+    """The model, and the images to measure; those that exist already are not made again."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the model registry is."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Where the work runs."""
+
+    @property
+    def sampling(self) -> SampleConfig:
+        """The job that makes the images."""
+        return SampleConfig.of(self.sample, self.tracking, self.cluster)
+
+
 def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> Evaluation:
     """Make the images that are missing, measure them and the model, and record the figures.
 
@@ -115,37 +133,30 @@ def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> E
         PipelineError: As sample.
     """
     dataset = EvaluationDataset(config.dataset)
-    model = model or resolve_model(config.sample.model, config.sample.tracking)
+    model = model or resolve_model(config.sample.model, config.tracking)
     dataset.check_fits(read_card(model.files, model.uri), model.uri)
-    made = sampling.sample(config.sample, model=model)
-    images = open_store(made.uri)
-    manifest = load_generation_manifest(images)
-    assert manifest is not None, "sample publishes it"
-    card, network = load_network(model.files, model.uri)
-    edit = sampling.resolve_job(config.sample, model).edit
-    num_images = made.num_images if edit else config.sample.images_per_class * (card.config.num_classes or 1)
-
-    def generated() -> Iterator[LabelledImages]:
-        return stream_images(images, manifest.shards, stop=num_images)
-
+    made = sample(config.sampling, model=model)
+    num_images = made.num_asked
+    card, diffusion = load_model(model.files, model.uri)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    figures = _measure(config, dataset, card, network.to(device), generated, num_images, device)
-    if edit is not None and edit.known is not None:
+    figures = _measure(config, dataset, card.config, diffusion.to(device), made.images, num_images, device)
+    if made.edit is not None and made.edit.known is not None:
         train = dataset.stream("train", config.max_train_images)
-        fills = Fills.fit(edit, num_images, train, card.config.num_classes)
+        fills = Fills.fit(made.edit, num_images, train, card.config.num_classes)
         figures |= _fill_figures(config, dataset, fills, figures)
-        first = read_images(images, manifest.shards, min(config.sample.contact_sheet_columns, num_images)).images
-        write_if_changed(images, FILLS_KEY, fills.picture(first))
+        num_shown = min(config.sample.contact_sheet_columns, num_images)
+        first = read_images(made.store, made.manifest.shards, num_shown).images
+        write_if_changed(made.store, FILLS_KEY, fills.picture(first))
     record = EvaluationRecord(
         model=model.uri,
         model_digest=model.files.digest,
-        spec_digest=manifest.spec_digest,
+        spec_digest=made.manifest.spec_digest,
         dataset_digest=dataset.manifest.digest,
         num_images=num_images,
         figures=figures,
     )
-    write_if_changed(images, REPORT_KEY, to_json(record))
-    evaluation = Evaluation(uri=join_uri(made.uri, REPORT_KEY), record=record)
+    write_if_changed(made.store, REPORT_KEY, to_json(record))
+    evaluation = Evaluation(uri=join_uri(made.store.uri, REPORT_KEY), record=record)
     _log(evaluation, model)
     return evaluation
 
@@ -153,15 +164,14 @@ def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> E
 def _measure(
     config: EvaluateConfig,
     dataset: EvaluationDataset,
-    card: ModelCard,
-    network: torch.nn.Module,
+    network_config: ModelConfig,
+    model: DiffusionModel,
     generated: _OpenStream,
     num_images: int,
     device: torch.device,
 ) -> dict[str, Figure]:
     """Every figure that makes sense for this dataset and model."""
-    image_shape = (card.config.channels, card.config.image_size, card.config.image_size)
-    num_classes = card.config.num_classes
+    image_shape, num_classes = model.image_shape, network_config.num_classes
     num_entries = (num_classes or 1) * math.prod(image_shape) ** 2
     gaussians = None
     figures = {}
@@ -179,8 +189,8 @@ def _measure(
             f"images of {math.prod(image_shape)} values are too large for pixel statistics: "
             "only the eps error is measured"
         )
-    figures["eps_mse"] = _eps_error(config, dataset, card.config, network, gaussians, device)
-    return figures | _bound_figures(config, dataset, card.config, network, device)
+    figures["eps_mse"] = _eps_error(config, dataset, model, gaussians, device)
+    return figures | _bound_figures(config, dataset, model, device)
 
 
 def _class_moments(dataset: EvaluationDataset, config: EvaluateConfig, num_classes: int | None) -> list[Moments]:
@@ -238,17 +248,16 @@ def _fill_figures(
 def _eps_error(
     config: EvaluateConfig,
     dataset: EvaluationDataset,
-    network_config: ModelConfig,
-    network: torch.nn.Module,
+    model: DiffusionModel,
     gaussians: ClassGaussians | None,
     device: torch.device,
 ) -> Figure:
-    schedule = make_schedule(network_config.schedule)
+    schedule = model.schedule
 
     def measure(split: str, networks: list[Network]) -> list[Estimate]:
         def open_stream() -> Iterator[LabelledImages]:
             stream = dataset.stream(split, schedule.num_timesteps * config.eps_images_per_t)
-            return stream if network_config.num_classes else (group.without_labels() for group in stream)
+            return stream if model.null_label is not None else (group.without_labels() for group in stream)
 
         return eps_mse(
             networks,
@@ -261,7 +270,7 @@ def _eps_error(
         )
 
     naive = [] if gaussians is None else [functools.partial(gaussians.eps_hat, schedule)]
-    predictor = eps_network(network, schedule, network_config)
+    predictor = eps_network(model)
     of_model, *of_naive = measure("held_out", [predictor, *naive])
     return Figure(
         model=_figure(of_model.value),
@@ -272,16 +281,10 @@ def _eps_error(
 
 
 def _bound_figures(
-    config: EvaluateConfig,
-    dataset: EvaluationDataset,
-    network_config: ModelConfig,
-    network: torch.nn.Module,
-    device: torch.device,
+    config: EvaluateConfig, dataset: EvaluationDataset, model: DiffusionModel, device: torch.device
 ) -> dict[str, Figure]:
     """How likely the held-out images are: the variational bound, whole and by term, and the probability flow."""
-    meter = BoundMeter(
-        network=network, model=network_config, seed=config.seed, batch_size=config.batch_size, device=device
-    )
+    meter = BoundMeter(model=model, seed=config.seed, batch_size=config.batch_size, device=device)
     bound = meter.bound(dataset.stream("held_out", config.max_bound_images), config.bound)
     estimates = {
         "bits_per_dim": bound.bits_per_dim,
@@ -332,11 +335,11 @@ def describe_plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     """What an evaluation would do, as names and values; reads the dataset's manifest and the model, starts nothing."""
     dataset = EvaluationDataset(config.dataset)
     splits = {name: split.num_samples for name, split in dataset.manifest.splits.items()}
-    job = sampling.resolve_job(config.sample)
+    job = resolve_job(config.sampling)
     dataset.check_fits(job.card, job.model.uri)
     num_evaluated = job.card.config.schedule.num_timesteps * config.eps_images_per_t
     return [
-        *sampling.describe_plan(config.sample),
+        *sampling_plan(config.sampling),
         ("dataset", f"{config.dataset}: {splits['train']:,} training, {splits['held_out']:,} held-out images"),
         ("eps error", f"{num_evaluated:,} held-out and as many training images, one evaluation each"),
     ]

@@ -10,7 +10,7 @@ class Figure:
     model: float | None
     """The model's images, or its predictions; of a fill, the images with that fill in their place."""
     real: float | None
-    """Real images in the model's place: held-out images, or the training images that the model has seen."""
+    """The same figure of real images: of held-out ones, or of the training images, which the model has seen."""
     gaussian: float | None
     """The naive model: a Gaussian per class."""
     standard_error: float | None = None
@@ -21,7 +21,7 @@ class Figure:
 class EvaluationRecord:
     """The content of `evaluation.json`."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record."""
     model: str
     """The model's URI, resolved."""

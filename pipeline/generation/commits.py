@@ -1,8 +1,8 @@
 """Exactly-once output: how a shard becomes part of a run, and how readers know.
 
-    NNNNNN-<sha256>.tar   the images of output shard NNNNNN
-    _parts/NNNNNN.json    the commit record of that shard: create-once; only a record makes a shard exist
-    manifest.json         written last, when every shard is committed; readers trust only this
+    NNNNNNNNN-<sha256>.tar   the images of output shard NNNNNNNNN
+    _parts/NNNNNNNNN.json    the commit record of that shard: create-once; only a record makes a shard exist
+    manifest.json            written last, when every shard is committed; readers trust only this
 
 A writer puts its tar first and then tries to create the record. The digest in the tar's key keeps two writers whose
 bytes differ (other hardware or software) from overwriting each other: each has its own key, one record names one of
@@ -12,7 +12,7 @@ Safety comes from the create-once record alone; there are no locks, clocks or le
 A writer killed between tar and record leaves a tar that no record names: an *orphan*. The next attempt usually makes
 the same bytes and adopts it; what stays is collected when nobody can still be writing it (see inventory.py).
 
-Indices have six digits and grow beyond a million shards, so keys are ordered by number, not by text.
+Indices have nine digits, so that the order of the keys is the order of the shards.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from pipeline.errors import CommitConflictError
 from pipeline.generation.sampling_plan import OutputShard, SamplingSpec
 from pipeline.stores.object_store import ObjectStore
 
-_TAR = re.compile(r"(\d{6,})-[0-9a-f]{64}\.tar")
-_PART = re.compile(r"_parts/(\d{6,})\.json")
+_TAR = re.compile(r"(\d{9})-[0-9a-f]{64}\.tar")
+_PART = re.compile(r"_parts/(\d{9})\.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,9 +48,9 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommitRecord:
-    """The content of `_parts/NNNNNN.json`: one committed output shard."""
+    """The content of `_parts/NNNNNNNNN.json`: one committed output shard."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record."""
     index: int
     """Place of the shard in the run."""
@@ -94,12 +94,12 @@ class Commit:
 
 def tar_key(index: int, sha256: str) -> str:
     """Key of an output shard's tar."""
-    return f"{index:06d}-{sha256}.tar"
+    return f"{index:09d}-{sha256}.tar"
 
 
 def part_key(index: int) -> str:
     """Key of an output shard's commit record."""
-    return f"_parts/{index:06d}.json"
+    return f"_parts/{index:09d}.json"
 
 
 def tar_index(key: str) -> int | None:
@@ -172,7 +172,8 @@ def read_record(store: ObjectStore, index: int) -> CommitRecord:
 
     Raises:
         ObjectMissingError: If the shard is not committed.
-        ConfigError: If the record is not what this version writes.
+        ConfigError: If the record is damaged.
+        FormatVersionError: If it is of another version.
     """
     key = part_key(index)
-    return config_io.from_json(CommitRecord, store.read(key), f"{store.uri}/{key}")
+    return config_io.read_record(CommitRecord, store.read(key), f"{store.uri}/{key}", remedy="name another output")

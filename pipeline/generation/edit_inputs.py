@@ -18,10 +18,11 @@ from jaxtyping import Bool
 from pipeline import config_io
 from pipeline.data.image_stream import LabelledImages, join_images, read_images
 from pipeline.data.manifest import MANIFEST_KEY, ShardRecord, load_manifest
-from pipeline.data.shards import decode_mask
+from pipeline.data.shards import check_levels, decode_mask
 from pipeline.errors import ConfigError, DatasetError, DatasetMissingError, ObjectMissingError, ShardCorruptError
+from pipeline.generation.edits import AnyEditSpec
 from pipeline.generation.inventory import load_generation_manifest
-from pipeline.generation.requests import REGIONS, EditSpec, RequestConfig
+from pipeline.generation.requests import REGIONS, Edit, Inpaint, Request
 from pipeline.models.model_files import ModelCard
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store, read_file
@@ -57,15 +58,17 @@ class InputImages:
 class EditRequest:
     """A request, resolved."""
 
-    spec: EditSpec
+    spec: AnyEditSpec
     """What of it decides the images."""
+    num_asked: int
+    """Images that were asked for."""
     inputs: InputImages
     """What is edited."""
     known: Bool[np.ndarray, "h w"] | None
     """inpaint: which pixels are kept."""
 
 
-def resolve_request(config: RequestConfig, card: ModelCard, model_uri: str) -> EditRequest | None:
+def resolve_request(request: Request, card: ModelCard, model_uri: str) -> EditRequest | None:
     """Look up the inputs and the mask of an edit and check them against the model; None for plain generation.
 
     Raises:
@@ -74,31 +77,24 @@ def resolve_request(config: RequestConfig, card: ModelCard, model_uri: str) -> E
         DatasetError: If the manifest is damaged.
         StorageError: If something cannot be read.
     """
-    if config.kind == "generate":
+    if not isinstance(request, Edit):
         return None
-    assert config.inputs is not None
-    inputs = _find_inputs(config.inputs, config.split)
-    _check_fits(inputs, config, card, model_uri)
-    known = None if config.mask is None else known_pixels(config.mask, inputs.image_shape[:2])
-    spec = EditSpec(
-        kind=config.kind,
+    inputs = _find_inputs(request.inputs, request.split)
+    _check_fits(inputs, request, card, model_uri)
+    known = known_pixels(request.mask, inputs.image_shape[:2]) if isinstance(request, Inpaint) else None
+    spec = request.spec(
         inputs_digest=inputs.digest,
         num_inputs=inputs.num_images,
-        label=config.label,
         mask_digest=None if known is None else hashlib.sha256(known.tobytes()).hexdigest(),
-        jump_length=config.jump_length if config.kind == "inpaint" else None,
-        num_resamples=config.num_resamples if config.kind == "inpaint" else None,
-        strength=config.strength if config.kind == "partial" else None,
-        weights=config.weights if config.kind == "interpolate" else (),
     )
     if spec.num_images == 0:
         raise ConfigError(f"request.inputs: interpolate needs pairs, got {inputs.num_images} image in {inputs.uri}")
-    if config.num_images is not None and config.num_images > spec.num_images:
+    if request.num_images is not None and request.num_images > spec.num_images:
         raise ConfigError(
             f"request.num_images: {inputs.num_images:,} inputs in {inputs.uri} give {spec.num_images:,} images, got "
-            f"{config.num_images:,}; ask for fewer, or name more inputs"
+            f"{request.num_images:,}; ask for fewer, or name more inputs"
         )
-    return EditRequest(spec=spec, inputs=inputs, known=known)
+    return EditRequest(spec=spec, num_asked=request.num_images or spec.num_images, inputs=inputs, known=known)
 
 
 def _find_inputs(uri: str, split: str | None) -> InputImages:
@@ -109,17 +105,20 @@ def _find_inputs(uri: str, split: str | None) -> InputImages:
             raise ConfigError(f"request.split: {uri} is a generation run, which has none, got {split!r}; leave it out")
         run = load_generation_manifest(store)
         assert run is not None, "it was there a moment ago"
-        size, spec = run.spec.image_size, run.spec
+        spec = run.spec
         names = run.class_names or tuple(str(k) for k in range(spec.num_classes or 0))
-        return InputImages(uri=store.uri, shards=run.shards, image_shape=(size, size, spec.channels), class_names=names)
+        return InputImages(
+            uri=store.uri, shards=run.shards, image_shape=(*spec.image_size, spec.channels), class_names=names
+        )
     dataset = load_manifest(store)
+    check_levels(dataset, store.uri)
     name = "train" if split is None else split
     if name not in dataset.splits:
         raise ConfigError(f"request.split: {uri} has {', '.join(sorted(dataset.splits))}, got {name!r}; choose one")
     return InputImages(
         uri=store.uri,
         shards=dataset.splits[name].shards,
-        image_shape=(dataset.image_size, dataset.image_size, dataset.channels),
+        image_shape=dataset.image_shape,
         class_names=dataset.class_names,
     )
 
@@ -138,23 +137,23 @@ def _is_generation_run(store: ObjectStore) -> bool:
     return isinstance(record, dict) and "spec_digest" in record
 
 
-def _check_fits(inputs: InputImages, config: RequestConfig, card: ModelCard, model_uri: str) -> None:
+def _check_fits(inputs: InputImages, request: Edit, card: ModelCard, model_uri: str) -> None:
     """Refuse inputs of other images than the model's, and labels that the model would not understand."""
     network = card.config
-    height, width, channels = inputs.image_shape
-    if (height, width, channels) != (network.image_size, network.image_size, network.channels):
+    theirs = (*network.image_size, network.channels)
+    if inputs.image_shape != theirs:
         raise ConfigError(
-            f"request.inputs: {inputs.uri} holds images of {height} pixels, {channels} channels; {model_uri} makes "
-            f"{network.image_size} pixels, {network.channels} channels; name other inputs, or prepare them in that size"
+            f"request.inputs: {inputs.uri} holds images of {' x '.join(map(str, inputs.image_shape))} (height, width, "
+            f"channels), {model_uri} makes {' x '.join(map(str, theirs))}; name other inputs, or prepare them so"
         )
     if network.num_classes is None:
-        if config.label is not None:
-            raise ConfigError(f"request.label: {model_uri} has no classes, got {config.label}; leave it out")
+        if request.label is not None:
+            raise ConfigError(f"request.label: {model_uri} has no classes, got {request.label}; leave it out")
         return
-    if config.label is not None:
-        if config.label >= network.num_classes:
+    if request.label is not None:
+        if request.label >= network.num_classes:
             raise ConfigError(
-                f"request.label: must be below {network.num_classes}, the model's classes, got {config.label}"
+                f"request.label: must be below {network.num_classes}, the model's classes, got {request.label}"
             )
         return
     if len(inputs.class_names) != network.num_classes or (card.class_names or inputs.class_names) != inputs.class_names:

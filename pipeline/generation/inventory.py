@@ -25,7 +25,7 @@ _READ_CHUNK = 1024  # records asked for at once: a run may have millions
 class GenerationManifest:
     """The content of `manifest.json`: a complete run. It names no machine and no time: equal runs have equal bytes."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record."""
     spec: SamplingSpec
     """All that decides the images."""
@@ -101,12 +101,15 @@ def load_generation_manifest(store: ObjectStore) -> GenerationManifest | None:
     """The manifest of the output prefix, or None when no run has finished there.
 
     Raises:
-        ConfigError: If it is not what this version writes.
+        ConfigError: If it is damaged.
+        FormatVersionError: If it is of another version.
     """
     try:
-        return config_io.from_json(GenerationManifest, store.read(MANIFEST_KEY), f"{store.uri}/{MANIFEST_KEY}")
+        data = store.read(MANIFEST_KEY)
     except ObjectMissingError:
         return None
+    where = f"{store.uri}/{MANIFEST_KEY}"
+    return config_io.read_record(GenerationManifest, data, where, remedy="make the images again into another output")
 
 
 def publish(store: ObjectStore, manifest: GenerationManifest) -> bool:

@@ -1,37 +1,52 @@
-"""What is asked of a generation run: images from nothing, or edits of given ones. Pure: no storage, no Ray.
+"""What is asked of a generation run: images from nothing, or edits of given ones, as an operator writes it.
 
-`RequestConfig` is what an operator writes, `EditSpec` what of it decides the images: digests instead of places. Image i
-of an edit belongs to fixed rows of the inputs, so that it is the same image in a run of few images and of many.
+Variants of `Request`, told apart by `name`. What of an edit decides the images, digests instead of places, is its spec
+(edits.py).
 """
 
+import abc
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from ddpm import SamplerConfig, num_partial_steps
-from ddpm.editing.repaint import resampling_path
+from ddpm import Sampler
+from ddpm.editing.interpolate import check_deterministic
+from ddpm.editing.partial import num_partial_steps
+from ddpm.editing.repaint import resampling_path, single_step_sampler
 from pipeline.config_io import refuse_empty
+from pipeline.generation.edits import AnyEditSpec, InpaintSpec, InterpolateSpec, PartialSpec
 
-RequestKind = Literal["generate", "inpaint", "partial", "interpolate"]
 REGIONS = ("upper_half", "lower_half", "left_half", "right_half", "centre")
-_ONLY_FOR = {
-    "mask": "inpaint",
-    "jump_length": "inpaint",
-    "num_resamples": "inpaint",
-    "strength": "partial",
-    "weights": "interpolate",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RequestConfig:
-    """Whether to make images from nothing or to edit given ones, and how."""
+class Request(abc.ABC):
+    """Images from nothing, or edits of given ones."""
 
-    kind: RequestKind = "generate"
-    """generate: from nothing. inpaint: make a region anew (RePaint), best with sampler.spacing quadratic. partial:
-    noise each image to some strength and denoise it (SDEdit). interpolate: images between the 1st and 2nd, the 3rd and
-    4th, ... of the inputs. inpaint walks with ancestral or ddim; interpolate with what adds no noise: ddim with eta 0,
-    heun with churn 0, dpm_solver_2m, dpm_solver_3m or dpm_solver_3m_common; partial with any."""
-    inputs: str | None = None
+    name: str
+    """Which."""
+
+    def check_sampler(self, sampler: Sampler) -> None:  # noqa: B027 - plain generation takes any
+        """Refuse a sampler that cannot do this, or options that so few steps leave without effect.
+
+        Raises:
+            ValueError: Names the field.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generate(Request):
+    """Images from nothing."""
+
+    name: Literal["generate"] = "generate"
+    """Images from nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Edit(Request):
+    """Images made of given ones."""
+
+    inputs: str
     """The images to edit: a prepared dataset, or the prefix of a finished generation run (local or s3://...)."""
     split: str | None = None
     """Split of the dataset to edit, such as held_out; left out: train. A generation run has none."""
@@ -39,102 +54,145 @@ class RequestConfig:
     """Images to make, from the first input on; left out: all that the inputs give."""
     label: int | None = None
     """The class to make, for models with classes; left out: each input's own."""
-    mask: str | None = None
-    """inpaint only: upper_half, lower_half, left_half, right_half or centre, or a PNG file (local or s3://...) of the
-    images' size; its white pixels are made anew."""
-    jump_length: int = 10
-    """inpaint only: steps of a jump back to more noise, fewer than the sampler has."""
-    num_resamples: int = 10
-    """inpaint only: how often each stretch of that length is walked; the cost is about as many times the steps."""
-    strength: float = 0.5
-    """partial only: share of the sampler's steps to take, from 0 (the input) to 1 (nothing of it left)."""
-    weights: tuple[float, ...] = (0.25, 0.5, 0.75)
-    """interpolate only: how far from the first to the second image of a pair, one image for each number in [0, 1]."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values, and options that the request would ignore."""
-        if self.kind not in get_args(RequestKind):
-            raise ValueError(f"kind: must be {' or '.join(get_args(RequestKind))}, got {self.kind!r}; choose one")
-        refuse_empty(self, "inputs", "split", "mask")
-        defaults = {field: type(self).__dataclass_fields__[field].default for field in _ONLY_FOR}
-        for field, kind in _ONLY_FOR.items():
-            value = getattr(self, field)
-            if kind != self.kind and value != defaults[field]:
-                raise ValueError(f"{field}: is for kind {kind} only, got {value} with {self.kind}; leave it out")
-        if self.kind == "generate":
-            for field in ("inputs", "split", "num_images", "label"):
-                if getattr(self, field) is not None:
-                    raise ValueError(
-                        f"{field}: is for edits, got {getattr(self, field)!r} with generate; choose a kind"
-                    )
-        elif self.inputs is None:
-            raise ValueError(f"inputs: {self.kind} needs images to edit, got none; name a dataset or a generation run")
-        if self.kind == "inpaint" and self.mask is None:
-            raise ValueError(f"mask: inpaint needs one, got none; choose {', '.join(REGIONS)} or name a PNG file")
+        """Refuse impossible values of what all edits share; then, by `check`, of the edit's own options."""
+        refuse_empty(self, "inputs", "split")
         if self.num_images is not None and self.num_images < 1:
             raise ValueError(f"num_images: must be at least 1, got {self.num_images}; leave it out for all")
         if self.label is not None and self.label < 0:
             raise ValueError(f"label: must be at least 0, got {self.label}; leave it out for the inputs' own")
+        self.check()
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Refuse impossible values of the edit's own options.
+
+        Raises:
+            ValueError: Names the field.
+        """
+
+    @abc.abstractmethod
+    def spec(self, *, inputs_digest: str, num_inputs: int, mask_digest: str | None) -> AnyEditSpec:
+        """What of the request decides the images.
+
+        Args:
+            inputs_digest: Digest of the input shards, in order.
+            num_inputs: Input images.
+            mask_digest: Digest of the region that is made anew; None for an edit without one.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inpaint(Edit):
+    """A region of each image made anew (RePaint), best with sampler.spacing quadratic; walks with ancestral or ddim."""
+
+    name: Literal["inpaint"] = "inpaint"
+    """A region made anew (RePaint)."""
+    mask: str
+    """upper_half, lower_half, left_half, right_half or centre, or a PNG file (local or s3://...) of the images' size;
+    its white pixels are made anew."""
+    jump_length: int = 10
+    """Steps of a jump back to more noise, fewer than the sampler has."""
+    num_resamples: int = 10
+    """How often each stretch of that length is walked; the cost is about as many times the steps."""
+
+    def check(self) -> None:
+        """See Edit.check."""
+        refuse_empty(self, "mask")
         resampling_path(1, self.jump_length, self.num_resamples)
-        num_partial_steps(1, self.strength)
-        if not self.weights or not all(0.0 <= weight <= 1.0 for weight in self.weights):
-            raise ValueError(f"weights: must be numbers in [0, 1], at least one, got {self.weights}; try 0.5")
 
+    def check_sampler(self, sampler: Sampler) -> None:
+        """See Request.check_sampler."""
+        _check(single_step_sampler, sampler)
+        if self.num_resamples > 1 and self.jump_length >= sampler.num_steps:
+            raise ValueError(
+                f"request.jump_length: must be below sampler.num_steps, {sampler.num_steps}, to jump at all, got "
+                f"{self.jump_length}; lower it, or set request.num_resamples to 1"
+            )
 
-def check_steps(request: RequestConfig, sampler: SamplerConfig) -> None:
-    """Refuse options of an edit that so few steps leave without effect.
-
-    Raises:
-        ValueError: If an inpainting would never jump back, or a strength above 0 takes no step.
-    """
-    steps = sampler.num_steps
-    if request.kind == "inpaint" and request.num_resamples > 1 and request.jump_length >= steps:
-        raise ValueError(
-            f"request.jump_length: must be below sampler.num_steps, {steps}, to jump at all, got "
-            f"{request.jump_length}; lower it, or set request.num_resamples to 1"
-        )
-    if request.kind == "partial" and request.strength > 0.0 and num_partial_steps(steps, request.strength) == 0:
-        raise ValueError(
-            f"request.strength: takes none of the {steps} steps, got {request.strength}; 0 keeps the images on purpose"
+    def spec(self, *, inputs_digest: str, num_inputs: int, mask_digest: str | None) -> AnyEditSpec:
+        """See Edit.spec."""
+        assert mask_digest is not None, "an inpainting has a mask"
+        return InpaintSpec(
+            revision=InpaintSpec.current_revision,
+            inputs_digest=inputs_digest,
+            num_inputs=num_inputs,
+            label=self.label,
+            mask_digest=mask_digest,
+            jump_length=self.jump_length,
+            num_resamples=self.num_resamples,
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EditSpec:
-    """What of a request decides the images, beside the sampler and the seed."""
+class Partial(Edit):
+    """Each image noised to some strength and denoised (SDEdit), by any sampler."""
 
-    kind: Literal["inpaint", "partial", "interpolate"]
-    """Which edit."""
-    inputs_digest: str
-    """Digest of the input shards, in order."""
-    num_inputs: int
-    """Input images."""
-    label: int | None
-    """The class that was asked for; None: each input's own, if the model has classes."""
-    mask_digest: str | None = None
-    """inpaint: digest of the region's pixels."""
-    jump_length: int | None = None
-    """inpaint: steps of a jump back."""
-    num_resamples: int | None = None
-    """inpaint: how often each stretch is walked."""
-    strength: float | None = None
-    """partial: share of the steps."""
-    weights: tuple[float, ...] = ()
-    """interpolate: places between the two images of a pair."""
+    name: Literal["partial"] = "partial"
+    """Images noised and denoised (SDEdit)."""
+    strength: float = 0.5
+    """Share of the sampler's steps to take, from 0 (the input) to 1 (nothing of it left)."""
 
-    @property
-    def num_images(self) -> int:
-        """Images that the inputs give."""
-        return self.num_inputs // 2 * len(self.weights) if self.kind == "interpolate" else self.num_inputs
+    def check(self) -> None:
+        """See Edit.check."""
+        num_partial_steps(1, self.strength)
 
-    def rows(self, sample_id: int) -> tuple[int, ...]:
-        """The inputs of an image: one, or the two of a pair. Ids beyond the last, which fill batches, go round."""
-        place = sample_id % self.num_images
-        if self.kind != "interpolate":
-            return (place,)
-        first = place // len(self.weights) * 2
-        return first, first + 1
+    def check_sampler(self, sampler: Sampler) -> None:
+        """See Request.check_sampler."""
+        if self.strength > 0.0 and num_partial_steps(sampler.num_steps, self.strength) == 0:
+            raise ValueError(
+                f"request.strength: takes none of the {sampler.num_steps} steps, got {self.strength}; 0 keeps the "
+                "images on purpose"
+            )
 
-    def weight(self, sample_id: int) -> float:
-        """interpolate: how far an image is from the first to the second of its pair."""
-        return self.weights[sample_id % self.num_images % len(self.weights)]
+    def spec(self, *, inputs_digest: str, num_inputs: int, mask_digest: str | None) -> AnyEditSpec:
+        """See Edit.spec."""
+        return PartialSpec(
+            revision=PartialSpec.current_revision,
+            inputs_digest=inputs_digest,
+            num_inputs=num_inputs,
+            label=self.label,
+            strength=self.strength,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interpolate(Edit):
+    """Images between the 1st and 2nd, the 3rd and 4th, ... of the inputs, by a sampler that adds no noise."""
+
+    name: Literal["interpolate"] = "interpolate"
+    """Images between pairs of inputs."""
+    weights: tuple[float, ...] = (0.25, 0.5, 0.75)
+    """How far from the first to the second image of a pair, one image for each number in [0, 1]."""
+
+    def check(self) -> None:
+        """See Edit.check."""
+        if not self.weights or not all(0.0 <= weight <= 1.0 for weight in self.weights):
+            raise ValueError(f"weights: must be numbers in [0, 1], at least one, got {self.weights}; try 0.5")
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """See Request.check_sampler."""
+        _check(check_deterministic, sampler)
+
+    def spec(self, *, inputs_digest: str, num_inputs: int, mask_digest: str | None) -> AnyEditSpec:
+        """See Edit.spec."""
+        return InterpolateSpec(
+            revision=InterpolateSpec.current_revision,
+            inputs_digest=inputs_digest,
+            num_inputs=num_inputs,
+            label=self.label,
+            weights=self.weights,
+        )
+
+
+def _check(rule: Callable[[Sampler], object], sampler: Sampler) -> None:
+    """A rule of the library's about the sampler alone, named from where it stands beside the request."""
+    try:
+        rule(sampler)
+    except ValueError as error:
+        raise ValueError(f"sampler.{error}") from error
+
+
+AnyRequest = Generate | Inpaint | Partial | Interpolate
+"""One of the requests, with its options."""

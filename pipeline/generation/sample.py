@@ -1,6 +1,6 @@
 """Generation: any number of images from a model, each exactly once, as output shards in object storage.
 
-    <output>/<spec digest>/    NNNNNN-<sha256>.tar, _parts/NNNNNN.json    see pipeline/generation/commits.py
+    <output>/<spec digest>/    NNNNNNNNN-<sha256>.tar, _parts/NNNNNNNNN.json    see pipeline/generation/commits.py
                                config.toml          the configuration that the manifest was made with
                                manifest.json        last; readers trust only this
                                contact_sheet.png    the first images of each class, read back through the manifest
@@ -11,26 +11,32 @@ is.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ddpm.networks.model_config import count_parameters
+from ddpm import build_network, count_parameters
 from pipeline.cluster import ray_session
-from pipeline.config_io import to_toml
-from pipeline.data.image_stream import read_images
+from pipeline.config_sections import write_section
+from pipeline.data.image_stream import LabelledImages, stream_images
 from pipeline.data.manifest import ShardRecord
-from pipeline.data.pictures import class_grid, image_grid
 from pipeline.errors import PipelineError
-from pipeline.generation.edit_sheet import edit_sheet
-from pipeline.generation.inventory import GenerationManifest, Survey, collect_orphans, publish, survey, write_if_changed
-from pipeline.generation.sample_config import SampleConfig
-from pipeline.generation.sample_job import SampleJob, resolve_job
+from pipeline.generation.contact_sheet import contact_sheet
+from pipeline.generation.edit_inputs import EditRequest
+from pipeline.generation.inventory import (
+    GenerationManifest,
+    Survey,
+    collect_orphans,
+    publish,
+    survey,
+    write_if_changed,
+)
+from pipeline.generation.sample_job import SampleConfig, SampleJob, resolve_job
 from pipeline.generation.sampling_pool import PoolConfig, make_shards
-from pipeline.models.model_files import load_network
+from pipeline.models.model_files import read_card
 from pipeline.models.registry import ResolvedModel
 from pipeline.progress import Progress, say
+from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import join_uri
-
-__all__ = ["SampleConfig", "SampleResult", "describe_plan", "resolve_job", "sample"]
 
 CONTACT_SHEET_KEY = "contact_sheet.png"
 CONFIG_KEY = "config.toml"
@@ -41,18 +47,29 @@ _MAX_ROUNDS = 3
 class SampleResult:
     """Where the images are, and what it took."""
 
-    uri: str
+    store: ObjectStore
     """The output prefix: manifest, shards, contact sheet."""
-    num_images: int
-    """Images in the manifest."""
+    manifest: GenerationManifest
+    """What is there."""
+    edit: EditRequest | None
+    """What was edited; None: images from nothing."""
+    num_asked: int
+    """Images that were asked for; the manifest may name more."""
     num_made: int
     """Images that this run made."""
-    contact_sheet_uri: str
-    """A PNG with the first images of each class, or of an edit the first ones below their inputs."""
     wall_s: float
     """Time of the whole run, seconds."""
     evaluations_per_s: float
     """Images made times network evaluations per image, per second of making; 0 when nothing was missing."""
+
+    @property
+    def contact_sheet_uri(self) -> str:
+        """A PNG with the first images of each class, or of an edit the first ones below their inputs."""
+        return join_uri(self.store.uri, CONTACT_SHEET_KEY)
+
+    def images(self) -> Iterator[LabelledImages]:
+        """The images that were asked for, in the order of their ids, one verified shard after the other."""
+        return stream_images(self.store, self.manifest.shards, stop=self.num_asked)
 
 
 def sample(config: SampleConfig, *, model: ResolvedModel | None = None) -> SampleResult:
@@ -81,12 +98,13 @@ def sample(config: SampleConfig, *, model: ResolvedModel | None = None) -> Sampl
         making_s += time.monotonic() - round_started_s
     else:
         raise PipelineError(f"{job.store.uri}: shards disappear as they are made; does something else delete there?")
-    _publish(config, job, found)
+    manifest = _publish(config, job, found)
     return SampleResult(
-        uri=job.store.uri,
-        num_images=job.plan.num_images,
+        store=job.store,
+        manifest=manifest,
+        edit=job.edit,
+        num_asked=job.num_asked,
         num_made=made.num_images,
-        contact_sheet_uri=join_uri(job.store.uri, CONTACT_SHEET_KEY),
         wall_s=time.monotonic() - started_s,
         evaluations_per_s=made.num_sampled * job.evaluations_per_image / making_s if made.num_sampled else 0.0,
     )
@@ -137,7 +155,7 @@ def _make_missing(config: SampleConfig, job: SampleJob, found: Survey, made: _Ma
     return tars
 
 
-def _publish(config: SampleConfig, job: SampleJob, found: Survey) -> None:
+def _publish(config: SampleConfig, job: SampleJob, found: Survey) -> GenerationManifest:
     """Manifest, contact sheet, orphans: each only if there is something to change."""
     manifest = GenerationManifest(
         spec=job.spec,
@@ -147,23 +165,14 @@ def _publish(config: SampleConfig, job: SampleJob, found: Survey) -> None:
         shards=tuple(found.tars[index] for index in range(job.plan.num_shards)),
     )
     if [*job.known.values()] != [*manifest.shards]:
-        write_if_changed(job.store, CONFIG_KEY, to_toml(config).encode())
+        write_if_changed(job.store, CONFIG_KEY, write_section(config, "sample").encode())
         publish(job.store, manifest)
-    write_if_changed(job.store, CONTACT_SHEET_KEY, _contact_sheet(job, manifest, config.contact_sheet_columns))
+    sheet = contact_sheet(manifest, job.edit, job.store, config.contact_sheet_columns)
+    write_if_changed(job.store, CONTACT_SHEET_KEY, sheet)
     orphans = collect_orphans(job.store, found.unnamed, older_than_s=config.orphan_age_s, now_s=time.time())
     if orphans:
         say(f"removed {len(orphans)} shards of killed attempts, which no record names")
-
-
-def _contact_sheet(job: SampleJob, manifest: GenerationManifest, columns: int) -> bytes:
-    """The first images of each class, or the first edits below their inputs, read back as any reader would."""
-    if job.edit is not None:
-        stop = min(columns, manifest.num_images)
-        return edit_sheet(job.edit, read_images(job.store, manifest.shards, stop).images)
-    num_classes = manifest.spec.num_classes
-    stop = min(columns * (num_classes or columns), manifest.num_images)
-    images = read_images(job.store, manifest.shards, stop).images
-    return image_grid(images, columns) if num_classes is None else class_grid(images, num_classes, columns)
+    return manifest
 
 
 def describe_plan(config: SampleConfig) -> list[tuple[str, str]]:
@@ -175,7 +184,7 @@ def describe_plan(config: SampleConfig) -> list[tuple[str, str]]:
     flops = missing * job.flops_per_image
     return [
         *[(name, _describe_model(model)) for name, model in (("model", job.model), ("guide", job.guide)) if model],
-        *([] if job.edit is None else [("edit", f"{job.edit.spec.kind} of images in {job.edit.inputs.uri}")]),
+        *([] if job.edit is None else [("edit", f"{job.edit.spec.name} of images in {job.edit.inputs.uri}")]),
         ("output", job.store.uri),
         ("images", f"{job.plan.num_images:,}, of which {missing:,} are missing"),
         ("output shards", f"{job.plan.num_shards:,}, of which {num_missing_shards:,} are missing"),
@@ -186,4 +195,4 @@ def describe_plan(config: SampleConfig) -> list[tuple[str, str]]:
 
 
 def _describe_model(model: ResolvedModel) -> str:
-    return f"{model.uri}, {count_parameters(load_network(model.files)[1]):,} parameters"
+    return f"{model.uri}, {count_parameters(build_network(read_card(model.files, model.uri).config)):,} parameters"

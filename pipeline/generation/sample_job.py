@@ -1,23 +1,104 @@
-"""From a configuration to a job: models, inputs and output are looked up and checked, before any cluster work."""
+"""What an operator says about a generation run, and what it comes to: all that is checked before any cluster work."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
-from ddpm import ModelConfig, make_schedule, num_evaluations
-from ddpm.editing.interpolate import check_deterministic
-from ddpm.editing.repaint import check_inpainting_sampler
-from ddpm.networks.model_config import flops_per_image
+from ddpm import DDIM, ModelConfig, flops_per_image, make_schedule
+from ddpm.samplers.registry import AnySampler
+from pipeline.cluster import ClusterConfig
+from pipeline.config_io import refuse_empty
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import ConfigError
 from pipeline.generation.edit_inputs import EditRequest, resolve_request
-from pipeline.generation.image_maker import Ingredients, evaluations_per_image
 from pipeline.generation.inventory import load_generation_manifest
-from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.requests import AnyRequest, Generate
 from pipeline.generation.sampling_plan import OutputShard, SamplingSpec, ShardPlan, check_same_shard, plan_shards
+from pipeline.generation.shard_maker import Ingredients
 from pipeline.models.calibration import Calibration, read_calibration
 from pipeline.models.model_files import ModelCard, read_card
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import join_uri, open_store
+from pipeline.tracking.tracking import TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagesConfig:
+    """Which images to make, with what, and where they go."""
+
+    model: str
+    """models:/name@alias, models:/name/3, or a checkpoint's folder (local or s3://...); ?ema=HALFLIFE at the end: its
+    further average of that half-life."""
+    output: str
+    """Folder or s3://bucket/prefix; each sampling spec gets a prefix of its own below it."""
+    images_per_class: int = 100
+    """Images of each class; the number of images when the model has no classes. Edits count by their inputs instead."""
+    request: AnyRequest = field(default_factory=Generate)
+    """Images from nothing, or edits of given ones; --request.name chooses which."""
+    guide_model: str | None = None
+    """A weaker model to lead away from (autoguidance), named like model; sampler.guidance_scale says how far. Left out:
+    guidance leads away from "no label"."""
+    sampler: AnySampler = field(default_factory=DDIM)
+    """Sampling method and its steps; --sampler.name chooses which."""
+    calibration: str | None = None
+    """The JSON file of jobs/calibrate.py for this model, which the analytic variance of ancestral sampling needs."""
+    seed: int = 0
+    """Seed of all noise, in [0, 2^64): same seed, same images."""
+    shard_size: int = 500
+    """Images per output shard, the unit of work and of retry; a run grows only from a multiple of it."""
+    batch_size: int = 125
+    """Images per network evaluation; part of what decides the images' last bits."""
+    num_actors: int = 1
+    """Processes that make output shards, each with a copy of the network."""
+    cpus_per_actor: int = 1
+    """Logical CPUs, and threads of torch, of each process."""
+    use_gpu: bool = False
+    """Give each process one GPU."""
+    max_shard_retries: int = 4
+    """Times that a shard is tried again after its process or its machine has died."""
+    contact_sheet_columns: int = 10
+    """Images of each class on the contact sheet; of an edit, images in all."""
+    orphan_age_s: float = 86_400.0
+    """Age, seconds, from which the files of killed attempts are removed; longer than making and storing any shard."""
+
+    def __post_init__(self) -> None:
+        refuse_empty(self, "model", "output", "guide_model", "calibration")
+        for name in (
+            "images_per_class",
+            "shard_size",
+            "batch_size",
+            "num_actors",
+            "cpus_per_actor",
+            "contact_sheet_columns",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}; choose a positive number")
+        for name in ("max_shard_retries", "orphan_age_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed: must be in [0, 2^64), got {self.seed}; choose another seed")
+        self.request.check_sampler(self.sampler)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleConfig(ImagesConfig):
+    """Which images to make, and with what."""
+
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the model registry is."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Where the work runs."""
+
+    @property
+    def images(self) -> ImagesConfig:
+        """The part that says which images."""
+        return ImagesConfig(**{one.name: getattr(self, one.name) for one in fields(ImagesConfig)})
+
+    @classmethod
+    def of(cls, images: ImagesConfig, tracking: TrackingConfig, cluster: ClusterConfig) -> "SampleConfig":
+        """The images of another job, made in its place."""
+        options = {one.name: getattr(images, one.name) for one in fields(ImagesConfig)}
+        return cls(**options, tracking=tracking, cluster=cluster)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +113,8 @@ class SampleJob:
     """The weaker model of autoguidance."""
     edit: EditRequest | None
     """What is edited, and how; None: images from nothing."""
+    num_asked: int
+    """Images that are asked for; there may be more already."""
     calibration: Calibration | None
     """What the analytic variance needs."""
     spec: SamplingSpec
@@ -69,7 +152,10 @@ class SampleJob:
 
     @property
     def _model_evaluations(self) -> int:
-        return evaluations_per_image(make_schedule(self.card.config.schedule), self.spec.sampler, self.spec.request)
+        schedule, sampler = make_schedule(self.card.config.schedule), self.spec.sampler
+        if self.spec.request is not None:
+            return self.spec.request.num_evaluations(schedule, sampler)
+        return sampler.num_evaluations(schedule)
 
 
 def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> SampleJob:
@@ -86,7 +172,7 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
     network = card.config
     guide = _resolve_guide(config, card, model.uri)
     try:
-        num_evaluations(make_schedule(network.schedule), config.sampler)
+        config.sampler.timesteps(make_schedule(network.schedule))
         _check_fits(config, network)
         calibration = None
         if config.calibration is not None:
@@ -103,15 +189,17 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
             calibration_digest=None if calibration is None else calibration.digest,
             request=None if edit is None else edit.spec,
             sampler=config.sampler,
+            sampler_revision=config.sampler.revision,
             seed=config.seed,
             num_classes=network.num_classes,
             shard_size=config.shard_size,
             batch_size=config.batch_size,
             image_size=network.image_size,
             channels=network.channels,
+            num_levels=network.num_levels,
         )
-        num_images = config.images_per_class * (network.num_classes or 1)
-        plan = plan_shards(spec, num_images if edit is None else config.request.num_images or edit.spec.num_images)
+        num_asked = config.images_per_class * (network.num_classes or 1) if edit is None else edit.num_asked
+        plan = plan_shards(spec, num_asked)
     except ValueError as error:
         raise ConfigError(f"sample: {error}") from error
     store = open_store(join_uri(config.output, spec.digest[:16]))
@@ -131,6 +219,7 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
         card=card,
         guide=guide,
         edit=edit,
+        num_asked=num_asked,
         calibration=calibration,
         spec=spec,
         plan=plan,
@@ -145,7 +234,7 @@ def _resolve_guide(config: SampleConfig, card: ModelCard, model_uri: str) -> Res
         return None
     guide = resolve_model(config.guide_model, config.tracking)
     theirs, ours = read_card(guide.files, guide.uri), card
-    for name in ("image_size", "channels", "num_classes", "schedule"):
+    for name in ("image_size", "channels", "num_levels", "num_classes", "schedule"):
         if getattr(theirs.config, name) != getattr(ours.config, name):
             raise ConfigError(
                 f"guide_model: {guide.uri} has the {name} {getattr(theirs.config, name)}, {model_uri} "
@@ -166,16 +255,12 @@ def _check_fits(config: SampleConfig, network: ModelConfig) -> None:
             f"guidance_scale: the model has no classes to guide to, got {sampler.guidance_scale}; set it to 1, or "
             "name a guide_model"
         )
-    if sampler.variance == "learned_range" and not network.learned_variance:
+    if sampler.needs_learned_variance and not network.network.learned_variance:
         raise ValueError(
-            "variance: the model has not learned one, got learned_range; choose fixed_small or fixed_large"
+            "sampler.variance: the model has not learned one, got learned_range; choose fixed_small or fixed_large"
         )
-    if (sampler.variance == "analytic") != (config.calibration is not None):
+    if sampler.needs_x_0_error != (config.calibration is not None):
         raise ValueError(
-            f"calibration: goes with sampler.variance analytic, got {config.calibration} with {sampler.variance}; make "
-            "it with jobs/calibrate.py, or leave both out"
+            f"calibration: goes with ancestral sampling and sampler.variance analytic, got {config.calibration} with "
+            f"{sampler.name}; make it with jobs/calibrate.py, or leave both out"
         )
-    if config.request.kind == "interpolate":
-        check_deterministic(sampler)
-    if config.request.kind == "inpaint":
-        check_inpainting_sampler(sampler)

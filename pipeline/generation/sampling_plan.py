@@ -7,38 +7,40 @@ cut into *output shards* of `shard_size` consecutive ids, the unit of work and o
 Plans are lazy: a plan of ten million shards is two integers, and what is done is one byte per shard.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ddpm import SamplerConfig
+from ddpm.process.pixels import NumLevels
+from ddpm.samplers.registry import AnySampler
 from pipeline import config_io
 from pipeline.errors import OutputExistsError
-from pipeline.generation.requests import EditSpec
+from pipeline.generation.edits import AnyEditSpec
 
 MAX_IMAGES = 2**48
 """Ids have 48 bits in the counters of the noise."""
-_LATER_FIELDS = ("guide_digest", "calibration_digest", "request")
-"""Added to the spec after runs had been stored: while None they are no part of its digest, which names those runs."""
+MAX_SHARDS = 10**9
+"""Their numbers have nine digits in the keys of the output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingSpec:
     """All that decides the bytes of the images, and nothing else: neither their number nor who makes them."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record."""
     model_digest: str
     """Digest of the model files (card, weights, source)."""
-    guide_digest: str | None = None
+    guide_digest: str | None
     """Digest of the files of the weaker model of autoguidance; None: there is none."""
-    calibration_digest: str | None = None
+    calibration_digest: str | None
     """Digest of the calibration, for the analytic variance; None: there is none."""
-    request: EditSpec | None = None
+    request: AnyEditSpec | None
     """Which edit of which images; None: images from nothing."""
-    sampler: SamplerConfig
+    sampler: AnySampler
     """Sampling method and its steps."""
+    sampler_revision: int
+    """The sampler's revision, by which the images are made."""
     seed: int
     """Seed of all noise, in [0, 2^64)."""
     label_rule: Literal["id_modulo_classes"] = "id_modulo_classes"
@@ -52,10 +54,12 @@ class SamplingSpec:
     """Images per network evaluation. It is part of the spec because rounding depends on it."""
     image_format: Literal["png"] = "png"
     """How an image is stored."""
-    image_size: int
+    image_size: tuple[int, int]
     """Height and width, pixels."""
     channels: int
     """Channels of an image."""
+    num_levels: NumLevels
+    """Values of a pixel."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -67,9 +71,8 @@ class SamplingSpec:
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical JSON of this record, 64 hex digits."""
-        record = json.loads(config_io.to_json(self))
-        return config_io.digest({k: v for k, v in record.items() if v is not None or k not in _LATER_FIELDS})
+        """sha256 of the canonical JSON of this record, 64 hex digits; fields added later count off their pins only."""
+        return config_io.digest(self)
 
     def label(self, sample_id: int) -> int | None:
         """The class asked for in sample `sample_id`, if nothing is edited; None when the model has no classes."""
@@ -129,11 +132,17 @@ def plan_shards(spec: SamplingSpec, num_images: int) -> ShardPlan:
     """The output shards of a run of `num_images` images.
 
     Raises:
-        ValueError: If num_images is outside [1, 2^48].
+        ValueError: If num_images is outside [1, 2^48], or there would be more than 10^9 shards.
     """
     if not 1 <= num_images <= MAX_IMAGES:
         raise ValueError(f"num_images: must be in [1, 2^48], got {num_images}; ask for another number of images")
-    return ShardPlan(shard_size=spec.shard_size, num_images=num_images)
+    plan = ShardPlan(shard_size=spec.shard_size, num_images=num_images)
+    if plan.num_shards > MAX_SHARDS:
+        raise ValueError(
+            f"shard_size: must be large enough for at most 10^9 shards, got {spec.shard_size} for {num_images} images; "
+            "choose larger shards"
+        )
+    return plan
 
 
 def fixed_batches(shard: OutputShard, batch_size: int) -> Iterator[tuple[range, int]]:

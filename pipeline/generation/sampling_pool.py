@@ -18,9 +18,8 @@ from pipeline.cluster import quiet_data_context
 from pipeline.config_io import from_json, to_json
 from pipeline.errors import PipelineError
 from pipeline.generation.commits import Commit, CommitRecord
-from pipeline.generation.image_maker import Ingredients
 from pipeline.generation.sampling_plan import OutputShard, SamplingSpec
-from pipeline.generation.shard_maker import ShardMaker
+from pipeline.generation.shard_maker import Ingredients, ShardMaker
 from pipeline.stores.storage import open_store
 
 # A dataset of Ray lives in the driver's memory: shards are handed over in waves, so that ten million need no more.

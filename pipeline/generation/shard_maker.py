@@ -1,4 +1,4 @@
-"""One output shard: from ids to a committed tar. Plain Python; only pipeline/generation/sample.py knows Ray.
+"""One output shard: from ids to images to a committed tar. Plain Python; only sampling_pool.py knows Ray.
 
 Retry-safe: calling it again for the same shard makes the same bytes (on equal hardware and software, with as many
 threads) and commits at most once.
@@ -8,18 +8,118 @@ import dataclasses
 import platform
 import socket
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 
-from ddpm import x_0_to_images
+from ddpm import DiffusionModel, generate, images_to_x_0, x_0_to_images
+from ddpm.shapes import Images
 from pipeline.data.shards import Sample, encode_png, pack_shard
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.generation.commits import Commit, Provenance, write_once
-from pipeline.generation.image_maker import ImageMaker, Ingredients
+from pipeline.generation.edit_inputs import InputImages, RowReader
+from pipeline.generation.edits import EditSpec, EditTools, LabelledInputs
 from pipeline.generation.sampling_plan import OutputShard, SamplingSpec, fixed_batches
+from pipeline.models.model_files import ModelFiles, load_model
 from pipeline.stores.object_store import ObjectStore
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Ingredients:
+    """What images are made of, beside the spec that names it by digests; travels to the actors once."""
+
+    model: ModelFiles
+    """The model."""
+    guide: ModelFiles | None = None
+    """The weaker model of autoguidance."""
+    inputs: InputImages | None = None
+    """The images to edit: where they are, not the images."""
+    known: Bool[np.ndarray, "h w"] | None = None
+    """Pixels that an inpainting keeps."""
+    x_0_error: tuple[float, ...] | None = None
+    """Mean squared error of x_0_hat, one per trained step, for the analytic variance."""
+
+
+class ImageMaker:
+    """Makes the images of sample ids with one model, and perhaps a guide, on one device."""
+
+    def __init__(self, ingredients: Ingredients, device: torch.device) -> None:
+        """Load the models.
+
+        Raises:
+            CheckpointError: If a model's files are damaged.
+            ConfigError: If a network of your own cannot be built here.
+        """
+        self._device = device
+        self._model = self._load(ingredients.model, "model")
+        self._guide = None if ingredients.guide is None else self._load(ingredients.guide, "guide_model")
+        self._rows = None if ingredients.inputs is None else RowReader(ingredients.inputs)
+        self._known = None
+        if ingredients.known is not None:
+            self._known = torch.from_numpy(ingredients.known)[None, None].to(device)
+        error = ingredients.x_0_error
+        self._x_0_error = None if error is None else torch.tensor(error, dtype=torch.float64)
+
+    def _load(self, files: ModelFiles, field: str) -> DiffusionModel:
+        try:
+            return load_model(files)[1].to(self._device)
+        except ValueError as error:
+            raise ConfigError(f"{field}: {error}") from error
+
+    def __call__(self, spec: SamplingSpec, ids: range) -> tuple[Images, list[int | None]]:
+        """Make the images of some ids, a function of spec and ids: from nothing, or edited from the inputs.
+
+        Returns:
+            Images [B, C, H, W] in [-1, 1], and the class that each was made as; None for models without classes.
+
+        Raises:
+            ShardCorruptError, StorageError: If inputs cannot be read.
+            ValueError: As generate and the edits.
+        """
+        sample_ids = torch.arange(ids.start, ids.stop, device=self._device)
+        if spec.request is None:
+            labels = [spec.label(sample_id) for sample_id in ids]
+            x_0 = generate(
+                self._model,
+                spec.sampler,
+                seed=spec.seed,
+                sample_ids=sample_ids,
+                label=None if spec.num_classes is None else torch.tensor(labels, device=self._device),
+                guide=self._guide,
+                x_0_error=self._x_0_error,
+            )
+            return x_0, labels
+        rows = zip(*map(spec.request.rows, ids))
+        tools = EditTools(
+            model=self._model,
+            sampler=spec.sampler,
+            seed=spec.seed,
+            guide=self._guide,
+            x_0_error=self._x_0_error,
+            known=self._known,
+        )
+        return spec.request.edit(
+            tools, sample_ids, tuple(self._inputs(spec, spec.request, of_each) for of_each in rows)
+        )
+
+    def _inputs(self, spec: SamplingSpec, edit: EditSpec, rows: Sequence[int]) -> LabelledInputs:
+        """Input images in [-1, 1] and the classes to make of them."""
+        assert self._rows is not None
+        found = self._rows.read(rows)
+        x_0 = images_to_x_0(torch.from_numpy(found.images), spec.num_levels).to(self._device)
+        labels: list[int | None] = [edit.label] * len(rows)
+        if spec.num_classes is not None and edit.label is None:
+            if found.labels is None or not ((found.labels >= 0) & (found.labels < spec.num_classes)).all():
+                raise ValueError(
+                    f"request.inputs: each needs a label below {spec.num_classes}, got {found.labels}; make them again"
+                )
+            labels = [int(label) for label in found.labels]
+        return LabelledInputs(x_0=x_0, labels=labels)
 
 
 class ShardMaker:
@@ -128,9 +228,9 @@ def make_tar(images: ImageMaker, spec: SamplingSpec, shard: OutputShard) -> byte
         common["request"] = dataclasses.asdict(spec.request)
     samples = []
     for ids, num_wanted in fixed_batches(shard, spec.batch_size):
-        made = images(spec, ids)
-        pixels = x_0_to_images(made.x_0[:num_wanted]).cpu().numpy()
-        for sample_id, image, label in zip(ids, pixels, made.labels):
+        x_0, labels = images(spec, ids)
+        pixels = x_0_to_images(x_0[:num_wanted], spec.num_levels).cpu().numpy()
+        for sample_id, image, label in zip(ids, pixels, labels):
             meta = {**common, "sample_id": sample_id, "label": label}
             if spec.request is not None:
                 meta["input_rows"] = list(spec.request.rows(sample_id))

@@ -12,16 +12,13 @@ from torch import Tensor
 
 from ddpm import (
     BoundStatistics,
+    DiffusionModel,
     ImageBound,
     LikelihoodConfig,
-    ModelConfig,
     Network,
-    NetworkDenoiser,
-    NoiseSchedule,
     RunningMoments,
     bound_of_images,
     images_to_x_0,
-    make_schedule,
     probability_flow_bits_per_dim,
 )
 from ddpm.shapes import Images, Labels, Steps
@@ -35,10 +32,8 @@ _PILOT_FIRST_ID = 2**40  # ids, and so noise, that no image of the measurement h
 class BoundMeter:
     """A model, ready to be asked how likely it finds images."""
 
-    network: torch.nn.Module
-    """In eval mode, on the device."""
-    model: ModelConfig
-    """What it is."""
+    model: DiffusionModel
+    """Its network on the device."""
     seed: int
     """Key of the counter-based noise: two models measured with one seed share it."""
     batch_size: int
@@ -59,7 +54,7 @@ class BoundMeter:
             ValueError: If the config asks for more steps than were trained.
         """
         if self.model.learned_variance:
-            config = dataclasses.replace(config, variance="learned_range")
+            config = dataclasses.replace(config, variance=self.model.variance)
         batches, first, probabilities = self._batches(stream), list[_Batch](), None
         if config.terms == "importance":
             while sum(len(batch.ids) for batch in first) < _PILOT_IMAGES and (batch := next(batches, None)):
@@ -96,14 +91,11 @@ class BoundMeter:
         moments = None
         for batch in self._batches(stream):
             bits = probability_flow_bits_per_dim(
-                self.network,
-                make_schedule(self.model.schedule),
+                self.model,
                 seed=self.seed,
                 sample_ids=batch.ids,
                 x_0=batch.x_0,
                 label=batch.label,
-                prediction_type=self.model.prediction_type,
-                variance="learned_range" if self.model.learned_variance else "fixed_small",
                 num_steps=num_steps,
             )
             more = RunningMoments.from_samples(bits[:, None])
@@ -116,11 +108,11 @@ class BoundMeter:
         start = 0
         for group in regroup(stream, self.batch_size):
             label = None
-            if self.model.num_classes is not None and group.labels is not None:
+            if self.model.null_label is not None and group.labels is not None:
                 label = torch.from_numpy(group.labels).to(self.device)
             yield _Batch(
                 ids=torch.arange(start, start + len(group), device=self.device),
-                x_0=images_to_x_0(torch.from_numpy(group.images).to(self.device)),
+                x_0=images_to_x_0(torch.from_numpy(group.images).to(self.device), self.model.num_levels),
                 label=label,
             )
             start += len(group)
@@ -129,14 +121,12 @@ class BoundMeter:
         self, batch: "_Batch", config: LikelihoodConfig, probabilities: Float64[Tensor, " T"] | None
     ) -> ImageBound:
         return bound_of_images(
-            self.network,
-            make_schedule(self.model.schedule),
+            self.model,
             config,
             seed=self.seed,
             sample_ids=batch.ids,
             x_0=batch.x_0,
             label=batch.label,
-            prediction_type=self.model.prediction_type,
             probabilities=probabilities,
         )
 
@@ -169,13 +159,7 @@ class _Batch:
         return _Batch(ids=self.ids[start:stop], x_0=self.x_0[start:stop], label=label)
 
 
-def eps_network(network: torch.nn.Module, schedule: NoiseSchedule, model: ModelConfig) -> Network:
-    """The network as one that predicts eps, whatever it was trained to predict."""
-    denoise = NetworkDenoiser(
-        network=network,
-        schedule=schedule,
-        prediction_type=model.prediction_type,
-        learned_variance=model.learned_variance,
-        clip_x_0=False,
-    )
+def eps_network(model: DiffusionModel) -> Network:
+    """The model's network as one that predicts eps, whatever it was trained to predict."""
+    denoise = model.denoiser(clip_x_0=False)
     return lambda x_t, t, label: denoise(x_t, t, label).eps_hat

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from pipeline.data.image_stream import LabelledImages, read_images, spread_shards
-from pipeline.data.manifest import load_manifest
+from pipeline.data.manifest import DatasetManifest, load_manifest
+from pipeline.data.shards import check_levels
 from pipeline.errors import ConfigError, DatasetMissingError
 from pipeline.models.model_files import ModelCard
 from pipeline.stores.storage import open_store
@@ -19,9 +20,11 @@ class EvaluationDataset:
 
         Raises:
             DatasetMissingError: If there is no dataset, or it has no held-out split.
+            DatasetError: If its pixels have more levels than can be read.
         """
         self._store = open_store(uri)
         self.manifest = load_manifest(self._store)
+        check_levels(self.manifest, self._store.uri)
         held_out = self.manifest.splits.get("held_out")
         if held_out is None or not held_out.shards:
             raise DatasetMissingError(
@@ -50,12 +53,26 @@ class EvaluationDataset:
         Raises:
             ConfigError: If the model makes other images than the dataset holds.
         """
-        network, manifest = card.config, self.manifest
-        ours = (manifest.image_size, manifest.channels, network.num_classes and manifest.num_classes)
-        theirs = (network.image_size, network.channels, network.num_classes)
-        if ours != theirs:
-            raise ConfigError(
-                f"dataset: {self._store.uri} holds images of {ours[0]} pixels, {ours[1]} channels, "
-                f"{manifest.num_classes} classes; {uri} makes {theirs[0]} pixels, {theirs[1]} channels, "
-                f"{theirs[2]} classes; name the dataset that it was trained on"
-            )
+        check_fits(self.manifest, card, self._store.uri, uri)
+
+
+def check_fits(manifest: DatasetManifest, card: ModelCard, dataset_uri: str, model_uri: str) -> None:
+    """Refuse a model of other images or classes than a dataset's.
+
+    Raises:
+        ConfigError: Names both.
+    """
+    network = card.config
+    ours = (manifest.image_size, manifest.channels, manifest.num_levels, network.num_classes and manifest.num_classes)
+    theirs = (network.image_size, network.channels, network.num_levels, network.num_classes)
+    if ours != theirs:
+        raise ConfigError(
+            f"dataset: {dataset_uri} holds {_describe(*ours[:3], manifest.num_classes)}; {model_uri} makes "
+            f"{_describe(*theirs)}; name the dataset that it was trained on"
+        )
+
+
+def _describe(image_size: tuple[int, int], channels: int, num_levels: int, num_classes: int | None) -> str:
+    height, width = image_size
+    classes = f"{num_classes} classes" if num_classes else "no classes"
+    return f"images of {height} x {width} pixels (height x width), {channels} channels, {num_levels} levels, {classes}"

@@ -10,12 +10,14 @@ from pipeline import config_io
 from pipeline.errors import ConfigError, ObjectMissingError
 from pipeline.stores.storage import read_file
 
+_REMEDY = "calibrate the model again with jobs/calibrate.py"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
     """The content of a calibration file."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record."""
     model_digest: str
     """Digest of the model's files."""
@@ -29,9 +31,7 @@ class Calibration:
     """What x_0_error_table gave: mean squared error of x_0_hat, not negative, one number per trained step."""
 
     def __post_init__(self) -> None:
-        """Refuse other versions and impossible numbers."""
-        if self.format_version != 1:
-            raise ValueError(f"format_version: this program reads version 1, got {self.format_version}; update it")
+        """Refuse impossible numbers."""
         if not self.x_0_error or not all(0 <= error < math.inf for error in self.x_0_error):
             raise ValueError(
                 "x_0_error: must be one number from 0 up per trained step, got none, NaN or a negative one; calibrate "
@@ -55,12 +55,14 @@ def read_calibration(uri: str, model_digest: str, num_timesteps: int, *, clip_x_
 
     Raises:
         ConfigError: If the file is missing or damaged, or of another model or kind of sampler.
+        FormatVersionError: If it is of another version.
         StorageError: If it cannot be read.
     """
     try:
-        found = config_io.from_json(Calibration, read_file(uri), f"calibration: {uri}")
+        data = read_file(uri)
     except ObjectMissingError:
         raise ConfigError(f"calibration: no file {uri}; make it with jobs/calibrate.py") from None
+    found = config_io.read_record(Calibration, data, f"calibration: {uri}", remedy=_REMEDY)
     if found.model_digest != model_digest:
         raise ConfigError(
             f"calibration: {uri} is of the model {found.model_digest[:16]}, this one is {model_digest[:16]}; calibrate "

@@ -7,16 +7,15 @@ model. Beside them a checkpoint may hold further moving averages of the same net
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddpm import ModelConfig, build_model
-from pipeline.config_io import from_json, to_json
+from ddpm import DiffusionModel, ModelConfig, build_network
+from pipeline.config_io import read_record, to_json
 from pipeline.errors import CheckpointError, ConfigError, ModelMissingError, ObjectMissingError
 from pipeline.models.model_source import activate_source
 from pipeline.stores.object_store import ObjectStore
@@ -25,14 +24,14 @@ MODEL_JSON = "model.json"
 WEIGHTS = "weights.safetensors"
 SOURCE_JSON = "source.json"
 
-_FORMAT_VERSION = 1
+_REMEDY = "train the model again, or use it with the version of this program that made it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelCard:
     """What a model is, and what it was trained on."""
 
-    format_version: int = _FORMAT_VERSION
+    format_version: int = 2
     """Version of this record's form."""
     config: ModelConfig
     """Network, images and noise schedule."""
@@ -118,7 +117,8 @@ def read_card(files: ModelFiles, where: str = "model") -> ModelCard:
         where: What messages call the model: its URI.
 
     Raises:
-        CheckpointError: If the card cannot be read, or another file is not the one that it names.
+        CheckpointError: If the card is damaged, or another file is not the one that it names.
+        FormatVersionError: If the card is of another version.
     """
     card = _parse_card(files.card_json, where)
     if hashlib.sha256(files.weights).hexdigest() != card.weights_sha256:
@@ -135,30 +135,33 @@ def read_card(files: ModelFiles, where: str = "model") -> ModelCard:
     return card
 
 
-def load_network(files: ModelFiles, where: str = "model") -> tuple[ModelCard, nn.Module]:
-    """The network with its weights, on the CPU, in evaluation mode.
+def load_model(files: ModelFiles, where: str = "model") -> tuple[ModelCard, DiffusionModel]:
+    """The model, its network on the CPU in evaluation mode.
 
     Args:
         files: The model's files; verified first.
         where: What messages call the model: its URI.
 
     Returns:
-        The card, and the network with forward(x_t [B, C, H, W], t [B], label [B] | None) -> eps_hat [B, C, H, W].
+        The card and the model.
 
     Raises:
         CheckpointError: If the files are damaged, or the weights do not fit the network.
-        ValueError: If a network of your own cannot be built; see `activate_source` and `build_model`.
+        FormatVersionError: If the card is of another version.
+        ValueError: If a network of your own cannot be built; see `activate_source` and `build_network`.
     """
     card = read_card(files, where)
     if files.source is not None:
-        activate_source(files.source, card.config.model)
-    network = build_model(card.config)
+        activate_source(files.source, card.config.network)
+    network = build_network(card.config)
     try:
         network.load_state_dict(safetensors.torch.load(files.weights), strict=True)
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{where}: the weights do not fit the network {card.config.model!r}: {reason}") from error
-    return card, network.eval()
+        raise CheckpointError(
+            f"{where}: the weights do not fit the network {card.config.network.name!r}: {reason}"
+        ) from error
+    return card, DiffusionModel.of(card.config, network.eval())
 
 
 def average_names(halflife_images: int) -> tuple[str, str]:
@@ -180,6 +183,7 @@ def read_model_files(store: ObjectStore, prefix: str = "", *, ema_halflife_image
     Raises:
         ModelMissingError: If there is no model.json, or no such average.
         CheckpointError: If a file is missing, cut short or altered.
+        FormatVersionError: If the card is of another version.
     """
     folder = prefix.strip("/")
     where = f"{store.uri.rstrip('/')}/{folder}".rstrip("/")
@@ -221,12 +225,6 @@ def _what_is_there(store: ObjectStore, inside: str, where: str, ema_halflife_ima
 def _parse_card(card_json: bytes, where: str) -> ModelCard:
     place = f"{where}/{MODEL_JSON}"
     try:
-        version = json.loads(card_json)["format_version"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{place}: is not a model card; it was altered or cut short") from error
-    if version != _FORMAT_VERSION:
-        raise CheckpointError(f"{place}: has format_version {version}, this program reads {_FORMAT_VERSION}; update it")
-    try:
-        return from_json(ModelCard, card_json, place)
+        return read_record(ModelCard, card_json, place, remedy=_REMEDY)
     except ConfigError as error:  # nobody typed this file: it is damaged, not a mistake in a config
         raise CheckpointError(str(error)) from error

@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from ddpm.networks.model_config import BUILT_IN_NETWORKS
+from ddpm import NetworkConfig, OwnNetworkConfig
 
 _OWN_PACKAGES = frozenset({"ddpm", "pipeline", "jobs"})
 # What the registered model imports; without the local part ("+cpu") that a package index does not have.
@@ -24,69 +24,66 @@ _REQUIREMENTS = ("mlflow", "torch", "jaxtyping", "safetensors", "pydantic", "tom
 _MAX_SOURCE_BYTES = 4 * 1024 * 1024  # a package of networks is far below this; a virtual environment is far above
 
 
-def collect_source(factory: str) -> bytes | None:
-    """The source that a factory needs, as canonical JSON.
-
-    Args:
-        factory: "unet", "dit", or "package.module:factory".
+def collect_source(network: NetworkConfig) -> bytes | None:
+    """The source that a network needs, as canonical JSON.
 
     Returns:
-        {relative path: text} of the factory's top-level package or module as UTF-8 JSON; None for code of this
-        project, "unet" and "dit" among it, and for an installed package, which `required_distribution` names instead.
+        {relative path: text} of the top-level package or module of a network of your own as UTF-8 JSON; None for code
+        of this project, and for an installed package, which `required_distribution` names instead.
 
     Raises:
         ValueError: If the module cannot be found, has no source, or has more than 4 MiB of it.
     """
-    top_level = _top_level(factory)
+    top_level = _top_level(network)
     if top_level is None:
         return None
-    root, files = _source_files(top_level, factory)
+    root, files = _source_files(top_level)
     if _is_installed(root):
         return None
     num_bytes = sum(file.stat().st_size for file in files)
     if num_bytes > _MAX_SOURCE_BYTES:
         raise ValueError(
-            f"model: the package {top_level!r} of {factory!r} holds {num_bytes} bytes of Python, more than "
+            f"network.factory: the package {top_level!r} holds {num_bytes} bytes of Python, more than "
             f"{_MAX_SOURCE_BYTES}; move the network into a package of its own, or install it"
         )
     return _encode({file.relative_to(root).as_posix(): file.read_text(encoding="utf-8") for file in files})
 
 
-def required_distribution(factory: str) -> str | None:
-    """The pip requirement of a factory that lives in an installed package ("name==version"); None for any other."""
-    top_level = _top_level(factory)
-    if top_level is None or not _is_installed(_source_files(top_level, factory)[0]):
+def required_distribution(network: NetworkConfig) -> str | None:
+    """The pip requirement of a network that lives in an installed package ("name==version"); None for any other."""
+    top_level = _top_level(network)
+    if top_level is None or not _is_installed(_source_files(top_level)[0]):
         return None
     names = importlib.metadata.packages_distributions().get(top_level, [])
     return f"{names[0]}=={importlib.metadata.version(names[0])}" if names else None
 
 
-def requirements(factory: str) -> list[str]:
-    """The pip requirements of a registered model whose network this factory makes, with the versions installed here."""
-    own = required_distribution(factory)
+def requirements(network: NetworkConfig) -> list[str]:
+    """The pip requirements of a registered model with this network, with the versions installed here."""
+    own = required_distribution(network)
     versions = {name: importlib.metadata.version(name).partition("+")[0] for name in _REQUIREMENTS}
     return [f"{name}=={version}" for name, version in versions.items()] + ([own] if own else [])
 
 
-def activate_source(source: bytes, factory: str) -> None:
-    """Make the factory importable from the source that was kept with the weights.
+def activate_source(source: bytes, network: NetworkConfig) -> None:
+    """Make a network of your own importable from the source that was kept with the weights.
 
     Nothing happens where the same source is importable already. Otherwise it is unpacked into a temporary folder, which
     is removed when the process ends, and that folder goes before other code of the same name.
 
     Args:
         source: What `collect_source` gave.
-        factory: "package.module:factory".
+        network: The network that it is the source of.
 
     Raises:
         ValueError: If the source is malformed, or the process has already imported another version of the package.
     """
-    top_level = _top_level(factory)
+    top_level = _top_level(network)
     if top_level is None:
         return
     files = _decode(source)
     try:
-        if collect_source(factory) == source:
+        if collect_source(network) == source:
             return
     except ValueError:
         pass  # not importable here, which is the case that the source is kept for
@@ -94,8 +91,8 @@ def activate_source(source: bytes, factory: str) -> None:
     if top_level in sys.modules:
         loaded = Path(getattr(sys.modules[top_level], "__file__", None) or "an unknown place")
         raise ValueError(
-            f"model: this process has already imported {top_level!r} from {loaded}, which differs from the source "
-            f"kept with the model (sha256 {digest[:16]}); use that version of the code, or a fresh process elsewhere"
+            f"network.factory: this process has already imported {top_level!r} from {loaded}, which differs "
+            f"from the source kept with the model (sha256 {digest[:16]}); use that, or a fresh process elsewhere"
         )
     folder = Path(tempfile.mkdtemp(prefix=f"ddpm-source-{digest[:16]}-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -107,28 +104,29 @@ def activate_source(source: bytes, factory: str) -> None:
     importlib.invalidate_caches()
 
 
-def _top_level(factory: str) -> str | None:
+def _top_level(network: NetworkConfig) -> str | None:
     """Name of the package or module to keep; None where there is nothing to keep."""
-    module_name = factory.partition(":")[0]
-    top_level = module_name.partition(".")[0]
-    return None if factory in BUILT_IN_NETWORKS or top_level in _OWN_PACKAGES else top_level
+    if not isinstance(network, OwnNetworkConfig):
+        return None
+    top_level = network.factory.partition(":")[0].partition(".")[0]
+    return None if top_level in _OWN_PACKAGES else top_level
 
 
-def _source_files(top_level: str, factory: str) -> tuple[Path, list[Path]]:
+def _source_files(top_level: str) -> tuple[Path, list[Path]]:
     """The folder that the top-level name lies in, and its .py files in order."""
     importlib.invalidate_caches()
     try:
         spec = importlib.util.find_spec(top_level)
     except (ImportError, ValueError) as error:
-        raise ValueError(f"model: cannot find the module of {factory!r} ({error})") from error
+        raise ValueError(f"network.factory: cannot find the module {top_level!r} ({error})") from error
     if spec is None:
-        raise ValueError(f"model: no module named {top_level!r} for {factory!r}; is it in the folder of the job?")
+        raise ValueError(f"network.factory: no module named {top_level!r}; is it in the folder of the job?")
     if spec.submodule_search_locations:
         package = Path(next(iter(spec.submodule_search_locations)))
         files = [file for file in sorted(package.rglob("*.py")) if not _is_hidden(file.relative_to(package))]
         return package.parent, files
     if spec.origin is None or not spec.origin.endswith(".py"):
-        raise ValueError(f"model: {top_level!r} of {factory!r} has no Python source that could be kept with the model")
+        raise ValueError(f"network.factory: {top_level!r} has no Python source that could be kept with the model")
     return Path(spec.origin).parent, [Path(spec.origin)]
 
 

@@ -30,6 +30,7 @@ from pipeline.models.model_files import (
 )
 from pipeline.models.model_source import requirements
 from pipeline.models.model_uri import RegisteredUri, check_model_name, parse_registered, split_average
+from pipeline.models.sampler_params import DEFAULT_SAMPLER, is_interval, sampler_options
 from pipeline.progress import say
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import (
@@ -220,7 +221,7 @@ def _create_version(
         name=name.replace(".", "-"),  # MLflow takes dots in the names of registered models, not in those of logged ones
         source_run_id=run.run_id,
         tags=tags,
-        params={"train_step": str(card.train_step), "model": card.config.model},
+        params={"train_step": str(card.train_step), "network": card.config.network.name},
         model_type="diffusion",
     )
     try:
@@ -266,7 +267,7 @@ def _save_pyfunc(folder: Path, files: ModelFiles, card: ModelCard, run_id: str, 
             artifacts=artifacts,
             code_paths=code,
             signature=_signature(card),
-            pip_requirements=requirements(card.config.model),
+            pip_requirements=requirements(card.config.network),
         )
     for cache in list(folder.joinpath("pyfunc").rglob("__pycache__")):
         shutil.rmtree(cache)
@@ -280,24 +281,19 @@ def _signature(card: ModelCard) -> Any:
     ids = [ColSpec(DataType.long, "sample_id")]
     if card.config.num_classes is not None:
         ids.append(ColSpec(DataType.long, "label"))
-    default = ddpm.SamplerConfig()
     params = [
         ParamSpec("seed", DataType.long, 0),
         ParamSpec("batch_size", DataType.long, 64),
-        ParamSpec("sampler", DataType.string, default.name),
-        ParamSpec("num_steps", DataType.long, min(default.num_steps, card.config.schedule.num_timesteps)),
-        ParamSpec("eta", DataType.double, default.eta),
-        ParamSpec("variance", DataType.string, default.variance),
-        ParamSpec("spacing", DataType.string, default.spacing),
-        ParamSpec("clip_x_0", DataType.boolean, default.clip_x_0),
-        ParamSpec("dynamic_threshold", DataType.double, default.dynamic_threshold),
-        ParamSpec("guidance_scale", DataType.double, default.guidance_scale),
-        ParamSpec("guidance_interval", DataType.double, [], shape=(-1,)),  # empty: everywhere
-        ParamSpec("guidance_rescale", DataType.double, default.guidance_rescale),
-        ParamSpec("churn", DataType.double, default.churn),
-        ParamSpec("churn_interval", DataType.double, list(default.churn_interval), shape=(-1,)),
-        ParamSpec("churn_noise", DataType.double, default.churn_noise),
+        ParamSpec("sampler", DataType.string, DEFAULT_SAMPLER.name),
     ]
+    types = {bool: DataType.boolean, int: DataType.long, float: DataType.double, str: DataType.string}
+    for name, default in sampler_options().items():
+        if is_interval(name):  # empty: everywhere
+            params.append(ParamSpec(name, DataType.double, list(default or ()), shape=(-1,)))
+        elif name == "num_steps":
+            params.append(ParamSpec(name, DataType.long, min(default, card.config.schedule.num_timesteps)))
+        else:  # what is off by default is a number
+            params.append(ParamSpec(name, types.get(type(default), DataType.double), default))
     outputs = [*ids, ColSpec(DataType.binary, "png")]
     return ModelSignature(inputs=Schema([*ids]), outputs=Schema([*outputs]), params=ParamSchema(params))
 

@@ -5,7 +5,6 @@ that `ddpm.generate` makes for that seed, id and label, so the same ids always g
 """
 
 import io
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from ddpm import SamplerConfig, generate, make_schedule, x_0_to_images
-from pipeline.models.model_files import MODEL_JSON, SOURCE_JSON, WEIGHTS, ModelFiles, load_network
+from ddpm import Sampler, generate, x_0_to_images
+from pipeline.models.model_files import MODEL_JSON, SOURCE_JSON, WEIGHTS, ModelFiles, load_model
+from pipeline.models.sampler_params import sampler_of_params
 
 _MAX_SAMPLE_ID = 2**48 - 1
 
@@ -34,11 +34,9 @@ class SamplerModel(PythonModel):
             weights=paths[WEIGHTS].read_bytes(),
             source=paths[SOURCE_JSON].read_bytes() if SOURCE_JSON in paths else None,
         )
-        card, network = load_network(files, where="registered model")
+        card, model = load_model(files, where="registered model")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._config = card.config
-        self._network = network.to(self._device)
-        self._schedule = make_schedule(card.config.schedule)
+        self._num_classes, self._model = card.config.num_classes, model.to(self._device)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -48,7 +46,7 @@ class SamplerModel(PythonModel):
         Args:
             context: Unused; the files were read when the model was loaded.
             model_input: DataFrame with sample_id (integers in [0, 2^48)) and, for a model with classes, label.
-            params: seed, batch_size and the fields of SamplerConfig, with `sampler` for its name.
+            params: seed, batch_size, `sampler` for a sampler's name, and its options.
 
         Returns:
             DataFrame with sample_id, label (if the model has classes) and png (bytes), in the order of the rows.
@@ -70,24 +68,18 @@ class SamplerModel(PythonModel):
             columns["label"] = labels.numpy()
         return pd.DataFrame(columns | {"png": pd.Series(pngs, dtype=object)})
 
-    def _make(self, sampler: SamplerConfig, seed: int, ids: torch.Tensor, label: torch.Tensor | None) -> list[bytes]:
-        config = self._config
+    def _make(self, sampler: Sampler, seed: int, ids: torch.Tensor, label: torch.Tensor | None) -> list[bytes]:
         x_0 = generate(
-            self._network,
-            self._schedule,
+            self._model,
             sampler,
             seed=seed,
             sample_ids=ids.to(self._device),
             label=None if label is None else label.to(self._device),
-            image_shape=(config.channels, config.image_size, config.image_size),
-            prediction_type=config.prediction_type,
-            learned_variance=config.learned_variance,
-            null_label=config.num_classes,
         )
         return [_png(image) for image in x_0_to_images(x_0).cpu().numpy()]
 
     def _read_rows(self, frame: pd.DataFrame) -> tuple[torch.Tensor, torch.Tensor | None]:
-        num_classes = self._config.num_classes
+        num_classes = self._num_classes
         ids = _column(frame, "sample_id", _MAX_SAMPLE_ID)
         if num_classes is not None:
             return ids, _column(frame, "label", num_classes - 1)
@@ -117,7 +109,7 @@ def _column(frame: pd.DataFrame, name: str, largest: int) -> torch.Tensor:
     return torch.from_numpy(array.copy())
 
 
-def _read_params(params: dict[str, Any]) -> tuple[SamplerConfig, int, int]:
+def _read_params(params: dict[str, Any]) -> tuple[Sampler, int, int]:
     """Sampler, seed and batch size; refuses unknown names and impossible values."""
     values = dict(params)
     seed, batch_size = int(values.pop("seed", 0)), int(values.pop("batch_size", 64))
@@ -125,24 +117,7 @@ def _read_params(params: dict[str, Any]) -> tuple[SamplerConfig, int, int]:
         raise ValueError(f"seed: must not be negative, got {seed}")
     if batch_size < 1:
         raise ValueError(f"batch_size: must be at least 1, got {batch_size}")
-    if "sampler" in values:
-        values["name"] = values.pop("sampler")
-    unknown = sorted(set(values) - {field.name for field in fields(SamplerConfig)})
-    if unknown:
-        raise ValueError(f"{unknown[0]}: is no parameter of this model")
-    for name in ("guidance_interval", "churn_interval"):
-        if name in values:
-            values[name] = _interval(name, values[name])
-    return SamplerConfig(**values), seed, batch_size
-
-
-def _interval(name: str, value: Any) -> tuple[float, float] | None:
-    numbers = [float(number) for number in value]
-    if not numbers and name == "guidance_interval":
-        return None
-    if len(numbers) != 2:
-        raise ValueError(f"{name}: must be two numbers, got {numbers}")
-    return numbers[0], numbers[1]
+    return sampler_of_params(values), seed, batch_size
 
 
 mlflow.models.set_model(SamplerModel())

@@ -1,4 +1,4 @@
-"""The contract of an object store. Implementations: pipeline/stores/local_store.py, pipeline/stores/storage.py.
+"""The contract of an object store. Implementations: pipeline/stores/local_store.py, pipeline/stores/s3_store.py.
 
 Conventions:
     A key is a relative "/"-separated path; "..", ".", empty parts, a leading "/" and NUL are refused with ValueError.

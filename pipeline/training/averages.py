@@ -11,9 +11,9 @@ import safetensors.torch
 from torch import nn
 
 from ddpm import Ema, EmaBank, PowerEma
-from pipeline.config_io import from_json, to_json
+from pipeline.config_io import to_json
 from pipeline.models.model_files import WEIGHTS, ModelCard, average_names, encode_model
-from pipeline.training.ema_snapshots import SnapshotList, SnapshotRecord, SnapshotStore
+from pipeline.training.ema_snapshots import SnapshotList, SnapshotRecord, SnapshotStore, parse_snapshots
 from pipeline.training.train_config import OptimizerConfig
 
 SNAPSHOTS_JSON = "ema_snapshots.json"
@@ -105,7 +105,7 @@ class Averages:
         for sigma_rel, average in self._tracked.items():
             average.load_state_dict(safetensors.torch.load(files[_tracked_name(sigma_rel)]), num_images=num_images)
         if self._tracked:
-            self.snapshots = list(from_json(SnapshotList, files[SNAPSHOTS_JSON], SNAPSHOTS_JSON).snapshots)
+            self.snapshots = list(parse_snapshots(files[SNAPSHOTS_JSON], SNAPSHOTS_JSON))
 
 
 def _tracked_name(sigma_rel: float) -> str:

@@ -8,17 +8,17 @@ no checkpoints.
 
 import contextlib
 import hashlib
-import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from pipeline.config_io import from_json, to_json
+from pipeline.config_io import read_record, to_json
 from pipeline.errors import CheckpointError, ConfigError, ObjectMissingError
 from pipeline.progress import say
 from pipeline.stores.storage import ObjectStore, join_uri
 
-FORMAT_VERSION = 1
+TRAIN_AGAIN = "train again into another output"
+"""What to do about records of an older version, of a run or its checkpoints."""
 _RECORDS, _DAMAGED = "_records/", "_damaged/"
 
 
@@ -38,7 +38,7 @@ class FileRecord:
 class CheckpointRecord:
     """What makes a checkpoint exist."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = 2
     """Version of this record's form."""
     step: int
     """Optimiser steps behind the checkpoint; the next global batch is the one with this index."""
@@ -107,7 +107,11 @@ class CheckpointStore:
         return read_file(self._store, record.prefix, files[name]) if name in files else None
 
     def records(self) -> Iterator[CheckpointRecord]:
-        """Every readable record, newest first; the files are not read."""
+        """Every readable record, newest first; the files are not read.
+
+        Raises:
+            FormatVersionError: As newest_good.
+        """
         for key in self._record_keys():
             with contextlib.suppress(CheckpointError, ObjectMissingError):  # damaged, or removed since it was listed
                 yield self._read_record(key)
@@ -124,7 +128,7 @@ class CheckpointStore:
             Its record; None if there is no good checkpoint.
 
         Raises:
-            ConfigError: If a newer version of this program wrote a record.
+            FormatVersionError: If another version of this program wrote a record; it stays where it is.
         """
         for key in self._record_keys():
             try:
@@ -160,13 +164,7 @@ class CheckpointStore:
     def _read_record(self, key: str) -> CheckpointRecord:
         data, where = self._store.read(key), join_uri(self._store.uri, key)
         try:
-            version = json.loads(data)["format_version"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{where}: is no checkpoint record") from error
-        if version != FORMAT_VERSION:
-            raise ConfigError(f"{where}: has format_version {version}, this program reads {FORMAT_VERSION}; update it")
-        try:
-            return from_json(CheckpointRecord, data, where)
+            return read_record(CheckpointRecord, data, where, remedy=TRAIN_AGAIN)
         except ConfigError as error:  # nobody typed this file: it is damaged
             raise CheckpointError(str(error)) from error
 

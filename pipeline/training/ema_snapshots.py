@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from ddpm import PowerProfile
+from pipeline.config_io import read_record
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
-from pipeline.training.checkpoints import FileRecord, read_file, write_files
+from pipeline.training.checkpoints import TRAIN_AGAIN, FileRecord, read_file, write_files
 
 SNAPSHOTS_FOLDER = "ema_snapshots"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -69,10 +71,27 @@ class SnapshotRecord:
 class SnapshotList:
     """The snapshots behind a checkpoint."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record's form."""
     snapshots: tuple[SnapshotRecord, ...]
     """In the order of the steps."""
+
+
+def parse_snapshots(data: bytes, where: str) -> tuple[SnapshotRecord, ...]:
+    """The snapshots that a `SnapshotList` names.
+
+    Args:
+        data: Its JSON.
+        where: The file's name, for messages.
+
+    Raises:
+        CheckpointError: If it is damaged.
+        FormatVersionError: If it is of another version.
+    """
+    try:
+        return read_record(SnapshotList, data, where, remedy=TRAIN_AGAIN).snapshots
+    except ConfigError as error:  # nobody typed this file: it is damaged
+        raise CheckpointError(str(error)) from error
 
 
 class SnapshotStore:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm import PostHocFit, PowerProfile, combine_snapshots, fit_post_hoc_ema
-from pipeline.config_io import from_json, refuse_empty
+from pipeline.config_io import refuse_empty
 from pipeline.errors import ConfigError, ModelMissingError, ObjectMissingError, OutputExistsError
-from pipeline.models.model_files import MODEL_JSON, ModelFiles, encode_model, load_network, read_model_files
+from pipeline.models.model_files import MODEL_JSON, ModelFiles, encode_model, load_model, read_model_files
 from pipeline.models.model_uri import check_model_name
 from pipeline.models.registry import DIGEST_TAG, RegisteredVersion, register_model, resolve_model
 from pipeline.progress import Progress, say
@@ -24,8 +24,8 @@ from pipeline.tracking.mlflow_client import find_model_version
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
 from pipeline.training.averages import SNAPSHOTS_JSON
 from pipeline.training.checkpoints import CheckpointStore
-from pipeline.training.ema_snapshots import SnapshotList, SnapshotStore
-from pipeline.training.train import RUN_RECORD, RunRecord
+from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
+from pipeline.training.train import read_run_record
 from pipeline.training.training_state import TRAIN_WEIGHTS
 
 _POOR_RESIDUAL = 0.05  # of the profile; a guess at where to warn. 32 snapshots of 0.05 and 0.10 give 0.03 at 0.25
@@ -35,7 +35,7 @@ _POOR_RESIDUAL = 0.05  # of the profile; a guess at where to warn. 32 snapshots 
 class ReconstructConfig:
     """Make a model whose weights are averaged over a length that is chosen after training."""
 
-    train: str
+    run: str
     """Output of a training run that took snapshots: a folder or s3:// URI."""
     output: str
     """Folder or s3:// URI for models; each length gets a folder of its own, which `sample` and `evaluate` take."""
@@ -47,7 +47,7 @@ class ReconstructConfig:
     """MLflow."""
 
     def __post_init__(self) -> None:
-        refuse_empty(self, "train", "output")
+        refuse_empty(self, "run", "output")
         PowerProfile(num_images=1, sigma_rel=self.sigma_rel)
         if self.register_as is not None:
             try:
@@ -78,7 +78,7 @@ def reconstruct(config: ReconstructConfig) -> Reconstructed:
     """
     if config.register_as is not None:
         check_server(config.tracking)
-    run = RunAverages(config.train)
+    run = RunAverages(config.run)
     residual = run.fit(config.sigma_rel).residual
     store = open_store(join_uri(config.output, f"sigma_rel-{config.sigma_rel}"))
     files = run.model(config.sigma_rel)
@@ -89,7 +89,7 @@ def reconstruct(config: ReconstructConfig) -> Reconstructed:
 
 def describe_plan(config: ReconstructConfig) -> list[tuple[str, str]]:
     """What would be made of what, as names and values; reads the newest checkpoint, writes nothing."""
-    run = RunAverages(config.train)
+    run = RunAverages(config.run)
     fit = run.fit(config.sigma_rel)
     lengths = sorted({sigma_rel for record in run.snapshots for sigma_rel in record.sigma_rels})
     return [
@@ -121,14 +121,16 @@ class RunAverages:
             )
         self.uri, self.checkpoint_uri = open_store(output).uri, checkpoints.uri(newest)
         named = checkpoints.read_one(newest, SNAPSHOTS_JSON)
-        records = () if named is None else from_json(SnapshotList, named, SNAPSHOTS_JSON).snapshots
+        records = () if named is None else parse_snapshots(named, SNAPSHOTS_JSON)
         if not records:
             raise ModelMissingError(
                 f"{self.uri}: took no snapshots; train with --post-hoc-ema.snapshot-interval-steps above 0"
             )
         self.snapshots = records
         self.registered = read_model_files(open_store(self.checkpoint_uri))
-        self._card, self._network = load_network(self.registered, self.checkpoint_uri)
+        self._card, model = load_model(self.registered, self.checkpoint_uri)
+        assert isinstance(model.network, nn.Module), "built from the card"
+        self._network = model.network
         last = checkpoints.read_one(newest, TRAIN_WEIGHTS)
         assert last is not None, "every checkpoint has the weights in training"
         self._last_weights = last
@@ -210,7 +212,7 @@ def _register(
         assert version is not None, "a version's URI is resolved to a version"
         return version
     store = open_store(averages.uri)
-    trained = from_json(RunRecord, store.read(RUN_RECORD), join_uri(store.uri, RUN_RECORD)).run_id
+    trained = read_run_record(store).run_id
     lineage = {
         "ddpm.average": f"sigma_rel {config.sigma_rel}",
         "ddpm.average_residual": f"{residual:.3g}",

@@ -2,13 +2,13 @@
 
 import torch
 
-from ddpm import build_model, generate, make_schedule, x_0_to_images
-from pipeline.config_io import from_json, to_toml
+from ddpm import DiffusionModel, build_network, generate, x_0_to_images
+from pipeline.config_sections import write_section
 from pipeline.data.pictures import image_grid
 from pipeline.models.model_files import ModelCard
 from pipeline.training.averages import SNAPSHOTS_JSON
 from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
-from pipeline.training.ema_snapshots import SnapshotList, SnapshotStore
+from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
 from pipeline.training.telemetry import Throughput
 from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
@@ -84,7 +84,7 @@ class RankZero:
             dataset_digest=task.manifest.digest,
             train_step=state.step,
         )
-        files = state.to_files(card, task.source) | {"config.toml": to_toml(task.config).encode()}
+        files = state.to_files(card, task.source) | {"config.toml": write_section(task.config, "train").encode()}
         record = self._checkpoints.save(state.step, files)
         task.run.log_checkpoint(state.step, self._checkpoints.uri(record), record.digest)
         self._checkpoints.prune(task.config.keep_checkpoints)
@@ -95,27 +95,22 @@ class RankZero:
         """Those that the run's last checkpoint does not name: of two attempts at once it may be the other's."""
         named = self._checkpoints.read_one(last, SNAPSHOTS_JSON)
         if named is not None:
-            self._snapshots.remove_all_but(from_json(SnapshotList, named, SNAPSHOTS_JSON).snapshots)
+            self._snapshots.remove_all_but(parse_snapshots(named, SNAPSHOTS_JSON))
 
     @torch.no_grad()
     def _grid(self) -> bytes:
         """A PNG of samples of the averaged network: the same noise at every step of the run."""
         task, model_config = self._task, self._task.model_config
         assert self._state.ema is not None
-        network = build_model(model_config).to(self._device).eval()
+        network = build_network(model_config).to(self._device).eval()
         network.load_state_dict(self._state.ema.state_dict())
         columns = min(model_config.num_classes or _GRID_COLUMNS, _GRID_COLUMNS)
         ids = torch.arange(_GRID_ROWS * columns, device=self._device)
         images = generate(
-            network,
-            make_schedule(model_config.schedule),
+            DiffusionModel.of(model_config, network),
             task.config.grid_sampler,
             seed=task.config.seed,
             sample_ids=ids,
             label=ids % columns if model_config.num_classes else None,
-            image_shape=(model_config.channels, model_config.image_size, model_config.image_size),
-            prediction_type=model_config.prediction_type,
-            learned_variance=model_config.learned_variance,
-            null_label=model_config.num_classes,
         )
         return image_grid(x_0_to_images(images).cpu().numpy(), columns=columns)

@@ -16,12 +16,13 @@ import ray
 import ray.train
 import ray.train.torch
 
-from ddpm import ModelConfig, build_model
-from ddpm.networks.model_config import count_parameters, flops_per_image
+from ddpm import ModelConfig, build_network, count_parameters, flops_per_image
 from pipeline.cluster import ray_session
-from pipeline.config_io import from_json, to_json, to_toml
+from pipeline.config_io import read_record, to_json
+from pipeline.config_sections import write_section
 from pipeline.data.ingest import check_read_buffer, read_buffer_bytes
 from pipeline.data.manifest import DatasetManifest, load_manifest
+from pipeline.data.shards import check_levels
 from pipeline.errors import ConfigError, OutputExistsError, PipelineError, TrainingDivergedError, TrainingFailedError
 from pipeline.models.model_files import read_model_files
 from pipeline.models.model_source import collect_source
@@ -31,9 +32,9 @@ from pipeline.progress import format_bytes, say
 from pipeline.ray_errors import own_error
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
 from pipeline.tracking.tracking import TrackingRun, check_server, resolve_tracking
-from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.checkpoints import TRAIN_AGAIN, CheckpointStore
 from pipeline.training.train_board import progress_board
-from pipeline.training.train_config import TrainConfig, complete_identity, data_order, model_config, run_identity
+from pipeline.training.train_config import RunIdentity, TrainConfig, data_order, model_config
 from pipeline.training.train_loop import train_worker
 from pipeline.training.train_task import TrainTask
 
@@ -45,12 +46,12 @@ _GLOO_TIMEOUT_S = 1800
 class RunRecord:
     """What an output folder says about the run that it holds; created once."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record's form."""
     run_id: str
     """The MLflow run."""
-    identity: dict[str, Any]
-    """The fields that a resumed run must share."""
+    identity: RunIdentity
+    """What a resumed run must share."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,14 +129,16 @@ def load_plan(config: TrainConfig) -> tuple[DatasetManifest, ModelConfig, bytes 
     Raises:
         ConfigError: If the configuration does not fit the dataset, or its network cannot be built.
         DatasetMissingError: If there is no dataset.
+        DatasetError: If its pixels have more levels than can be read.
     """
     check_model_name(config.register_as)
     manifest = load_manifest(open_store(config.dataset))
+    check_levels(manifest, config.dataset)
     try:
         network_config = model_config(config, manifest)
         check_read_buffer(manifest, data_order(config, manifest), config.data, config.workers.num_workers)
-        build_model(network_config, gradient_checkpointing=config.gradient_checkpointing)
-        source = collect_source(config.model)
+        build_network(network_config, gradient_checkpointing=config.gradient_checkpointing)
+        source = collect_source(config.network)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return manifest, network_config, source
@@ -149,7 +152,7 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
     images = config.steps * config.global_batch
     buffer_bytes = read_buffer_bytes(manifest, data_order(config, manifest), config.workers.num_workers)
     return [
-        ("network", f"{count_parameters(build_model(network_config)):,} parameters"),
+        ("network", f"{count_parameters(build_network(network_config)):,} parameters"),
         ("forward pass", f"{flops / 1e9:.3f} GFLOP per image"),
         ("training", f"{3 * flops * images / 1e15:.3f} PFLOP in all (a step costs about three forward passes)"),
         ("images", f"{images:,} ({images / split.num_samples:.1f} epochs of {split.num_samples:,})"),
@@ -158,7 +161,7 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
         ("shards", f"{len(split.shards)}, {format_bytes(sum(shard.size_bytes for shard in split.shards))}"),
         ("read buffer", f"about {format_bytes(buffer_bytes)} per worker"),
         ("checkpoints", f"{-(-config.steps // config.checkpoint_interval_steps)}, {config.keep_checkpoints} kept"),
-        *_snapshot_plan(config, count_parameters(build_model(network_config))),
+        *_snapshot_plan(config, count_parameters(build_network(network_config))),
     ]
 
 
@@ -180,17 +183,28 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     )
 
 
+def read_run_record(store: ObjectStore) -> RunRecord:
+    """What an output folder says about its run.
+
+    Raises:
+        ObjectMissingError: If it holds none.
+        ConfigError: If the record is damaged.
+        FormatVersionError: If it is of another version.
+    """
+    return read_record(RunRecord, store.read(RUN_RECORD), join_uri(store.uri, RUN_RECORD), remedy=TRAIN_AGAIN)
+
+
 def _claim(config: TrainConfig, manifest: DatasetManifest, store: ObjectStore) -> TrackingRun:
     """The MLflow run of this output folder: a new one, or the one to go on with."""
-    identity = run_identity(config, manifest)
+    asked = RunIdentity.of(config, manifest)
     if store.stat(RUN_RECORD) is not None:
-        record = from_json(RunRecord, store.read(RUN_RECORD), join_uri(store.uri, RUN_RECORD))
+        record = read_run_record(store)
         if not config.resume:
             raise OutputExistsError(
                 f"output: {store.uri} already holds a training run; "
                 "pass --resume to go on with it, or name another output"
             )
-        _refuse_changes(complete_identity(record.identity), identity, store.uri)
+        _refuse_changes(record.identity, asked, store.uri)
         return TrackingRun.join(config.tracking, record.run_id)
     run = TrackingRun.create(
         config.tracking,
@@ -199,21 +213,21 @@ def _claim(config: TrainConfig, manifest: DatasetManifest, store: ObjectStore) -
         tags={"ddpm.output": config.output},
     )
     try:
-        created = store.create(RUN_RECORD, to_json(RunRecord(run_id=run.run_id, identity=identity)))
+        created = store.create(RUN_RECORD, to_json(RunRecord(run_id=run.run_id, identity=asked)))
     except PipelineError:
         run.finish("FAILED")
         raise
     if not created:
         run.finish("KILLED")
         raise OutputExistsError(f"output: another driver has just started a run in {store.uri}; name another output")
-    run.log_text(to_toml(config), "config.toml")
+    run.log_text(write_section(config, "train"), "config.toml")
     return run
 
 
-def _refuse_changes(recorded: dict[str, Any], asked: dict[str, Any], where: str) -> None:
-    recorded, asked = _flat(recorded), _flat(asked)
-    for name in sorted(recorded.keys() | asked.keys()):
-        before, now = recorded.get(name), asked.get(name)
+def _refuse_changes(recorded: RunIdentity, asked: RunIdentity, where: str) -> None:
+    theirs, ours = (_flat(json.loads(to_json(identity))) for identity in (recorded, asked))
+    for name in sorted(theirs.keys() | ours.keys()):
+        before, now = theirs.get(name), ours.get(name)
         if before != now:
             raise ConfigError(
                 f"{name}: the run in {where} has {before!r}, got {now!r}; "

@@ -1,22 +1,12 @@
 """Configuration of a training run, and the part of it that makes it this run and no other."""
 
-import json
 from dataclasses import dataclass, field
-from typing import Any
 
-from ddpm import (
-    DiTConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    PredictionType,
-    SamplerConfig,
-    ScheduleConfig,
-    UNetConfig,
-    Variance,
-    check_objective,
-)
+from ddpm import DDIM, ModelConfig, ObjectiveConfig, ScheduleConfig, UNetConfig
+from ddpm.networks.registry import AnyNetwork
+from ddpm.samplers.registry import AnySampler
+from ddpm.training.objectives import check_objective
 from pipeline.cluster import ClusterConfig
-from pipeline.config_io import to_json
 from pipeline.data.data_order import DataConfig, DataOrder
 from pipeline.data.manifest import DatasetManifest
 from pipeline.tracking.tracking import TrackingConfig
@@ -94,21 +84,10 @@ class TrainConfig:
     """Folder or s3:// URI that prepare_data wrote."""
     output: str = "artifacts/train"
     """Folder or s3:// URI for checkpoints and the run's record."""
-    model: str = "unet"
-    """The network: "unet", "dit", or "package.module:factory" of your own, called with image_size, channels,
-    num_classes."""
-    model_options: dict[str, int | float | str | bool] = field(default_factory=dict)
-    """Further keyword arguments of your own factory."""
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    """The U-Net of Ho et al. or of Dhariwal & Nichol, where `model` is "unet"."""
-    dit: DiTConfig = field(default_factory=DiTConfig)
-    """The transformer of Peebles & Xie, where `model` is "dit"."""
+    network: AnyNetwork = field(default_factory=UNetConfig)
+    """The network, and what it answers with; --network.name chooses which."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """The forward process."""
-    prediction_type: PredictionType = "eps"
-    """What the network predicts: the noise eps, the clean image x_0, or v (which zero terminal SNR needs)."""
-    learned_variance: bool = False
-    """Train the variance of a step too (objective hybrid or vlb); the network answers with twice the channels."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What is minimised, with which weighting, and how t is chosen."""
     class_conditional: bool = False
@@ -142,7 +121,7 @@ class TrainConfig:
     """Steps over which logged metrics are averaged."""
     grid_interval_steps: int = 10_000
     """Steps between grids of samples in the MLflow run; the last step makes one too. 0: none."""
-    grid_sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    grid_sampler: AnySampler = field(default_factory=DDIM)
     """How the grids are sampled."""
     max_skipped_batches: int = 3
     """Global batches with a loss or gradient that is not finite, left out before the run stops with an error."""
@@ -171,7 +150,7 @@ class TrainConfig:
         if self.max_skipped_batches < 0:
             raise ValueError(f"max_skipped_batches: at least 0, got {self.max_skipped_batches}")
         try:
-            check_objective(self.objective, self.variance)
+            check_objective(self.objective, "learned_range" if self.network.learned_variance else "fixed_small")
         except ValueError as error:
             raise ValueError(f"objective.{error}") from error
         if self.global_batch % self.data.lanes:
@@ -183,11 +162,6 @@ class TrainConfig:
                 f"workers.num_workers: at most data.lanes ({self.data.lanes}), got {self.workers.num_workers}; "
                 "raise data.lanes"
             )
-
-    @property
-    def variance(self) -> Variance:
-        """The variance that the model's steps have."""
-        return "learned_range" if self.learned_variance else "fixed_small"
 
 
 def model_config(config: TrainConfig, manifest: DatasetManifest) -> ModelConfig:
@@ -201,15 +175,11 @@ def model_config(config: TrainConfig, manifest: DatasetManifest) -> ModelConfig:
             f"class_conditional: the dataset {manifest.name!r} has no classes; prepare one sub-folder per class"
         )
     return ModelConfig(
-        model=config.model,
-        model_options=config.model_options,
-        unet=config.unet,
-        dit=config.dit,
+        network=config.network,
         schedule=config.schedule,
-        prediction_type=config.prediction_type,
-        learned_variance=config.learned_variance,
         image_size=manifest.image_size,
         channels=manifest.channels,
+        num_levels=manifest.num_levels,
         num_classes=manifest.num_classes if config.class_conditional else None,
     )
 
@@ -223,39 +193,63 @@ def data_order(config: TrainConfig, manifest: DatasetManifest) -> DataOrder:
     return DataOrder.for_split(manifest, "train", config.data, seed=config.seed, global_batch=config.global_batch)
 
 
-# A resumed run may change how long, where and how it runs, and what it shows, but not what it computes.
-_IDENTITY = (
-    "model", "model_options", "unet", "dit", "schedule", "prediction_type", "learned_variance", "objective",
-    "class_conditional", "label_drop", "horizontal_flip", "global_batch", "seed", "optimizer",
-)  # fmt: skip
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataIdentity:
+    """What of the data's configuration decides the order."""
+
+    lanes: int
+    """Row sequences that make up every global batch."""
+    window_shards: int
+    """Shards of a lane whose rows are shuffled together."""
 
 
-def run_identity(config: TrainConfig, manifest: DatasetManifest) -> dict[str, Any]:
-    """The fields that a resumed run must share with the run that it goes on with, as plain values."""
-    plain = json.loads(to_json(config))
-    identity = {name: plain[name] for name in _IDENTITY}
-    if config.post_hoc_ema.tracked:  # how often, and how exactly stored, may change
-        identity["post_hoc_ema.sigma_rels"] = list(config.post_hoc_ema.tracked)
-    return identity | {
-        "dataset_digest": manifest.digest,
-        "data.lanes": config.data.lanes,
-        "data.window_shards": config.data.window_shards,
-    }
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PostHocEmaIdentity:
+    """What of the snapshots' configuration a run must go on with: how often, and how exactly stored, may change."""
+
+    sigma_rels: tuple[float, ...]
+    """Lengths of the averages that are tracked; empty where no snapshots are taken."""
 
 
-def complete_identity(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A recorded identity with the fields that did not exist when it was written, which had their defaults."""
-    plain = json.loads(to_json(TrainConfig()))
-    return _filled(recorded, {name: plain[name] for name in _IDENTITY})
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunIdentity:
+    """What a run computes: a resumed run may change how long, where and how it runs, and what it shows, but not this.
 
+    Fields have the names that they have in TrainConfig, which the messages show.
+    """
 
-def _filled(recorded: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    inner = {
-        name: _filled(value, defaults[name])
-        for name, value in recorded.items()
-        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
-    }
-    return defaults | recorded | inner
+    network: AnyNetwork
+    """As in TrainConfig, like all fields without a text of their own."""
+    schedule: ScheduleConfig
+    objective: ObjectiveConfig
+    class_conditional: bool
+    label_drop: float
+    horizontal_flip: bool
+    global_batch: int
+    seed: int
+    optimizer: OptimizerConfig
+    data: DataIdentity
+    post_hoc_ema: PostHocEmaIdentity
+    dataset_digest: str
+    """Digest of the dataset's manifest."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, manifest: DatasetManifest) -> "RunIdentity":
+        """The identity of a run of this configuration."""
+        return cls(
+            network=config.network,
+            schedule=config.schedule,
+            objective=config.objective,
+            class_conditional=config.class_conditional,
+            label_drop=config.label_drop,
+            horizontal_flip=config.horizontal_flip,
+            global_batch=config.global_batch,
+            seed=config.seed,
+            optimizer=config.optimizer,
+            data=DataIdentity(lanes=config.data.lanes, window_shards=config.data.window_shards),
+            post_hoc_ema=PostHocEmaIdentity(sigma_rels=config.post_hoc_ema.tracked),
+            dataset_digest=manifest.digest,
+        )
 
 
 def _positive(config: object, *names: str) -> None:

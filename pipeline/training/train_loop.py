@@ -19,10 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddpm import (
     ChosenTimesteps,
+    DiffusionModel,
     ImportanceSampler,
-    build_model,
+    build_network,
     images_to_x_0,
-    make_schedule,
     make_training_batch,
     per_sample_loss,
     stratified_timesteps,
@@ -50,7 +50,7 @@ def train_worker(task: TrainTask) -> None:
     config = task.config
     torch.set_num_threads(config.workers.cpus_per_worker)
     if task.source is not None:
-        activate_source(task.source, config.model)
+        activate_source(task.source, config.network)
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     device = ray.train.torch.get_device()
     checkpoints = CheckpointStore(open_store(join_uri(config.output, "checkpoints")))
@@ -75,7 +75,7 @@ def train_worker(task: TrainTask) -> None:
 
 def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool) -> TrainingState:
     config = task.config
-    network = build_model(task.model_config, seed=config.seed, gradient_checkpointing=config.gradient_checkpointing)
+    network = build_network(task.model_config, seed=config.seed, gradient_checkpointing=config.gradient_checkpointing)
     importance = None
     if config.objective.t_choice == "importance":
         importance = ImportanceSampler(task.model_config.schedule.num_timesteps)
@@ -139,11 +139,10 @@ class _Step:
 
     def __init__(self, task: TrainTask, state: TrainingState, device: torch.device) -> None:
         self._config, self._state, self._device = task.config, state, device
-        self._null_label = task.model_config.num_classes
-        self._schedule = make_schedule(task.model_config.schedule)
-        self._ddp = DistributedDataParallel(
+        ddp = DistributedDataParallel(
             state.network.train(), device_ids=[device.index] if device.type == "cuda" else None
         )
+        self._model = DiffusionModel.of(task.model_config, ddp)
         self._rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         order = data_order(task.config, task.manifest)
         # A lane's place in the global batch is the same whoever reads it: that is what a slot is.
@@ -154,29 +153,21 @@ class _Step:
 
     def __call__(self, batch: RankBatch, totals: "_LossTotals") -> float:
         config, state = self._config, self._state
-        label = None if batch.labels is None or self._null_label is None else self._on_device(batch.labels)
+        label = None if batch.labels is None or self._model.null_label is None else self._on_device(batch.labels)
         chosen = self._choose_t(state.step)
         noised = make_training_batch(
-            self._schedule,
-            images_to_x_0(self._on_device(batch.images)),
+            self._model,
+            images_to_x_0(self._on_device(batch.images), self._model.num_levels),
             label,
             seed=config.seed,
             sample_ids=self._on_device(batch.sample_ids),
             epochs=self._on_device(batch.epochs),
             flip=config.horizontal_flip,
             label_drop=config.label_drop,
-            null_label=self._null_label,
             timesteps=chosen,
         )
         torch.manual_seed(((config.seed * 1_000_003 + state.step) * 65_537 + self._rank) % 2**63)  # dropout only
-        losses = per_sample_loss(
-            self._ddp,
-            noised,
-            self._schedule,
-            objective=config.objective,
-            prediction_type=config.prediction_type,
-            variance=config.variance,
-        )
+        losses = per_sample_loss(self._model, noised, objective=config.objective)
         # DDP averages gradients over ranks; ranks may hold different numbers of images.
         torch.autograd.backward((losses * noised.weight).sum() * (self._world / config.global_batch))
         this_step, skipped = state.step, len(state.skipped_steps)
@@ -200,7 +191,7 @@ class _Step:
         match config.objective.t_choice:
             case "stratified":
                 return stratified_timesteps(
-                    self._schedule.num_timesteps,
+                    self._model.schedule.num_timesteps,
                     seed=config.seed,
                     step=step,
                     slots=slots,

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ddpm import Ema, ImportanceSampler
-from pipeline.config_io import from_json, to_json
-from pipeline.errors import CheckpointError
+from pipeline.config_io import read_record, to_json
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.model_files import ModelCard
 from pipeline.training.averages import Averages
+from pipeline.training.checkpoints import TRAIN_AGAIN
 from pipeline.training.train_config import OptimizerConfig
 
 TRAIN_WEIGHTS = "train_weights.safetensors"
@@ -26,14 +27,14 @@ _IMPORTANCE = "importance.safetensors"
 class Position:
     """How far a run has come."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record's form."""
     step: int
     """Global batches behind the run; the next one has this index."""
     skipped_steps: tuple[int, ...]
     """Global batches left out because their loss or gradient was not finite."""
-    num_averaged_images: int = 0
-    """Images that the moving averages have taken in; 0 in records from before an average depended on it."""
+    num_averaged_images: int
+    """Images that the moving averages have taken in."""
 
 
 class TrainingState:
@@ -134,16 +135,17 @@ class TrainingState:
 
         Raises:
             CheckpointError: If a file is missing or belongs to another network.
+            FormatVersionError: If a file is of another version.
         """
         try:
-            position = from_json(Position, files[_STATE], _STATE)
+            position = read_record(Position, files[_STATE], _STATE, remedy=TRAIN_AGAIN)
             self.network.load_state_dict(safetensors.torch.load(files[TRAIN_WEIGHTS]))
             self._restore_optimizer(safetensors.torch.load(files[_OPTIMIZER]))
             if self.importance is not None:
                 self.importance.load_state_dict(safetensors.torch.load(files[_IMPORTANCE]))
             if self.averages is not None:
                 self.averages.restore(files, num_images=position.num_averaged_images)
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError, ConfigError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"checkpoint does not fit the configured network ({reason})") from error
         self.step, self.skipped_steps = position.step, list(position.skipped_steps)

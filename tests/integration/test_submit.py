@@ -34,7 +34,7 @@ def test_train_and_sample_on_a_cluster(
     storage.pop("bucket")
     with mlflow_server(postgres_uri, f"s3://{bucket}/mlflow", tmp_path, environment=storage) as tracking:
         environment = storage | {"MLFLOW_TRACKING_URI": tracking}
-        submit(ray_cluster, environment, "prepare_data", "--output", f"s3://{bucket}/digits")
+        submit(ray_cluster, environment, "prepare_data", "--dataset", f"s3://{bucket}/digits")
         # Three workers do not fit on one node.
         trained = submit(
             ray_cluster, environment, "train", "--dataset", f"s3://{bucket}/digits", "--output", f"s3://{bucket}/run",

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.services
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     output = tmp_path_factory.mktemp("digits") / "dataset"
-    run_job("prepare_data", "--output", str(output))
+    run_job("prepare_data", "--dataset", str(output))
     return str(output)
 
 

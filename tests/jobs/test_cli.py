@@ -86,7 +86,7 @@ def test_a_mistake_in_a_file_names_the_file(train_job, text: str, words: list[st
 
 
 def test_preset_then_file_then_flags(train_job, tmp_path: Path) -> None:
-    config = PrepareConfig(source="digits", output="dataset", shard_size=250)
+    config = PrepareConfig(source="digits", dataset="dataset", shard_size=250)
     prepare_source(config, open_source(config), map)
     text = 'dataset = "dataset"\nsteps = 7\nglobal_batch = 64\n[unet]\nbase_channels = 16\nnum_groups = 4\n'
     (tmp_path / "mine.toml").write_text(text)

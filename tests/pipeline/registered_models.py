@@ -5,19 +5,23 @@ from pathlib import Path
 import torch
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from ddpm import ModelConfig, ScheduleConfig, UNetConfig, build_model
+from ddpm import ModelConfig, ScheduleConfig, UNetConfig, build_network
 from pipeline.models.model_files import ModelCard, ModelFiles, encode_model
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingRun
 
 _UNET = UNetConfig(base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=4)
 CONFIG = ModelConfig(
-    unet=_UNET, schedule=ScheduleConfig(name="cosine", num_timesteps=20), image_size=8, channels=1, num_classes=3
+    network=_UNET,
+    schedule=ScheduleConfig(name="cosine", num_timesteps=20),
+    image_size=(8, 8),
+    channels=1,
+    num_classes=3,
 )
 
 
 def model_files(seed: int, config: ModelConfig = CONFIG, source: bytes | None = None) -> ModelFiles:
-    network = build_model(config, seed=seed)
+    network = build_network(config, seed=seed)
     with torch.no_grad():  # the last convolution of a fresh U-Net is zero: its images would not depend on the label
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))

@@ -42,11 +42,11 @@ class SmallDataset:
 
 
 def make_dataset(
-    root: Path, sizes: Sequence[int], *, image_size: int = 8, channels: int = 1, labelled: bool = True
+    root: Path, sizes: Sequence[int], *, image_size: tuple[int, int] = (8, 8), channels: int = 1, labelled: bool = True
 ) -> SmallDataset:
     """Write a dataset with one shard for each size."""
     store = open_store(str(root))
-    shape = (sum(sizes), image_size, image_size, channels)
+    shape = (sum(sizes), *image_size, channels)
     images = np.random.default_rng(len(sizes)).integers(0, 256, shape, dtype=np.uint8)
     records: list[ShardRecord] = []
     first = 0
@@ -57,7 +57,7 @@ def make_dataset(
         ]
         data = pack_shard(samples)
         record = ShardRecord(
-            key=f"train/{number:06d}.tar",
+            key=f"train/{number:09d}.tar",
             size_bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
             num_samples=size,

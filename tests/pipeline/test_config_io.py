@@ -11,8 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config_io import digest, from_json, read_toml, refuse_empty, to_json, to_toml
-from pipeline.errors import ConfigError
+from ddpm.added_field import added_field
+from pipeline.config_io import (
+    complete,
+    digest,
+    from_json,
+    identity,
+    read_record,
+    read_toml,
+    refuse_empty,
+    to_json,
+    to_toml,
+)
+from pipeline.errors import ConfigError, FormatVersionError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,3 +209,143 @@ def test_empty_texts_are_refused_by_name() -> None:
     refuse_empty(Job(output="x", note=""), "output")
     with pytest.raises(ValueError, match=r"^note: must not be empty"):
         refuse_empty(Job(output="x", note=""), "output", "note")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """As it was when the first records were written."""
+
+    name: Literal["shape"] = "shape"
+    width: int = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrownShape:
+    name: Literal["shape"] = "shape"
+    width: int = 4
+    ratio: float = added_field(default=2.0, pin=1)
+    limit: int | None = added_field(default=3, pin=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Other:
+    name: Literal["other"] = "other"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    format_version: int = 2
+    shape: Shape | Other = field(default_factory=Shape)
+    shapes: tuple[Shape, ...] = ()
+    by_name: dict[str, Shape] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrownRun:
+    format_version: int = 2
+    shape: GrownShape | Other = field(default_factory=GrownShape)
+    shapes: tuple[GrownShape, ...] = ()
+    by_name: dict[str, GrownShape] = field(default_factory=dict)
+    extra: GrownShape | None = added_field(default_factory=GrownShape, pin=GrownShape(ratio=1.0, limit=None, width=9))
+
+
+old_shapes = st.builds(Shape, width=st.integers(0, 9))
+old_runs = st.builds(
+    Run,
+    shape=old_shapes | st.just(Other()),
+    shapes=st.lists(old_shapes, max_size=2).map(tuple),
+    by_name=st.dictionaries(text, old_shapes, max_size=2),
+)
+grown_shapes = st.builds(
+    GrownShape, width=st.integers(0, 9), ratio=st.sampled_from([1.0, 2.0, 3]), limit=st.none() | st.integers(0, 3)
+)
+grown_runs = st.builds(
+    GrownRun,
+    shape=grown_shapes | st.just(Other()),
+    shapes=st.lists(grown_shapes, max_size=2).map(tuple),
+    by_name=st.dictionaries(text, grown_shapes, max_size=2),
+    extra=st.none() | grown_shapes,
+)
+
+
+@given(old=old_runs)
+def test_records_from_before_a_field_existed_are_at_its_pin_and_keep_their_digest(old: Run) -> None:
+    read = from_json(GrownRun, to_json(old), "x.json")
+    shapes = [read.shape, *read.shapes, *read.by_name.values()]
+    assert all((shape.ratio, shape.limit) == (1.0, None) for shape in shapes if isinstance(shape, GrownShape))
+    assert read.extra == GrownShape(ratio=1.0, limit=None, width=9)
+    assert identity(read) == json.loads(to_json(old)) and digest(read) == digest(old)
+    assert complete(GrownRun, json.loads(to_json(old))) == json.loads(to_json(read))
+
+
+@given(a=grown_runs, b=grown_runs)
+def test_identities_tell_objects_apart_and_are_records(a: GrownRun, b: GrownRun) -> None:
+    assert a == b or digest(a) != digest(b)
+    assert from_json(GrownRun, to_json(identity(a)), "x.json") == a == from_json(GrownRun, to_json(a), "x.json")
+    assert complete(GrownRun, identity(a)) == json.loads(to_json(a)), "all fields are written"
+    assert read_toml(GrownRun, to_toml(a), "x.toml", b).shape == a.shape
+
+
+def test_a_field_off_its_pin_changes_the_digest_even_at_its_default() -> None:
+    pinned = GrownShape(ratio=1.0, limit=None)
+    assert digest(pinned) == digest(Shape()) and digest(GrownShape()) != digest(Shape())
+    assert identity(GrownShape()) == {"name": "shape", "width": 4, "ratio": 2.0, "limit": 3}
+    assert identity(GrownShape(limit=None)) == {"name": "shape", "width": 4, "ratio": 2.0}
+    assert to_json(pinned) == b'{"limit":null,"name":"shape","ratio":1.0,"width":4}\n', "records hold all fields"
+
+
+def test_people_get_the_defaults_of_today() -> None:
+    assert read_toml(GrownRun, "shape.width = 1", "x.toml") == GrownRun(shape=GrownShape(width=1))
+    base = GrownRun(shape=GrownShape(ratio=5.0))
+    assert read_toml(GrownRun, "shape.width = 1", "x.toml", base).shape == GrownShape(width=1, ratio=5.0)
+
+
+def test_part_of_an_identity_is_completed_and_the_rest_left_alone() -> None:
+    recorded = {"shape": {"name": "shape"}, "dataset_digest": "d", "by_name": {"x": 3}, "data.lanes": 4}
+    before = json.dumps(recorded)
+    filled = complete(GrownRun, recorded)
+    assert filled.pop("extra") == {"name": "shape", "width": 9, "ratio": 1.0, "limit": None}
+    assert filled == recorded | {"shape": {"name": "shape", "ratio": 1.0, "limit": None}}
+    assert json.dumps(recorded) == before
+    odd = {"shape": {"name": "nothing"}, "shapes": "none"}
+    assert complete(Run, odd) == odd
+
+
+def test_plain_values_are_their_own_identity() -> None:
+    assert identity([["a", 1]]) == [["a", 1]] and digest(["a"]) == hashlib.sha256(b'["a"]\n').hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Index:
+    format_version: int = 3
+    run: GrownRun | None = None
+
+
+@pytest.mark.parametrize(
+    ("data", "rule"),
+    [
+        (b'{"format_version":2}', "has format_version 2, this program reads 3; index it again"),
+        (b'{"format_version":4,"unknown":1}', "has format_version 4, this program reads 3; update this program"),
+        (b'{"run":null}', "has no format_version, this program reads 3; index it again"),
+        (b'{"format_version":"3"}', 'has format_version "3", this program reads 3; index it again'),
+        (b'{"format_version":true}', "has format_version true, this program reads 3; index it again"),
+        (b'{"format_version":3,"run":{"format_version":1}}', "run: has format_version 1, this program reads 2; index"),
+    ],
+)
+def test_another_version_is_refused_before_anything_else(data: bytes, rule: str) -> None:
+    with pytest.raises(FormatVersionError) as caught:
+        read_record(Index, data, "s3://b/x.json", remedy="index it again")
+    assert str(caught.value).startswith(f"s3://b/x.json: {rule}") and caught.value.exit_code == 2
+
+
+def test_a_record_of_this_version_is_read() -> None:
+    run = GrownRun(shape=Other(), shapes=(GrownShape(),))
+    assert read_record(GrownRun, to_json(run), "x", remedy="") == run
+    old = Run(shapes=(Shape(),))
+    assert read_record(GrownRun, to_json(old), "x", remedy="").shapes == (GrownShape(ratio=1.0, limit=None),)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b"\xff", b'{"format_version":3,"x":1}'])
+def test_a_damaged_record_is_no_other_version(data: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"^s3://b/x\.json: "):
+        read_record(Index, data, "s3://b/x.json", remedy="index it again")

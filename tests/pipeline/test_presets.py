@@ -1,33 +1,31 @@
 """What the presets say about themselves: sizes, costs, and that jobs take them by name."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from ddpm import DiT, ModelConfig, UNet
-from ddpm.networks.model_config import count_parameters, flops_per_image
+from ddpm import ModelConfig, count_parameters, flops_per_image
+from ddpm.networks.model_config import construct
 from jobs.cli import run_job
+from jobs.train import JOB
 from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
-from pipeline.data.sources import DIGITS_IMAGE_SIZE
 from pipeline.presets import PRESETS, Preset
-from pipeline.training.train import describe_plan
 from pipeline.training.train_config import data_order, model_config
 
-SHARD = ShardRecord(key="train/000000-0123456789abcdef.tar", size_bytes=1, sha256="0" * 64, num_samples=100_000)
+SHARD = ShardRecord(key="train/000000000-0123456789abcdef.tar", size_bytes=1, sha256="0" * 64, num_samples=100_000)
 NUM_CLASSES = {"digits": 10, "imagenet64": 1000, "celebahq256": 0, "cifar10": 0}
 
 
 def manifest(preset: Preset) -> DatasetManifest:
     """What `prepare` would have written: the shape of the images, and the classes that the name stands for."""
-    name = preset.prepare.output.split("/")[1]
+    name = preset.prepare.dataset.split("/")[1]
     return DatasetManifest(
         name=name,
         source=preset.prepare.source,
-        image_size=preset.prepare.image_size or DIGITS_IMAGE_SIZE,
-        channels=preset.prepare.channels or (1 if preset.prepare.source == "digits" else 3),
+        image_size=preset.prepare.image_shape[:2],
+        channels=preset.prepare.image_shape[2],
         class_names=tuple(f"class {index}" for index in range(NUM_CLASSES[name])),
         splits={"train": Split(shards=(SHARD,))},
         num_quarantined=0,
@@ -35,17 +33,8 @@ def manifest(preset: Preset) -> DatasetManifest:
 
 
 def num_parameters(config: ModelConfig) -> int:
-    make: Callable[..., torch.nn.Module] = UNet if config.model == "unet" else DiT
     with torch.device("meta"):
-        return count_parameters(
-            make(
-                config.unet if config.model == "unet" else config.dit,
-                image_size=config.image_size,
-                channels=config.channels,
-                num_classes=config.num_classes,
-                learned_variance=config.learned_variance,
-            )
-        )
+        return count_parameters(construct(config))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -66,7 +55,7 @@ def test_a_preset_fits_together(name: str) -> None:
     preset = PRESETS[name]()
     train, sampler = preset.train, preset.sample.sampler
     assert data_order(train, manifest(preset)).lane_rows_per_step * train.data.lanes == train.global_batch
-    assert train.learned_variance == (sampler.variance == "learned_range")
+    assert train.network.learned_variance == sampler.needs_learned_variance
     assert sampler.guidance_scale == 1.0 or train.label_drop > 0
     assert train.run_name == name and train.output == f"artifacts/{name}/train"
 
@@ -75,11 +64,6 @@ def test_a_preset_fits_together(name: str) -> None:
 def test_a_job_takes_a_preset_by_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As far as its dataset, which is not there."""
     nothing = str(tmp_path / "nothing")
-    code = run_job(
-        ["--preset", name, "--dataset", nothing, "--dry-run"],
-        lambda preset: preset.train,
-        lambda config: None,
-        describe_plan,
-    )
+    code = run_job(JOB, ["--preset", name, "--dataset", nothing, "--dry-run"])
     said = capsys.readouterr().err
     assert code != 0 and nothing in said and "prepare_data" in said

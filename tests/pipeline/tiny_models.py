@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm import ModelConfig, ScheduleConfig, UNetConfig, build_model
+from ddpm import ModelConfig, OwnNetworkConfig, ScheduleConfig, UNetConfig, build_network
+from ddpm.networks.registry import AnyNetwork
 from pipeline.models.model_files import ModelCard, encode_model
 from pipeline.models.model_source import collect_source
 
@@ -18,8 +19,7 @@ TINY_UNET = UNetConfig(
 def write_model(
     folder: Path,
     *,
-    model: str = "unet",
-    model_options: dict[str, int | float | str | bool] | None = None,
+    network: AnyNetwork = TINY_UNET,
     num_classes: int | None = 3,
     channels: int = 1,
     num_timesteps: int = 100,
@@ -28,20 +28,18 @@ def write_model(
 ) -> str:
     """Write an untrained model's files; returns the folder as a URI. It answers 0, unless it is to answer something."""
     config = ModelConfig(
-        model=model,
-        model_options=model_options or {},
-        unet=TINY_UNET,
+        network=network,
         schedule=ScheduleConfig(name="cosine", num_timesteps=num_timesteps),
-        image_size=image_size,
+        image_size=(image_size, image_size),
         channels=channels,
         num_classes=num_classes,
     )
     card = ModelCard(config=config, class_names=tuple(f"class {k}" for k in range(num_classes or 0)))
-    weights = build_model(config).state_dict()
+    weights = build_network(config).state_dict()
     if answers:
         generator = torch.Generator().manual_seed(0)
         weights = {name: w + 0.1 * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
-    files = encode_model(card, weights, collect_source(model))
+    files = encode_model(card, weights, collect_source(network))
     folder.mkdir(parents=True)
     for name, data in files.as_dict().items():
         (folder / name).write_bytes(data)
@@ -89,5 +87,5 @@ def write_own_model(folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, wh
     folder.mkdir(parents=True)
     (folder / f"{module}.py").write_text(OWN_NETWORK)
     monkeypatch.syspath_prepend(str(folder))
-    options: dict[str, int | float | str | bool] = {"what": what, "where": where}
-    return write_model(folder / "model", model=f"{module}:make", model_options=options)
+    network = OwnNetworkConfig(factory=f"{module}:make", options={"what": what, "where": where})
+    return write_model(folder / "model", network=network)

@@ -10,23 +10,10 @@ samplers.png             quality against network evaluations, of each sampler
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 
-from ddpm import (
-    BoundStatistics,
-    LikelihoodConfig,
-    NetworkDenoiser,
-    Prediction,
-    Stream,
-    ancestral_sample,
-    make_schedule,
-    spaced_timesteps,
-    standard_normal,
-    x_0_to_images,
-)
-from ddpm.shapes import Images, Labels, Times
+from ddpm import Ancestral, BoundStatistics, DiffusionModel, LikelihoodConfig, generate, x_0_to_images
+from ddpm.shapes import Images
 from pipeline.data.pictures import image_grid
 from pipeline.errors import TrackingUnavailableError
 from pipeline.evaluation.pictures.charts import Line, Panel, line_charts
@@ -37,7 +24,7 @@ from pipeline.evaluation.studies.sampler_table import draw_comparison
 from pipeline.generation.inventory import write_if_changed
 from pipeline.measuring.bound import BoundMeter
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
-from pipeline.models.model_files import ModelCard, load_network
+from pipeline.models.model_files import load_model
 from pipeline.models.registry import resolve_model
 from pipeline.models.version_records import log_version_files
 from pipeline.progress import say
@@ -48,13 +35,11 @@ _TRAJECTORY_STEPS, _TRAJECTORY_COLUMNS, _TRAJECTORY_IMAGES = 100, 10, 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FiguresConfig:
-    """Draw the method's and a model's pictures."""
+class FiguresConfig(SamplerComparisonConfig):
+    """Draw the method's and a model's pictures, and compare samplers."""
 
     output: str
     """Folder or s3://bucket/prefix for the pictures."""
-    samplers: SamplerComparisonConfig
-    """The model, its dataset, and the comparison of samplers; images that exist already are not made again."""
     max_bound_images: int = 64
     """Held-out images, spread over the split, on which every term of the bound is measured."""
     batch_size: int = 250
@@ -63,6 +48,7 @@ class FiguresConfig:
     """Seed of the bound's and of the trajectory's noise, in [0, 2^64)."""
 
     def __post_init__(self) -> None:
+        SamplerComparisonConfig.__post_init__(self)
         for name in ("max_bound_images", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}; choose a positive number")
@@ -82,25 +68,23 @@ def draw_figures(config: FiguresConfig) -> list[str]:
     Raises:
         PipelineError: As compare_samplers.
     """
-    dataset = EvaluationDataset(config.samplers.dataset)
-    model = resolve_model(config.samplers.sample.model, config.samplers.sample.tracking)
-    card, network = load_network(model.files, model.uri)
+    dataset = EvaluationDataset(config.dataset)
+    model = resolve_model(config.sample.model, config.tracking)
+    card, loaded = load_model(model.files, model.uri)
     dataset.check_fits(card, model.uri)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = network.to(device)
-    meter = BoundMeter(
-        network=network, model=card.config, seed=config.seed, batch_size=config.batch_size, device=device
-    )
+    loaded = loaded.to(device)
+    meter = BoundMeter(model=loaded, seed=config.seed, batch_size=config.batch_size, device=device)
     pictures = {
         "schedules.png": draw_schedules(card.config.schedule),
         "posterior_variance.png": draw_posterior_variance(card.config.schedule),
-        "loss_weights.png": draw_loss_weights(card.config.schedule, card.config.prediction_type),
-        "trajectory.png": draw_trajectory(card, network, seed=config.seed, device=device),
+        "loss_weights.png": draw_loss_weights(card.config.schedule, loaded.prediction_type),
+        "trajectory.png": draw_trajectory(loaded, seed=config.seed, device=device),
     }
     say("measuring every term of the bound")
     bound = meter.bound(dataset.stream("held_out", config.max_bound_images), LikelihoodConfig())
     pictures["bits_by_t.png"] = draw_bits_by_t(bound)
-    pictures["samplers.png"] = draw_comparison(compare_samplers(config.samplers, model=model))
+    pictures["samplers.png"] = draw_comparison(compare_samplers(config, model=model))
     store = open_store(config.output)
     for name, png in pictures.items():
         write_if_changed(store, name, png)
@@ -135,60 +119,27 @@ def draw_bits_by_t(bound: BoundStatistics) -> bytes:
     )
 
 
-def draw_trajectory(card: ModelCard, network: torch.nn.Module, *, seed: int, device: torch.device) -> bytes:
+def draw_trajectory(model: DiffusionModel, *, seed: int, device: torch.device) -> bytes:
     """Some images on their way from noise to data, x_t over x_0_hat, as a PNG; time runs from left to right."""
-    config = card.config
-    schedule = make_schedule(config.schedule)
-    recorder = _Recorder(
-        NetworkDenoiser(
-            network=network,
-            schedule=schedule,
-            prediction_type=config.prediction_type,
-            learned_variance=config.learned_variance,
-        )
-    )
+    seen: list[tuple[Images, Images]] = []
     ids = torch.arange(_TRAJECTORY_IMAGES, device=device)
-    shape = (config.channels, config.image_size, config.image_size)
-    num_steps = min(_TRAJECTORY_STEPS, schedule.num_timesteps)
-    with torch.no_grad():
-        ancestral_sample(
-            recorder,
-            schedule,
-            standard_normal(seed, Stream.X_T, ids, 0, shape),
-            None if config.num_classes is None else ids % config.num_classes,
-            timesteps=spaced_timesteps(schedule, num_steps, "linspace"),
-            noise=lambda draw: standard_normal(seed, Stream.STEP, ids, draw, shape),
-            variance="learned_range" if config.learned_variance else "fixed_small",
-        )
+    num_steps = min(_TRAJECTORY_STEPS, model.schedule.num_timesteps)
+    generate(
+        model,
+        Ancestral(num_steps=num_steps, variance=model.variance),
+        seed=seed,
+        sample_ids=ids,
+        label=None if model.null_label is None else ids % model.null_label,
+        callback=lambda step, t, x_t, x_0_hat: seen.append((x_t, x_0_hat)),
+    )
     num_columns = min(_TRAJECTORY_COLUMNS, num_steps)
-    shown = [round(i * (num_steps - 1) / max(num_columns - 1, 1)) for i in range(num_columns)]
-    rows = [
-        row
-        for image in range(_TRAJECTORY_IMAGES)
-        for row in (
-            [recorder.x_t[step][image] for step in shown],
-            [recorder.x_0_hat[step][image] for step in shown],
-        )
-    ]
-    return image_grid(np.stack([cell for row in rows for cell in row]), columns=num_columns)
-
-
-class _Recorder:
-    """A denoiser that keeps what it saw and said."""
-
-    def __init__(self, denoise: NetworkDenoiser) -> None:
-        self._denoise = denoise
-        self.x_t: list[UInt8[np.ndarray, "b h w c"]] = []
-        self.x_0_hat: list[UInt8[np.ndarray, "b h w c"]] = []
-
-    def __call__(self, x_t: Images, t: Times, label: Labels | None) -> Prediction:
-        prediction = self._denoise(x_t, t, label)
-        self.x_t.append(x_0_to_images(x_t.clamp(-1, 1)).cpu().numpy())
-        self.x_0_hat.append(x_0_to_images(prediction.x_0_hat).cpu().numpy())
-        return prediction
+    shown = [seen[round(i * (num_steps - 1) / max(num_columns - 1, 1))] for i in range(num_columns)]
+    cells = [row[half][image] for image in range(_TRAJECTORY_IMAGES) for half in (0, 1) for row in shown]
+    pixels = x_0_to_images(torch.stack(cells).clamp(-1, 1)).cpu().numpy()
+    return image_grid(pixels, columns=num_columns)
 
 
 def describe_plan(config: FiguresConfig) -> list[tuple[str, str]]:
     """What drawing would do, as names and values; reads manifest and model, starts nothing."""
     bound = f"every term of about {config.max_bound_images} held-out images"
-    return [*sampler_comparison.describe_plan(config.samplers), ("bound", bound), ("pictures", config.output)]
+    return [*sampler_comparison.describe_plan(config), ("bound", bound), ("pictures", config.output)]

@@ -9,11 +9,11 @@ from ddpm import (
     ObjectiveConfig,
     PredictionType,
     ScheduleConfig,
-    loss_weights,
     make_schedule,
     spaced_timesteps,
 )
 from ddpm.process.interpolation import Table
+from ddpm.training.objectives import loss_weights
 from pipeline.evaluation.pictures.charts import Line, Panel, line_charts
 
 _CHAINS = (1000, 100, 20)

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.generation.inventory import write_if_changed
 from pipeline.measuring.bound import BoundMeter
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
-from pipeline.models.model_files import load_network, read_card
+from pipeline.models.model_files import load_model, read_card
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.stores.storage import join_uri, open_store
 from pipeline.tracking.tracking import TrackingConfig
@@ -62,7 +62,7 @@ class BoundComparisonConfig:
 class BoundComparison:
     """The content of `bounds.json`: bits per dimension, whole and by term."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record."""
     model: str
     """The model's URI, resolved."""
@@ -141,11 +141,9 @@ def _resolve(config: BoundComparisonConfig) -> tuple[EvaluationDataset, Resolved
 
 
 def _bounds(model: ResolvedModel, dataset: EvaluationDataset, config: BoundComparisonConfig) -> Iterator[ImageBound]:
-    card, network = load_network(model.files, model.uri)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    meter = BoundMeter(
-        network=network.to(device), model=card.config, seed=config.seed, batch_size=config.batch_size, device=device
-    )
+    loaded = load_model(model.files, model.uri)[1].to(device)
+    meter = BoundMeter(model=loaded, seed=config.seed, batch_size=config.batch_size, device=device)
     return meter.image_bounds(dataset.stream("held_out", config.max_images), config.bound)
 
 

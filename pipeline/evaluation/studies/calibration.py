@@ -4,13 +4,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ddpm import RunningMoments, images_to_x_0, make_schedule, x_0_error_table, x_0_errors
+from ddpm import RunningMoments, images_to_x_0, x_0_error_table, x_0_errors
 from pipeline.config_io import to_json
 from pipeline.data.image_stream import regroup, spread_shards, stream_images
 from pipeline.data.manifest import load_manifest
+from pipeline.data.shards import check_levels
 from pipeline.errors import ConfigError
+from pipeline.measuring.evaluation_dataset import check_fits
 from pipeline.models.calibration import Calibration
-from pipeline.models.model_files import load_network, read_card
+from pipeline.models.model_files import load_model, read_card
 from pipeline.models.registry import resolve_model
 from pipeline.progress import Progress
 from pipeline.stores.storage import open_store, split_file_uri
@@ -62,21 +64,18 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     model = resolve_model(config.model, config.tracking)
     store = open_store(config.dataset)
     manifest = load_manifest(store)
+    check_levels(manifest, store.uri)
     card = read_card(model.files, model.uri)
     network_config = card.config
-    theirs = (manifest.image_size, manifest.channels, network_config.num_classes and manifest.num_classes)
-    if theirs != (network_config.image_size, network_config.channels, network_config.num_classes):
-        raise ConfigError(f"dataset: {config.dataset} holds other images or classes than {model.uri} was trained on")
-    schedule = make_schedule(network_config.schedule)
-    if config.terms_per_image > schedule.num_timesteps:
-        raise ConfigError(
-            f"terms_per_image: must be at most {schedule.num_timesteps}, its steps, got {config.terms_per_image}"
-        )
+    check_fits(manifest, card, config.dataset, model.uri)
+    num_timesteps = network_config.schedule.num_timesteps
+    if config.terms_per_image > num_timesteps:
+        raise ConfigError(f"terms_per_image: must be at most {num_timesteps}, its steps, got {config.terms_per_image}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = load_network(model.files, model.uri)[1].to(device)
+    loaded = load_model(model.files, model.uri)[1].to(device)
     shards = spread_shards(manifest.splits["train"].shards, config.max_images)
     num_images = min(sum(shard.num_samples for shard in shards), config.max_images)
-    errors = RunningMoments.from_samples(torch.zeros(0, schedule.num_timesteps))
+    errors = RunningMoments.from_samples(torch.zeros(0, num_timesteps))
     start = 0
     with Progress("calibrating", num_images, "img") as progress:
         for group in regroup(stream_images(store, shards, num_images), config.batch_size):
@@ -84,14 +83,11 @@ def calibrate(config: CalibrateConfig) -> Calibration:
             if network_config.num_classes is not None and group.labels is not None:
                 label = torch.from_numpy(group.labels).to(device)
             errors = errors + x_0_errors(
-                network,
-                schedule,
+                loaded,
                 seed=config.seed,
                 sample_ids=torch.arange(start, start + len(group), device=device),
-                x_0=images_to_x_0(torch.from_numpy(group.images).to(device)),
+                x_0=images_to_x_0(torch.from_numpy(group.images).to(device), loaded.num_levels),
                 label=label,
-                prediction_type=network_config.prediction_type,
-                learned_variance=network_config.learned_variance,
                 clip_x_0=config.clip_x_0,
                 terms_per_image=config.terms_per_image,
             )

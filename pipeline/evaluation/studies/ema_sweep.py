@@ -6,20 +6,23 @@ them stand the weights in training, which are an average of length 0, and the av
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ddpm import PowerProfile
-from pipeline.cluster import ray_session
-from pipeline.config_io import refuse_empty, to_json, to_toml
-from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
+from pipeline.cluster import ClusterConfig, ray_session
+from pipeline.config_io import refuse_empty, to_json
+from pipeline.config_sections import write_section
+from pipeline.evaluation.evaluate import EvaluateConfig, MeasuresConfig, evaluate
 from pipeline.evaluation.pictures.charts import Line, Panel, line_charts
 from pipeline.generation.inventory import write_if_changed
+from pipeline.generation.requests import Generate
+from pipeline.generation.sample_job import ImagesConfig
 from pipeline.models.model_files import ModelFiles
 from pipeline.models.registry import ResolvedModel
 from pipeline.progress import say
 from pipeline.stores.storage import join_uri, open_store
-from pipeline.tracking.tracking import TrackingRun, check_server
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
 from pipeline.training.post_hoc_ema import RunAverages
 
 REPORT_KEY, CHART_KEY = "ema_sweep.json", "ema_sweep.png"
@@ -35,23 +38,31 @@ _METRIC_STEP = 1e-4  # of sigma_rel: MLflow's abscissa is a whole number
 class EmaSweepConfig:
     """Measure a trained run's averages of several lengths, and draw quality against length."""
 
-    train: str
+    run: str
     """Output of a training run that took snapshots: a folder or s3:// URI."""
     output: str
     """Folder or s3:// URI for the images, the figures and the picture."""
-    evaluate: EvaluateConfig
-    """Dataset, images and measures; its model is each of the averages, and its images go to `output`."""
+    dataset: str
+    """Folder or s3://bucket/prefix of a prepared dataset with a held-out split."""
+    sample: ImagesConfig
+    """The images to measure; the model is each of the averages, and its images go to `output`."""
+    evaluate: MeasuresConfig = field(default_factory=MeasuresConfig)
+    """What to measure, and how exactly."""
     sigma_rels: tuple[float, ...] = (0.025, 0.05, 0.075, 0.10, 0.125, 0.15, 0.20, 0.25)
     """Lengths to measure, as shares of the training; 0 stands for the weights in training and is always measured."""
     run_name: str = "ema-sweep"
     """Name of the MLflow run."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Where the work runs."""
 
     def __post_init__(self) -> None:
-        refuse_empty(self, "train", "output", "run_name")
-        if self.evaluate.sample.request.kind != "generate":
+        refuse_empty(self, "run", "output", "run_name")
+        if not isinstance(self.sample.request, Generate):
             raise ValueError(
-                "evaluate.sample.request.kind: averages are measured on images from nothing, got "
-                f"{self.evaluate.sample.request.kind}, which keeps parts of real ones; leave the request out"
+                "sample.request.name: averages are measured on images from nothing, got "
+                f"{self.sample.request.name}, which keeps parts of real ones; leave the request out"
             )
         if not self.sigma_rels or len(set(self.sigma_rels)) < len(self.sigma_rels):
             raise ValueError(f"sigma_rels: distinct and at least one, got {self.sigma_rels}; try 0.05 0.10 0.15")
@@ -80,7 +91,7 @@ class EmaSweepRow:
 class EmaSweep:
     """The content of `ema_sweep.json`."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record."""
     train: str
     """The training run's output."""
@@ -115,25 +126,27 @@ def sweep_ema(config: EmaSweepConfig) -> EmaSweep:
         ModelMissingError: If the run took no snapshots.
         PipelineError: As evaluate; images that were made stay, and running again goes on from there.
     """
-    tracking = config.evaluate.sample.tracking
-    check_server(tracking)
-    averages = RunAverages(config.train)
+    check_server(config.tracking)
+    averages = RunAverages(config.run)
     sample = dataclasses.replace(
-        config.evaluate.sample, model=averages.checkpoint_uri, output=join_uri(config.output, "samples")
+        config.sample, model=averages.checkpoint_uri, output=join_uri(config.output, "samples")
     )
-    measures = dataclasses.replace(config.evaluate, sample=sample)
+    options = {one.name: getattr(config.evaluate, one.name) for one in dataclasses.fields(MeasuresConfig)}
+    measures = EvaluateConfig(
+        dataset=config.dataset, sample=sample, tracking=config.tracking, cluster=config.cluster, **options
+    )
     run = TrackingRun.create(
-        tracking,
+        config.tracking,
         config.run_name,
         params={"train": averages.uri, "sigma_rels": config.sigma_rels, "num_snapshots": len(averages.snapshots)},
         tags={"ddpm.train_output": averages.uri, "ddpm.train_checkpoint": averages.checkpoint_uri},
     )
-    run.log_text(to_toml(config), "config.toml")
+    run.log_text(write_section(config, "ema_sweep"), "config.toml")
     status: Literal["FINISHED", "FAILED"] = "FAILED"
     try:
         rows: list[EmaSweepRow] = []
         num_images = 0
-        with ray_session(sample.cluster):
+        with ray_session(config.cluster):
             for sigma_rel, residual, files in _models(config, averages):
                 model = ResolvedModel(uri=f"{averages.uri}, {_name(sigma_rel)}", version=None, files=files)
                 say(f"{len(rows) + 1} of {len(config.sigma_rels) + 2}: {_name(sigma_rel)}")
@@ -206,12 +219,12 @@ def draw_sweep(sweep: EmaSweep) -> bytes:
 
 def describe_plan(config: EmaSweepConfig) -> list[tuple[str, str]]:
     """What a sweep would do, as names and values; reads the newest checkpoint, starts nothing."""
-    averages = RunAverages(config.train)
+    averages = RunAverages(config.run)
     return [
         ("checkpoint", averages.checkpoint_uri),
         ("snapshots", f"{len(averages.snapshots)}, the newest behind {averages.num_images:,} images"),
         ("models", f"{len(config.sigma_rels)} lengths, the weights in training and the registered average"),
         *((f"sigma_rel {s:g}", f"profile within {averages.fit(s).residual:.2%}") for s in sorted(config.sigma_rels)),
-        ("images", f"{config.evaluate.sample.images_per_class:,} per class of each model"),
+        ("images", f"{config.sample.images_per_class:,} per class of each model"),
         ("report", join_uri(config.output, REPORT_KEY)),
     ]

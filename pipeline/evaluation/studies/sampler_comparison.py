@@ -8,46 +8,62 @@ makes only that one's images. Real images stand beside the figures.
 import dataclasses
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ddpm import Moments, NoiseSchedule, SamplerConfig, frechet_distance, make_schedule, num_evaluations
-from pipeline.cluster import ray_session
+from ddpm import (
+    DDIM,
+    Ancestral,
+    DPMSolver2M,
+    DPMSolver2MSDE,
+    DPMSolver3M,
+    DPMSolver3MCommon,
+    Heun,
+    Moments,
+    NoiseSchedule,
+    Sampler,
+    frechet_distance,
+    make_schedule,
+)
+from ddpm.samplers.registry import AnySampler
+from pipeline.cluster import ClusterConfig, ray_session
 from pipeline.config_io import to_json
-from pipeline.data.image_stream import LabelledImages, join_images, stream_images
+from pipeline.data.image_stream import LabelledImages, join_images
 from pipeline.errors import ConfigError
 from pipeline.evaluation.studies.sampler_table import SamplerComparison, SamplerRow, draw_comparison
-from pipeline.generation.inventory import load_generation_manifest, write_if_changed
-from pipeline.generation.sample import SampleConfig, sample
-from pipeline.generation.sample_job import resolve_job
+from pipeline.generation.inventory import write_if_changed
+from pipeline.generation.requests import Generate
+from pipeline.generation.sample import sample
+from pipeline.generation.sample_job import ImagesConfig, SampleConfig, resolve_job
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.measuring.measures import PixelClassifier, pixel_moments, pixels
 from pipeline.models.model_files import ModelCard, read_card
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.progress import say
 from pipeline.stores.storage import join_uri, open_store
+from pipeline.tracking.tracking import TrackingConfig
 
 REPORT_KEY, CHART_KEY = "samplers.json", "samplers.png"
-REFERENCE = SamplerConfig(name="dpm_solver_2m", spacing="log_snr", num_steps=500)
+REFERENCE = DPMSolver2M(spacing="log_snr", num_steps=500)
 """What deterministic samplers are to agree with: its own error at 500 steps is about 0.0003 on the digits."""
 
 # Each with the spacing that suits it best on the digits; the solvers have one for few steps and one for more.
-SAMPLERS = {
-    "ancestral, fixed_small": SamplerConfig(name="ancestral", variance="fixed_small"),
-    "ancestral, fixed_large": SamplerConfig(name="ancestral", variance="fixed_large"),
-    "ancestral, learned_range": SamplerConfig(name="ancestral", variance="learned_range"),
-    "ancestral, analytic": SamplerConfig(name="ancestral", variance="analytic"),
-    "ddim, eta 1": SamplerConfig(name="ddim", eta=1.0),
-    "ddim, eta 0": SamplerConfig(name="ddim", eta=0.0),
-    "dpm_solver_2m, trailing": SamplerConfig(name="dpm_solver_2m", spacing="trailing"),
-    "dpm_solver_2m, log_snr": SamplerConfig(name="dpm_solver_2m", spacing="log_snr"),
-    "dpm_solver_2m_sde": SamplerConfig(name="dpm_solver_2m_sde", spacing="trailing"),
-    "dpm_solver_3m, trailing": SamplerConfig(name="dpm_solver_3m", spacing="trailing"),
-    "dpm_solver_3m, log_snr": SamplerConfig(name="dpm_solver_3m", spacing="log_snr"),
-    "dpm_solver_3m_common": SamplerConfig(name="dpm_solver_3m_common", spacing="trailing"),
-    "heun": SamplerConfig(name="heun", spacing="trailing"),
-    "heun, churn 10": SamplerConfig(name="heun", spacing="trailing", churn=10.0),
+COMPARED: dict[str, AnySampler] = {
+    "ancestral, fixed_small": Ancestral(variance="fixed_small"),
+    "ancestral, fixed_large": Ancestral(variance="fixed_large"),
+    "ancestral, learned_range": Ancestral(variance="learned_range"),
+    "ancestral, analytic": Ancestral(variance="analytic"),
+    "ddim, eta 1": DDIM(eta=1.0),
+    "ddim, eta 0": DDIM(eta=0.0),
+    "dpm_solver_2m, trailing": DPMSolver2M(spacing="trailing"),
+    "dpm_solver_2m, log_snr": DPMSolver2M(spacing="log_snr"),
+    "dpm_solver_2m_sde": DPMSolver2MSDE(spacing="trailing"),
+    "dpm_solver_3m, trailing": DPMSolver3M(spacing="trailing"),
+    "dpm_solver_3m, log_snr": DPMSolver3M(spacing="log_snr"),
+    "dpm_solver_3m_common": DPMSolver3MCommon(spacing="trailing"),
+    "heun": Heun(spacing="trailing"),
+    "heun, churn 10": Heun(spacing="trailing", churn=10.0),
 }
 
 
@@ -57,7 +73,7 @@ class SamplerComparisonConfig:
 
     dataset: str
     """Folder or s3://bucket/prefix of a prepared dataset with classes and a held-out split, of small images."""
-    sample: SampleConfig
+    sample: ImagesConfig
     """The model, the number of images and where they go; of its sampler only clipping and guidance are used. With a
     calibration, ancestral sampling with the analytic variance is compared too."""
     samplers: tuple[str, ...] = ()
@@ -67,16 +83,20 @@ class SamplerComparisonConfig:
     """Numbers of network evaluations per image; a sampler takes as many steps as these allow."""
     max_train_images: int = 10_000
     """Training images, spread over the split, for the classifier and the real figures."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where the model registry is."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Where the work runs."""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.samplers if name not in SAMPLERS]
+        unknown = [name for name in self.samplers if name not in COMPARED]
         if unknown:
             raise ValueError(
-                f"samplers: each must be one of {'; '.join(SAMPLERS)}, got {unknown[0]!r}; choose of these"
+                f"samplers: each must be one of {'; '.join(COMPARED)}, got {unknown[0]!r}; choose of these"
             )
-        if self.sample.request.kind != "generate":
+        if not isinstance(self.sample.request, Generate):
             raise ValueError(
-                f"sample.request.kind: samplers are compared on images from nothing, got {self.sample.request.kind}; "
+                f"sample.request.name: samplers are compared on images from nothing, got {self.sample.request.name}; "
                 "leave it out"
             )
         if not self.evaluations or min(self.evaluations) < 1:
@@ -103,7 +123,7 @@ def compare_samplers(config: SamplerComparisonConfig, *, model: ResolvedModel | 
     found = _resolve(config, model)
     judge = _Judge(config, found.dataset)
     rows = []
-    with ray_session(config.sample.cluster):
+    with ray_session(config.cluster):
         reference = _images(config, found.reference, found)
         for number, run in enumerate(found.runs, start=1):
             say(f"{number} of {len(found.runs)}: {run.name}, {run.num_evaluations} evaluations")
@@ -157,7 +177,7 @@ class _Run:
     """One sampler with one number of steps."""
 
     name: str
-    sampler: SamplerConfig
+    sampler: AnySampler
     max_evaluations: int
     num_evaluations: int
 
@@ -169,19 +189,19 @@ class _Comparison:
     dataset: EvaluationDataset
     model: ResolvedModel
     card: ModelCard
-    reference: SamplerConfig
+    reference: AnySampler
     runs: tuple[_Run, ...]
 
 
 def _resolve(config: SamplerComparisonConfig, model: ResolvedModel | None) -> _Comparison:
     """Look up everything that any of the runs needs, so that none of them fails after hours of others."""
     dataset = EvaluationDataset(config.dataset)
-    model = model or resolve_model(config.sample.model, config.sample.tracking)
+    model = model or resolve_model(config.sample.model, config.tracking)
     card = read_card(model.files, model.uri)
     dataset.check_fits(card, model.uri)
     if (card.config.num_classes or 0) < 2:
         raise ConfigError(f"sample.model: {model.uri} has no classes to read in its images; compare one that has")
-    obstacles = {name: _obstacle(name, config, card) for name in config.samplers or SAMPLERS}
+    obstacles = {name: _obstacle(name, config, card) for name in config.samplers or COMPARED}
     for name in config.samplers:
         if obstacles[name]:
             raise ConfigError(f"samplers: {name!r} does not fit, {obstacles[name]}")
@@ -195,20 +215,19 @@ def _resolve(config: SamplerComparisonConfig, model: ResolvedModel | None) -> _C
 
 def _obstacle(name: str, config: SamplerComparisonConfig, card: ModelCard) -> str | None:
     """Why a sampler cannot be compared, if so."""
-    base = config.sample.sampler
-    match SAMPLERS[name].variance:
-        case "learned_range" if not card.config.learned_variance:
-            return "the model has not learned a variance; leave it out"
-        case "analytic" if config.sample.calibration is None:
-            return "it needs sample.calibration; make it with jobs/calibrate.py"
-        case "analytic" if base.guidance_scale != 1.0 or base.dynamic_threshold is not None:
-            return "calibrations are without guidance and dynamic threshold; leave it out"
+    base, sampler = config.sample.sampler, COMPARED[name]
+    if sampler.needs_learned_variance and not card.config.network.learned_variance:
+        return "the model has not learned a variance; leave it out"
+    if sampler.needs_x_0_error and config.sample.calibration is None:
+        return "it needs sample.calibration; make it with jobs/calibrate.py"
+    if sampler.needs_x_0_error and (base.guidance_scale != 1.0 or base.dynamic_threshold is not None):
+        return "calibrations are without guidance and dynamic threshold; leave it out"
     return None
 
 
 def _runs(name: str, config: SamplerComparisonConfig, card: ModelCard) -> Iterator[_Run]:
     schedule = make_schedule(card.config.schedule)
-    sampler = _with_options(SAMPLERS[name], config.sample.sampler)
+    sampler = _with_options(COMPARED[name], config.sample.sampler)
     for max_evaluations in config.evaluations:
         num_steps = most_steps(schedule, sampler, max_evaluations)
         if num_steps:
@@ -217,19 +236,19 @@ def _runs(name: str, config: SamplerComparisonConfig, card: ModelCard) -> Iterat
                 name=name,
                 sampler=chosen,
                 max_evaluations=max_evaluations,
-                num_evaluations=num_evaluations(schedule, chosen),
+                num_evaluations=chosen.num_evaluations(schedule),
             )
 
 
-def most_steps(schedule: NoiseSchedule, sampler: SamplerConfig, evaluations: int) -> int:
+def most_steps(schedule: NoiseSchedule, sampler: Sampler, evaluations: int) -> int:
     """Most steps that a sampler takes with a number of network evaluations; 0 if one step takes more."""
     for num_steps in range(min(evaluations, schedule.num_timesteps), 0, -1):
-        if num_evaluations(schedule, dataclasses.replace(sampler, num_steps=num_steps)) <= evaluations:
+        if dataclasses.replace(sampler, num_steps=num_steps).num_evaluations(schedule) <= evaluations:
             return num_steps
     return 0
 
 
-def _with_options(sampler: SamplerConfig, base: SamplerConfig) -> SamplerConfig:
+def _with_options(sampler: AnySampler, base: Sampler) -> AnySampler:
     """A sampler with the clipping and guidance of another."""
     return dataclasses.replace(
         sampler,
@@ -241,19 +260,15 @@ def _with_options(sampler: SamplerConfig, base: SamplerConfig) -> SamplerConfig:
     )
 
 
-def _sample_config(config: SamplerComparisonConfig, sampler: SamplerConfig) -> SampleConfig:
-    calibration = config.sample.calibration if sampler.variance == "analytic" else None
-    return dataclasses.replace(config.sample, sampler=sampler, calibration=calibration)
+def _sample_config(config: SamplerComparisonConfig, sampler: AnySampler) -> SampleConfig:
+    calibration = config.sample.calibration if sampler.needs_x_0_error else None
+    images = dataclasses.replace(config.sample, sampler=sampler, calibration=calibration)
+    return SampleConfig.of(images, config.tracking, config.cluster)
 
 
-def _images(config: SamplerComparisonConfig, sampler: SamplerConfig, found: _Comparison) -> LabelledImages:
+def _images(config: SamplerComparisonConfig, sampler: AnySampler, found: _Comparison) -> LabelledImages:
     """The images of one sampler, made if they are missing."""
-    made = sample(_sample_config(config, sampler), model=found.model)
-    store = open_store(made.uri)
-    manifest = load_generation_manifest(store)
-    assert manifest is not None, "sample publishes it"
-    num_images = config.sample.images_per_class * (found.card.config.num_classes or 1)
-    return join_images(list(stream_images(store, manifest.shards, stop=num_images)))
+    return join_images(list(sample(_sample_config(config, sampler), model=found.model).images()))
 
 
 def describe_plan(config: SamplerComparisonConfig) -> list[tuple[str, str]]:
@@ -261,7 +276,7 @@ def describe_plan(config: SamplerComparisonConfig) -> list[tuple[str, str]]:
     found = _resolve(config, None)
     num_images = config.sample.images_per_class * (found.card.config.num_classes or 1)
     evaluations = sum(run.num_evaluations for run in found.runs)
-    evaluations += num_evaluations(make_schedule(found.card.config.schedule), found.reference)
+    evaluations += found.reference.num_evaluations(make_schedule(found.card.config.schedule))
     guided = 1 if config.sample.sampler.guidance_scale == 1.0 else 2
     return [
         ("model", found.model.uri),

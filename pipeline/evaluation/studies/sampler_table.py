@@ -29,7 +29,7 @@ class SamplerRow:
 class SamplerComparison:
     """The content of `samplers.json`."""
 
-    format_version: int = 1
+    format_version: int = 2
     """Version of this record."""
     model: str
     """The model's URI, resolved."""

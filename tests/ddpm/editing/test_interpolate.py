@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,20 +10,26 @@ import torch
 from torch import Tensor
 
 from ddpm import (
-    NetworkDenoiser,
-    SamplerConfig,
+    DDIM,
+    Ancestral,
+    DiffusionModel,
+    DPMSolver2M,
+    DPMSolver2MSDE,
+    Heun,
+    Network,
     ScheduleConfig,
     Stream,
     interpolate_images,
     invert_images,
     make_schedule,
-    num_interpolation_evaluations,
     slerp,
     standard_normal,
 )
+from ddpm.editing.interpolate import num_interpolation_evaluations
 from tests.ddpm.oracles import SKEWED
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine"))
+DETERMINISTIC_DDIM = partial(DDIM, eta=0.0)
 
 
 def noises(stream: Stream, num_images: int = 8) -> Tensor:
@@ -53,15 +60,20 @@ def test_slerp_is_the_arc_between_vectors() -> None:
     torch.testing.assert_close(slerp(noise, other, torch.ones(8)), other, rtol=0, atol=1e-6)
 
 
-def between(weight: float, num_steps: int, **changes: Any) -> tuple[Tensor, Tensor, Tensor]:
+def model_of(network: Network) -> DiffusionModel:
+    return DiffusionModel(network=network, schedule=SCHEDULE, image_shape=(1, 4, 4))
+
+
+def between(
+    weight: float, num_steps: int, kind: Any = DETERMINISTIC_DDIM, **changes: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """On data for which the flow is known; two different images of six."""
     x_0 = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1.6 - 0.8
     rows = changes.pop("rows", [0, 1, 2])
     first, second = x_0[:3][rows], x_0[3:][rows]
-    sampler = SamplerConfig(**{"name": "ddim", "eta": 0.0, "num_steps": num_steps, "clip_x_0": False, **changes})
-    denoise = NetworkDenoiser(network=SKEWED.network(SCHEDULE), schedule=SCHEDULE, clip_x_0=sampler.clip_x_0)
+    sampler = kind(num_steps=num_steps, clip_x_0=False, **changes)
     made = interpolate_images(
-        denoise, SCHEDULE, sampler, first, second, torch.full((len(rows),), weight),
+        model_of(SKEWED.network(SCHEDULE)), sampler, first, second, torch.full((len(rows),), weight),
         first_label=None, second_label=None, sample_ids=torch.arange(3)[rows],
     )  # fmt: skip
     return made, first, second
@@ -77,7 +89,7 @@ def test_the_ends_are_the_inputs_but_for_the_walk_up_and_down(weight: float, end
     assert errors[-1] < 0.02
     for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(2, abs=0.5)
-    solver = between(weight, 200, name="dpm_solver_2m", eta=1.0)
+    solver = between(weight, 200, DPMSolver2M)
     assert float((solver[0] - solver[end]).abs().max()) < 0.03
 
 
@@ -89,16 +101,12 @@ def test_halfway_differs_from_both_and_does_not_depend_on_the_batch() -> None:
 
 
 def test_an_inversion_is_not_limited() -> None:
-    """Clipping cannot be undone: the latents are the same whether the denoiser clips or not."""
-    x_0 = torch.full((2, 1, 2, 2), 0.95)
-    network, sampler = SKEWED.network(SCHEDULE), SamplerConfig(num_steps=20, eta=0.0)
+    """Clipping cannot be undone: the latents are the same whether the sampler clips or not."""
+    x_0, model = torch.full((2, 1, 2, 2), 0.95), model_of(SKEWED.network(SCHEDULE))
     clipped, free = (
-        invert_images(
-            NetworkDenoiser(network=network, schedule=SCHEDULE, clip_x_0=clip, dynamic_threshold=threshold),
-            SCHEDULE, sampler, x_0, None,
-        )
+        invert_images(model, DDIM(num_steps=20, eta=0.0, clip_x_0=clip, dynamic_threshold=threshold), x_0, None)
         for clip, threshold in ((True, 0.9), (False, None))
-    )  # fmt: skip
+    )
     assert torch.equal(clipped, free)
 
 
@@ -110,13 +118,12 @@ def test_labels_go_with_their_images_and_the_nearer_one_comes_down() -> None:
         seen.append(label.tolist())
         return 0.5 * x_t
 
-    sampler = SamplerConfig(name="heun", num_steps=3)
+    sampler = Heun(num_steps=3)
     images, weight = torch.zeros(3, 1, 2, 2), torch.tensor([0.2, 0.5, 0.8])
-    denoise = NetworkDenoiser(network=watching, schedule=SCHEDULE)
 
     def run(first: Tensor | None, second: Tensor | None) -> Tensor:
         return interpolate_images(
-            denoise, SCHEDULE, sampler, images, images, weight,
+            model_of(watching), sampler, images, images, weight,
             first_label=first, second_label=second, sample_ids=torch.arange(3),
         )  # fmt: skip
 
@@ -129,14 +136,14 @@ def test_labels_go_with_their_images_and_the_nearer_one_comes_down() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("kind", "changes", "words"),
     [
-        ({"eta": 0.5}, r"^eta: interpolation needs 0, got 0\.5 with ddim"),
-        ({"name": "ancestral", "eta": 1.0}, r"^name: .*without noise.*got ancestral"),
-        ({"name": "dpm_solver_2m_sde", "eta": 1.0}, r"^name: .*without noise.*got dpm_solver_2m_sde"),
-        ({"name": "heun", "eta": 1.0, "churn": 1.0}, r"^churn: interpolation needs 0, got 1\.0 with heun"),
+        (DDIM, {"eta": 0.5}, r"^name: .*without noise of its own, got ddim with noise.*choose ddim with eta 0"),
+        (Ancestral, {}, r"^name: .*without noise.*got ancestral"),
+        (DPMSolver2MSDE, {}, r"^name: .*without noise.*got dpm_solver_2m_sde"),
+        (Heun, {"churn": 1.0}, r"^name: .*without noise of its own, got heun with noise"),
     ],
 )
-def test_samplers_with_noise_are_refused(changes: dict[str, Any], words: str) -> None:
+def test_samplers_with_noise_are_refused(kind: Any, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        between(0.5, 10, **changes)
+        between(0.5, 10, kind, **changes)

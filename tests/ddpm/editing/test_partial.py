@@ -8,30 +8,35 @@ import torch
 from torch import Tensor
 
 from ddpm import (
+    DDIM,
+    Ancestral,
+    DiffusionModel,
+    DPMSolver2M,
+    DPMSolver2MSDE,
+    Heun,
+    Network,
     NetworkDenoiser,
-    SamplerConfig,
+    Sampler,
     ScheduleConfig,
     Stream,
-    ddim_sample,
     generate,
     make_schedule,
-    num_evaluations,
-    num_partial_steps,
     partial_diffusion,
     repaint,
     spaced_timesteps,
     standard_normal,
 )
+from ddpm.editing.partial import num_partial_steps
 from tests.ddpm.oracles import GAUSSIAN
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine"))
 IDS = torch.tensor([4711, 0, 2**40 + 3, 12])
-SAMPLERS = [
-    SamplerConfig(name="ancestral", num_steps=10),
-    SamplerConfig(name="ddim", num_steps=10),
-    SamplerConfig(name="dpm_solver_2m", num_steps=10, spacing="log_snr"),
-    SamplerConfig(name="dpm_solver_2m_sde", num_steps=10),
-    SamplerConfig(name="heun", num_steps=10, spacing="karras", churn=5.0),
+CHOSEN = [
+    Ancestral(num_steps=10),
+    DDIM(num_steps=10),
+    DPMSolver2M(num_steps=10, spacing="log_snr"),
+    DPMSolver2MSDE(num_steps=10),
+    Heun(num_steps=10, spacing="karras", churn=5.0),
 ]
 
 
@@ -40,11 +45,14 @@ def elementwise(x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
     return torch.tanh(x_t * 0.7 + (t / 1000).to(x_t)[:, None, None, None])
 
 
-def edited(sampler: SamplerConfig, strength: float, rows: list[int], **changes: Any) -> tuple[Tensor, Tensor]:
+def model_of(network: Network) -> DiffusionModel:
+    return DiffusionModel(network=network, schedule=SCHEDULE, image_shape=(1, 5, 6))
+
+
+def edited(sampler: Sampler, strength: float, rows: list[int], **changes: Any) -> tuple[Tensor, Tensor]:
     x_0 = torch.rand(4, 1, 5, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
     made = partial_diffusion(
-        NetworkDenoiser(network=changes.pop("network", elementwise), schedule=SCHEDULE),
-        SCHEDULE,
+        model_of(changes.pop("network", elementwise)),
         sampler,
         x_0[rows],
         None,
@@ -55,19 +63,19 @@ def edited(sampler: SamplerConfig, strength: float, rows: list[int], **changes: 
     return made, x_0[rows]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)
-def test_strength_0_returns_the_image_and_1_is_generate(sampler: SamplerConfig) -> None:
+@pytest.mark.parametrize("sampler", CHOSEN, ids=lambda s: s.name)
+def test_strength_0_returns_the_image_and_1_is_generate(sampler: Sampler) -> None:
     untouched, x_0 = edited(sampler, 0.0, [0, 1, 2, 3])
     assert torch.equal(untouched, x_0)
     replaced, _ = edited(sampler, 1.0, [0, 1, 2, 3])
-    plain = generate(elementwise, SCHEDULE, sampler, seed=5, sample_ids=IDS, label=None, image_shape=(1, 5, 6))
+    plain = generate(model_of(elementwise), sampler, seed=5, sample_ids=IDS, label=None)
     assert torch.equal(replaced, plain)
     between, _ = edited(sampler, 0.5, [0, 1, 2, 3])
     assert not torch.equal(between, x_0) and not torch.equal(between, plain)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)
-def test_an_image_does_not_depend_on_its_batch(sampler: SamplerConfig) -> None:
+@pytest.mark.parametrize("sampler", CHOSEN, ids=lambda s: s.name)
+def test_an_image_does_not_depend_on_its_batch(sampler: Sampler) -> None:
     batch, _ = edited(sampler, 0.4, [0, 1, 2, 3])
     for rows in ([3, 2, 1, 0], [2], [1, 3]):
         assert torch.equal(edited(sampler, 0.4, rows)[0], batch[rows])
@@ -80,32 +88,31 @@ def test_the_more_strength_the_less_is_left() -> None:
     network = GAUSSIAN.network(SCHEDULE)
     distances = []
     for strength in (0.1, 0.3, 0.5, 0.7, 0.9):
-        made, x_0 = edited(SamplerConfig(num_steps=50), strength, [0, 1, 2, 3], network=network)
+        made, x_0 = edited(DDIM(num_steps=50), strength, [0, 1, 2, 3], network=network)
         distances.append(float((made - x_0).square().mean()))
     assert distances == sorted(distances)
 
 
 def test_the_draws_are_the_documented_ones() -> None:
     """Four of ten steps: x_t is q_sample at the fourth with x_T's noise; the steps count their draws from 1."""
-    made, x_0 = edited(SamplerConfig(num_steps=10), 0.4, [0, 1, 2, 3])
+    made, x_0 = edited(DDIM(num_steps=10), 0.4, [0, 1, 2, 3])
     timesteps = spaced_timesteps(SCHEDULE, 10, "linspace")[:4]
     alpha_bar = float(SCHEDULE.alpha_bar[timesteps[-1]])
     eps = standard_normal(5, Stream.X_T, IDS, 0, (1, 5, 6))
-    expected = ddim_sample(
+    expected = DDIM(eta=1.0).sample(
         NetworkDenoiser(network=elementwise, schedule=SCHEDULE),
         SCHEDULE,
         alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * eps,
         None,
         timesteps=timesteps,
         noise=lambda draw: standard_normal(5, Stream.STEP, IDS, draw, (1, 5, 6)),
-        eta=1.0,
     )
     torch.testing.assert_close(made, expected.clamp(-1, 1))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)
+@pytest.mark.parametrize("sampler", CHOSEN, ids=lambda s: s.name)
 @pytest.mark.parametrize("strength", [0.0, 0.01, 0.4, 1.0])
-def test_evaluations_are_counted(sampler: SamplerConfig, strength: float) -> None:
+def test_evaluations_are_counted(sampler: Sampler, strength: float) -> None:
     calls = list[int]()
 
     def counting(x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
@@ -113,7 +120,7 @@ def test_evaluations_are_counted(sampler: SamplerConfig, strength: float) -> Non
         return elementwise(x_t, t, label)
 
     edited(sampler, strength, [0], network=counting)
-    assert len(calls) == num_evaluations(SCHEDULE, sampler, num_partial_steps(10, strength))
+    assert len(calls) == sampler.num_evaluations(SCHEDULE, num_partial_steps(10, strength))
 
 
 def test_steps_of_a_strength() -> None:
@@ -125,14 +132,14 @@ def test_steps_of_a_strength() -> None:
 
 def test_the_analytic_variance_reaches_the_edits() -> None:
     """At full strength, and with nothing known, the same as generate's; both chains are respaced."""
-    sampler = SamplerConfig(name="ancestral", num_steps=10, variance="analytic")
+    sampler = Ancestral(num_steps=10, variance="analytic")
     error = 0.4 * (1 - SCHEDULE.alpha_bar)
     common: dict[str, Any] = {"seed": 5, "sample_ids": IDS, "x_0_error": error}
-    plain = generate(elementwise, SCHEDULE, sampler, label=None, image_shape=(1, 5, 6), **common)
-    denoise, x_0 = NetworkDenoiser(network=elementwise, schedule=SCHEDULE), torch.zeros(4, 1, 5, 6)
+    model, x_0 = model_of(elementwise), torch.zeros(4, 1, 5, 6)
+    plain = generate(model, sampler, label=None, **common)
     nothing = torch.zeros(1, 1, 5, 6, dtype=torch.bool)
-    replaced = partial_diffusion(denoise, SCHEDULE, sampler, x_0, None, strength=1.0, **common)
-    painted = repaint(denoise, SCHEDULE, sampler, x_0, nothing, None, jump_length=1, num_resamples=1, **common)
+    replaced = partial_diffusion(model, sampler, x_0, None, strength=1.0, **common)
+    painted = repaint(model, sampler, x_0, nothing, None, jump_length=1, num_resamples=1, **common)
     assert torch.equal(replaced, plain) and torch.equal(painted, plain)
     common["x_0_error"] = 0.5 * error
-    assert not torch.equal(partial_diffusion(denoise, SCHEDULE, sampler, x_0, None, strength=1.0, **common), plain)
+    assert not torch.equal(partial_diffusion(model, sampler, x_0, None, strength=1.0, **common), plain)

@@ -18,8 +18,6 @@ from ddpm import (
     ScheduleConfig,
     Spacing,
     Variance,
-    ancestral_sample,
-    ddim_sample,
     ddim_step,
     make_schedule,
     p_sample,

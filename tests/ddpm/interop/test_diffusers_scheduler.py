@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from ddpm import SamplerConfig, ScheduleConfig, make_schedule
+from ddpm import ScheduleConfig, make_schedule
 from ddpm.interop.diffusers_scheduler import TIMESTEP_SPACINGS, VARIANCE_TYPES, from_diffusers_scheduler
 
 SCHEDULERS: dict[str, Any] = {

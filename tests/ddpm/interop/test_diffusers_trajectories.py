@@ -22,11 +22,6 @@ from ddpm import (
     ScheduleConfig,
     Spacing,
     Variance,
-    ancestral_sample,
-    ddim_sample,
-    dpm_solver_2m_sample,
-    dpm_solver_2m_sde_sample,
-    dpm_solver_3m_common_sample,
     make_schedule,
     spaced_timesteps,
 )

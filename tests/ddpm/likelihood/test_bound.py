@@ -1,12 +1,16 @@
 """The bound of images: never below the entropy, the sum of its terms, and of the model that it says."""
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor, nn
 
 from ddpm import (
+    DiffusionModel,
     ImageBound,
     LikelihoodConfig,
     NetworkDenoiser,
@@ -22,7 +26,7 @@ from ddpm import (
     q_sample,
     standard_normal,
 )
-from tests.ddpm.pixel_oracle import FOUR, ExactNetwork, images_of
+from tests.ddpm.pixel_oracle import FOUR, ExactNetwork, exact_model, images_of
 
 SEED = 3
 SHORT = make_schedule(ScheduleConfig(name="cosine", num_timesteps=25))
@@ -41,20 +45,10 @@ def test_two_estimates_stay_above_the_entropy_and_agree(
     edges and 1.30 between. They differ by the noise of the terms, and by what a Gaussian step cannot express.
     """
     schedule, ids = make_schedule(ScheduleConfig()), torch.arange(24)
-    x_0, network = images_of(levels, ids, 4), ExactNetwork(schedule, levels)
-    bits = bound_of_images(
-        network,
-        schedule,
-        LikelihoodConfig(variance=variance),
-        seed=SEED,
-        sample_ids=ids,
-        x_0=x_0,
-        label=None,
-        prediction_type="x_0",
-    ).bits_per_dim
-    flow = probability_flow_bits_per_dim(
-        network, schedule, seed=SEED, sample_ids=ids, x_0=x_0, label=None, prediction_type="x_0", variance=variance
-    )
+    x_0, model = images_of(levels, ids, 4), exact_model(schedule, levels, 4)
+    config = LikelihoodConfig(variance=variance)
+    bits = bound_of_images(model, config, seed=SEED, sample_ids=ids, x_0=x_0, label=None).bits_per_dim
+    flow = probability_flow_bits_per_dim(model, seed=SEED, sample_ids=ids, x_0=x_0, label=None, variance=variance)
     for estimate in (bits, flow):
         error = float(estimate.std()) / 24**0.5
         assert error < 0.12
@@ -67,16 +61,8 @@ def test_two_estimates_stay_above_the_entropy_and_agree(
 def test_all_terms_of_an_image_are_those_of_each_t() -> None:
     ids = torch.arange(5)
     x_0 = images_of(FOUR, ids, 2)
-    whole = bound_of_images(
-        ExactNetwork(SHORT, FOUR),
-        SHORT,
-        LikelihoodConfig(),
-        seed=SEED,
-        sample_ids=ids,
-        x_0=x_0,
-        label=None,
-        prediction_type="x_0",
-    )
+    model = exact_model(SHORT, FOUR, 2)
+    whole = bound_of_images(model, LikelihoodConfig(), seed=SEED, sample_ids=ids, x_0=x_0, label=None)
     assert torch.equal(whole.t, torch.arange(25).expand(5, 25)) and torch.equal(
         whole.weight, torch.ones_like(whole.terms)
     )
@@ -94,21 +80,73 @@ def test_all_terms_of_an_image_are_those_of_each_t() -> None:
     torch.testing.assert_close(whole.bits_per_dim, whole.prior + whole.terms.sum(dim=1))
 
 
+def test_65536_levels_stay_above_their_entropy_too() -> None:
+    """2,048 neighbouring levels of 16 bits, 11 bits, drawn as in the test above; 8 bits could not tell them apart.
+
+    The pixels are spread over 6 of the last step's deviations: a Gaussian wastes a quarter of a bit at both ends.
+    """
+    schedule, ids, levels = make_schedule(ScheduleConfig()), torch.arange(12), torch.arange(30_000, 32_048)
+    x_0, model = images_of(levels, ids, 2, 65536), exact_model(schedule, levels, 2, 65536)
+    bits = {
+        num_levels: bound_of_images(
+            dataclasses.replace(model, num_levels=num_levels),
+            LikelihoodConfig(variance="fixed_large"),
+            seed=SEED,
+            sample_ids=ids,
+            x_0=x_0,
+            label=None,
+        ).bits_per_dim
+        for num_levels in (256, 65536)
+    }
+    error = float(bits[65536].std()) / 12**0.5
+    assert error < 0.12
+    assert 11 - 4 * error < float(bits[65536].mean()) < 11.3 + 4 * error
+    assert float(bits[256].mean()) < 11 - 7
+
+
+def test_the_decoder_of_every_estimate_has_as_many_levels_as_the_model() -> None:
+    """Levels of 8 bits are levels of 16 bits too, 257 apart: where the decoder is wide it costs log2(257) bits more.
+
+    All else is the same to the last bit, and L_0 is the difference of two values of the normal distribution function.
+    """
+    ids = torch.arange(6)
+    coarse = exact_model(SHORT, torch.arange(100, 132), 2)
+    fine, x_0 = dataclasses.replace(coarse, num_levels=65536), images_of(torch.arange(100, 132), ids, 2)
+    bounds = [
+        bound_of_images(model, LikelihoodConfig(), seed=SEED, sample_ids=ids, x_0=x_0, label=None)
+        for model in (coarse, fine)
+    ]
+    assert torch.equal(bounds[0].terms[:, 1:], bounds[1].terms[:, 1:]) and torch.equal(bounds[0].prior, bounds[1].prior)
+    sigma = float(SHORT.posterior_variance[1]) ** 0.5
+    assert sigma > 10 / 255
+    torch.testing.assert_close(
+        bounds[1].decoder - bounds[0].decoder, torch.full_like(bounds[0].decoder, math.log2(257)), rtol=0, atol=5e-3
+    )
+    eps = standard_normal(SEED, Stream.EVAL_BOUND_EPS, ids, 0, (1, 2, 2), torch.float64)
+    t = torch.zeros_like(ids)
+    x_0_hat = coarse.denoiser()(q_sample(SHORT, x_0, t, eps), t, None).x_0_hat
+    for bound, half in zip(bounds, (1 / 255, 1 / 65535), strict=True):
+        ends = [(((x_0 + side - x_0_hat) / sigma).numpy()) for side in (-half, half)]
+        share = scipy.stats.norm.cdf(ends[1]) - scipy.stats.norm.cdf(ends[0])
+        np.testing.assert_allclose(bound.decoder.numpy(), -np.log2(share).mean(axis=(1, 2, 3)), rtol=1e-9)
+    flows = [
+        probability_flow_bits_per_dim(model, seed=SEED, sample_ids=ids, x_0=x_0, label=None) for model in (coarse, fine)
+    ]
+    torch.testing.assert_close(flows[1] - flows[0], bounds[1].decoder - bounds[0].decoder, rtol=0, atol=1e-12)
+
+
 def test_clipping_is_part_of_the_model_that_is_measured() -> None:
     """x_0_hat = 3 everywhere: clipped, it is a white image's exact prediction, and its L_{t-1} are 0."""
     ids = torch.arange(2)
     white = torch.ones(2, 1, 2, 2, dtype=torch.float64)
+    model = DiffusionModel(
+        network=lambda x_t, t, label: torch.full_like(x_t, 3.0),
+        schedule=SHORT,
+        image_shape=(1, 2, 2),
+        prediction_type="x_0",
+    )
     clipped, free = (
-        bound_of_images(
-            lambda x_t, t, label: torch.full_like(x_t, 3.0),
-            SHORT,
-            LikelihoodConfig(clip_x_0=clip),
-            seed=SEED,
-            sample_ids=ids,
-            x_0=white,
-            label=None,
-            prediction_type="x_0",
-        )
+        bound_of_images(model, LikelihoodConfig(clip_x_0=clip), seed=SEED, sample_ids=ids, x_0=white, label=None)
         for clip in (True, False)
     )
     assert torch.equal(clipped.denoising, torch.zeros(2, dtype=torch.float64))
@@ -123,14 +161,12 @@ def test_a_shorter_chain_has_its_own_terms_and_a_higher_bound(spacing: str) -> N
 
     def bits(num_steps: int | None) -> ImageBound:
         return bound_of_images(
-            ExactNetwork(schedule, FOUR),
-            schedule,
+            exact_model(schedule, FOUR, 2),
             LikelihoodConfig(num_steps=num_steps, spacing=spacing),  # type: ignore[arg-type]
             seed=SEED,
             sample_ids=ids,
             x_0=images_of(FOUR, ids, 2),
             label=None,
-            prediction_type="x_0",
         )
 
     short, whole = bits(10), bits(None)
@@ -149,9 +185,9 @@ def test_learned_variance_labels_and_dtype_reach_the_network() -> None:
 
     ids = torch.arange(3)
     x_0 = images_of(FOUR, ids, 2).float()
-    learned = bound_of_images(
-        network, SHORT, LikelihoodConfig(variance="learned_range"), seed=SEED, sample_ids=ids, x_0=x_0, label=ids
-    )
+    model = DiffusionModel(network=network, schedule=SHORT, image_shape=(1, 2, 2), learned_variance=True)
+    config = LikelihoodConfig(variance="learned_range")
+    learned = bound_of_images(model, config, seed=SEED, sample_ids=ids, x_0=x_0, label=ids)
     assert all(label is ids for label in seen) and len(seen) == 25
     k, t = 4, torch.full((3,), 4)
     eps = standard_normal(SEED, Stream.EVAL_BOUND_EPS, ids, k, (1, 2, 2))
@@ -177,9 +213,10 @@ def test_a_network_in_training_mode_is_refused_and_nothing_is_tracked() -> None:
 
     ids = torch.arange(2)
 
-    def measure(model: nn.Module) -> ImageBound:
+    def measure(module: nn.Module) -> ImageBound:
+        model = DiffusionModel(network=module, schedule=SHORT, image_shape=(1, 2, 2))
         return bound_of_images(
-            model, SHORT, LikelihoodConfig(), seed=0, sample_ids=ids, x_0=torch.ones(2, 1, 2, 2), label=None
+            model, LikelihoodConfig(), seed=0, sample_ids=ids, x_0=torch.ones(2, 1, 2, 2), label=None
         )
 
     with pytest.raises(ValueError, match=r"^network: "):

@@ -15,7 +15,7 @@ from ddpm import (
     bound_of_images,
     make_schedule,
 )
-from tests.ddpm.pixel_oracle import FOUR, ExactNetwork, images_of
+from tests.ddpm.pixel_oracle import FOUR, exact_model, images_of
 
 SEED = 3
 SHORT = make_schedule(ScheduleConfig(name="cosine", num_timesteps=25))
@@ -27,14 +27,12 @@ def bound(
     """Of 2 x 2 images of four levels under a chain of 25 steps."""
     ids = torch.arange(first, first + num_images)
     return bound_of_images(
-        ExactNetwork(SHORT, FOUR),
-        SHORT,
+        exact_model(SHORT, FOUR, 2),
         config or LikelihoodConfig(),
         seed=SEED,
         sample_ids=ids,
         x_0=images_of(FOUR, ids, 2),
         label=None,
-        prediction_type="x_0",
         probabilities=probabilities,
     )
 

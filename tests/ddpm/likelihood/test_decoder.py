@@ -1,4 +1,4 @@
-"""The decoder's 256 probabilities against scipy, against 60 digits, and as a distribution."""
+"""The decoder's 256 or 65,536 probabilities against scipy, against 60 digits, and as a distribution."""
 
 import math
 
@@ -12,20 +12,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ddpm import discretised_log_likelihood
-from ddpm.likelihood.decoder import NUM_LEVELS
+from ddpm.process.pixels import NumLevels
 
-LEVELS = torch.arange(NUM_LEVELS, dtype=torch.float64) / 127.5 - 1
+LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+BOTH: list[NumLevels] = [256, 65536]
 
 
-def log_probabilities(mean: float, sigma: float) -> Tensor:
-    """Of all 256 levels under one Gaussian."""
+def log_probabilities(mean: float, sigma: float, num_levels: NumLevels = 256) -> Tensor:
+    """Of all levels under one Gaussian."""
+    levels = torch.arange(num_levels, dtype=torch.float64) / ((num_levels - 1) / 2) - 1
     log_variance = torch.tensor(2 * math.log(sigma), dtype=torch.float64)
-    return discretised_log_likelihood(LEVELS, torch.full_like(LEVELS, mean), log_variance)
+    return discretised_log_likelihood(levels, torch.full_like(levels, mean), log_variance, num_levels)
 
 
-def by_scipy(mean: float, sigma: float) -> np.ndarray:
+def by_scipy(mean: float, sigma: float, num_levels: NumLevels) -> np.ndarray:
     """log(Phi(b) - Phi(a)) from log_ndtr of the two ends, on whichever side of the mean both are tails."""
-    edges = (np.arange(257) - 0.5) / 127.5 - 1
+    edges = (np.arange(num_levels + 1) - 0.5) / ((num_levels - 1) / 2) - 1
     z = (edges - mean) / sigma
     z[0], z[-1] = -np.inf, np.inf
     flip = z[:-1] + z[1:] > 0
@@ -35,26 +37,36 @@ def by_scipy(mean: float, sigma: float) -> np.ndarray:
     return log_probability
 
 
+@pytest.mark.parametrize("num_levels", BOTH)
 @pytest.mark.parametrize("sigma", [1e-3, 0.00735, 0.02, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("mean", [-1.3, -1.0, -0.4, 0.0, 0.0039, 0.7, 0.996, 1.0, 1.2])
-def test_equals_the_difference_of_log_ndtr(mean: float, sigma: float) -> None:
-    np.testing.assert_allclose(log_probabilities(mean, sigma).numpy(), by_scipy(mean, sigma), rtol=1e-9, atol=1e-9)
+def test_equals_the_difference_of_log_ndtr(mean: float, sigma: float, num_levels: NumLevels) -> None:
+    got, expected = log_probabilities(mean, sigma, num_levels).numpy(), by_scipy(mean, sigma, num_levels)
+    np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("level", [0, 1, 2, 100, 127, 128, 200, 253, 254, 255])
-@pytest.mark.parametrize(("mean", "sigma"), [(0.1, 0.007), (-0.99, 0.02), (0.3, 0.6), (-3.0, 0.05)])
-def test_equals_sixty_digits(level: int, mean: float, sigma: float) -> None:
+@pytest.mark.parametrize(
+    ("num_levels", "level"),
+    [
+        *((256, level) for level in (0, 1, 2, 100, 127, 128, 200, 253, 254, 255)),
+        *((65536, level) for level in (0, 1, 2, 100, 32767, 32768, 40959, 65533, 65534, 65535)),
+    ],
+)
+@pytest.mark.parametrize(("mean", "sigma"), [(0.1, 0.007), (-0.99, 0.02), (0.3, 0.6), (-3.0, 0.05), (0.25, 2e-5)])
+def test_equals_sixty_digits(level: int, mean: float, sigma: float, num_levels: NumLevels) -> None:
+    last = num_levels - 1
     with mpmath.workdps(60):
         ends = [
-            (mpmath.mpf(2 * edge - 1) / 255 - 1 - mpmath.mpf(mean)) / mpmath.mpf(sigma) for edge in (level, level + 1)
+            (mpmath.mpf(2 * edge - 1) / last - 1 - mpmath.mpf(mean)) / mpmath.mpf(sigma) for edge in (level, level + 1)
         ]
         ends[0] = -mpmath.inf if level == 0 else ends[0]
-        ends[1] = mpmath.inf if level == 255 else ends[1]
+        ends[1] = mpmath.inf if level == last else ends[1]
         if ends[0] + ends[1] > 0:  # erfc is exact in relative terms, on the side where it is small
             ends = [-ends[1], -ends[0]]
         tails = [mpmath.erfc(-end / mpmath.sqrt(2)) / 2 for end in ends]
         expected = float(mpmath.log(tails[1] - tails[0]))
-    assert float(log_probabilities(mean, sigma)[level]) == pytest.approx(expected, rel=1e-11, abs=1e-11)
+    got = float(log_probabilities(mean, sigma, num_levels)[level])
+    assert got == pytest.approx(expected, rel=1e-11, abs=1e-11)
 
 
 @given(mean=st.floats(-3, 3), log_sigma=st.floats(math.log(1e-4), math.log(3)))
@@ -62,6 +74,24 @@ def test_the_256_sum_to_one(mean: float, log_sigma: float) -> None:
     log_probability = log_probabilities(mean, math.exp(log_sigma))
     assert bool((log_probability <= 0).all())
     assert float(log_probability.exp().sum()) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [1e-5, 1e-3, 0.1, 3.0])
+@pytest.mark.parametrize("mean", [-1.3, -0.4, 3e-5, 1.0])
+def test_the_65536_sum_to_one(mean: float, sigma: float) -> None:
+    log_probability = log_probabilities(mean, sigma, 65536)
+    assert len(log_probability) == 65536 and log_probability.dtype == torch.float64
+    assert bool((log_probability <= 0).all())
+    assert float(log_probability.exp().sum()) == pytest.approx(1, abs=1e-12)
+
+
+def test_a_level_of_256_is_shared_by_257_of_65536() -> None:
+    """The fine levels 257 k - 128 to 257 k + 128 fill the coarse level k's interval, whose ends are theirs."""
+    for mean, sigma in ((0.1, 0.004), (-0.9, 0.3)):
+        coarse, fine = log_probabilities(mean, sigma).exp(), log_probabilities(mean, sigma, 65536).exp()
+        shared = torch.stack([fine[257 * k - 128 : 257 * k + 129].sum() for k in range(1, 255)])
+        torch.testing.assert_close(shared, coarse[1:-1], rtol=1e-9, atol=1e-15)
+        torch.testing.assert_close(fine[:129].sum(), coarse[0], rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize("mean", [-1e6, -50.0, 50.0, 1e6])
@@ -84,6 +114,9 @@ def test_float32_images_lose_nothing() -> None:
     in_float32 = discretised_log_likelihood(LEVELS.float(), mean, log_variance)
     assert torch.equal(in_float32, discretised_log_likelihood(LEVELS, mean, log_variance))
     assert in_float32.dtype == torch.float64
+    fine = torch.arange(65536, dtype=torch.float64) / 32767.5 - 1
+    in_float32 = discretised_log_likelihood(fine.float(), torch.zeros_like(fine), log_variance, 65536)
+    assert torch.equal(in_float32, discretised_log_likelihood(fine, torch.zeros_like(fine), log_variance, 65536))
 
 
 def test_what_is_no_pixel_value_counts_as_the_nearest() -> None:

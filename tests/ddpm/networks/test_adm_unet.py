@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ddpm import ModelConfig, UNet, UNetConfig
+from ddpm import ModelConfig, UNet, UNetConfig, count_parameters, flops_per_image
 from ddpm.networks.layers import AttentionBlock, ResidualBlock
-from ddpm.networks.model_config import count_parameters, flops_per_image
 from ddpm.networks.unet import level_resolutions
 
 SMALL = UNetConfig(

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddpm import DiT, DiTConfig, ModelConfig
+from ddpm import DiT, DiTConfig, ModelConfig, count_parameters, flops_per_image
 from ddpm.networks.dit import grid_size
 from ddpm.networks.dit_layers import patchify, position_embedding, unpatchify
-from ddpm.networks.model_config import count_parameters, flops_per_image
 
 DiTTransformer2DModel: Any = diffusers.DiTTransformer2DModel  # its constructor is not typed
 SMALL = DiTConfig(patch_size=2, hidden_size=24, depth=2, num_heads=3, mlp_ratio=2.5)

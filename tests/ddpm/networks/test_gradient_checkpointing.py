@@ -63,11 +63,11 @@ def gradients(network: nn.Module, seed: int = 0) -> list[Tensor]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_bit_equal_with_dropout_too(name: str) -> None:
     plain = trained(NETWORKS[name], gradient_checkpointing=False)
-    forgetful = trained(NETWORKS[name], gradient_checkpointing=True)
-    assert list(plain.state_dict()) == list(forgetful.state_dict())
+    recomputed = trained(NETWORKS[name], gradient_checkpointing=True)
+    assert list(plain.state_dict()) == list(recomputed.state_dict())
     expected = gradients(plain)
     after = torch.get_rng_state()
-    found = gradients(forgetful)
+    found = gradients(recomputed)
     assert torch.equal(torch.get_rng_state(), after), "what is drawn after the step changed"
     assert len(expected) == len(found) == len(list(plain.parameters()))
     for (parameter_name, _), one, other in zip(plain.named_parameters(), expected, found, strict=True):
@@ -113,7 +113,7 @@ def test_nothing_is_kept_without_gradients() -> None:
         quiet = loss_of(network)
     assert not quiet.requires_grad
     assert torch.equal(quiet, loss_of(network).detach())
-    assert run_block(lambda x: 2 * x, torch.ones(1), forget=False).item() == 2
+    assert run_block(lambda x: 2 * x, torch.ones(1), recompute=False).item() == 2
 
 
 def test_a_network_that_does_not_offer_it_is_refused_in_one_line() -> None:
@@ -266,8 +266,8 @@ def ddp_gradients(rank: int, name: str, folder: str) -> None:
 
 def test_gradients_are_bit_equal_under_ddp(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(ddp_gradients, args=("adm", str(tmp_path)), nprocs=2)
-    plain, forgetful = (torch.load(tmp_path / f"adm-{asked}.pt") for asked in (False, True))
-    assert len(plain) == len(forgetful) > 0
-    assert all(torch.equal(one, other) for one, other in zip(plain, forgetful, strict=True))
+    plain, recomputed = (torch.load(tmp_path / f"adm-{asked}.pt") for asked in (False, True))
+    assert len(plain) == len(recomputed) > 0
+    assert all(torch.equal(one, other) for one, other in zip(plain, recomputed, strict=True))
     alone = gradients(trained(NETWORKS["adm"], gradient_checkpointing=False), seed=0)
     assert not torch.equal(plain[0], alone[0]), "the ranks' gradients were not averaged"

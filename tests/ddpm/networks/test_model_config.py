@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from ddpm import DiT, DiTConfig, ModelConfig, ScheduleConfig, UNet, UNetConfig, build_model
-from ddpm.networks.model_config import count_parameters, flops_per_image
+from ddpm import (
+    DiT,
+    DiTConfig,
+    ModelConfig,
+    ScheduleConfig,
+    UNet,
+    UNetConfig,
+    build_model,
+    count_parameters,
+    flops_per_image,
+)
 
 CIFAR10 = ModelConfig(image_size=32, channels=3)
 SMALL_UNET = UNetConfig(

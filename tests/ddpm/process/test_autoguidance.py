@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from ddpm import (
-    Guide,
+    SAMPLERS,
+    DiffusionModel,
+    DPMSolver2M,
     GuidedNetwork,
     Network,
     NetworkDenoiser,
+    NoiseSchedule,
     PredictionType,
-    SamplerConfig,
     ScheduleConfig,
-    dpm_solver_2m_sample,
     generate,
     make_schedule,
-    num_evaluations,
     spaced_timesteps,
 )
 from tests.ddpm.oracles import Mixture
@@ -36,8 +36,12 @@ def images(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def guide_of(network: Network, schedule: NoiseSchedule = SCHEDULE, **options: Any) -> DiffusionModel:
+    return DiffusionModel(network=network, schedule=schedule, image_shape=(1, 4, 4), **options)
+
+
 def guided(main: Network, weak: Network, scale: float, **options: Any) -> GuidedNetwork:
-    guide = Guide(network=weak, schedule=SCHEDULE, prediction_type=options.pop("weak_kind", "eps"))
+    guide = guide_of(weak, prediction_type=options.pop("weak_kind", "eps"))
     return GuidedNetwork(network=main, schedule=SCHEDULE, guide=guide, scale=scale, **options)
 
 
@@ -78,7 +82,7 @@ def test_a_sampler_guided_away_from_a_wider_model_makes_the_closed_form_gaussian
     def run(net: Network) -> Tensor:
         denoise = NetworkDenoiser(network=net, schedule=SCHEDULE, clip_x_0=False)
         timesteps = spaced_timesteps(SCHEDULE, 50, "log_snr")
-        return dpm_solver_2m_sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps)
+        return DPMSolver2M().sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps)
 
     made = run(network)
     torch.testing.assert_close(made, run(closed_form), rtol=0, atol=1e-9)
@@ -99,18 +103,18 @@ class Counting(nn.Module):
         return torch.cat([answer * (1 + 0.1 * k) for k in range(self.channels)], dim=1)
 
 
-def sample(main: nn.Module, weak: nn.Module | None, *, labelled: bool = True, **options: Any) -> Tensor:
+def sample(
+    main: nn.Module, weak: nn.Module | None, *, name: str = "ddim", labelled: bool = True, **options: Any
+) -> Tensor:
     ids = torch.arange(3)
     schedule = options.pop("guide_schedule", SCHEDULE)
     return generate(
-        main,
-        SCHEDULE,
-        SamplerConfig(num_steps=8, **options),
+        DiffusionModel(network=main, schedule=SCHEDULE, image_shape=(1, 4, 4)),
+        SAMPLERS[name](num_steps=8, **options),
         seed=4,
         sample_ids=ids,
         label=ids % 2 if labelled else None,
-        image_shape=(1, 4, 4),
-        guide=None if weak is None else Guide(network=weak, schedule=schedule),
+        guide=None if weak is None else guide_of(weak, schedule),
     )
 
 
@@ -119,7 +123,7 @@ def sample(main: nn.Module, weak: nn.Module | None, *, labelled: bool = True, **
 def test_both_networks_are_called_once_per_evaluation_with_the_same_labels(name: str, labelled: bool) -> None:
     main, weak = Counting().eval(), Counting(slope=0.5).eval()
     made = sample(main, weak, labelled=labelled, name=name, guidance_scale=2.0, spacing="karras")
-    calls = num_evaluations(SCHEDULE, SamplerConfig(name=name, num_steps=8, spacing="karras"))  # type: ignore[arg-type]
+    calls = SAMPLERS[name](num_steps=8, spacing="karras").num_evaluations(SCHEDULE)  # type: ignore[call-arg]
     assert main.labels == weak.labels == [[0, 1, 0] if labelled else None] * calls
     assert not torch.equal(made, sample(main, None, labelled=labelled, name=name, spacing="karras"))
 
@@ -181,9 +185,7 @@ NO_SIGNAL = make_schedule(ScheduleConfig(name="cosine", zero_terminal_snr=True))
         ),
         (
             r"prediction_type: .*zero terminal SNR, got 'eps'",
-            lambda: GuidedNetwork(
-                network=wide, schedule=NO_SIGNAL, guide=Guide(network=wide, schedule=NO_SIGNAL), scale=2.0
-            ),
+            lambda: GuidedNetwork(network=wide, schedule=NO_SIGNAL, guide=guide_of(wide, NO_SIGNAL), scale=2.0),
         ),
         (r"guidance_scale: .*got 2.0.*give a guide", lambda: sample(Counting().eval(), None, guidance_scale=2.0)),
     ],

@@ -9,17 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddpm import (
-    NetworkDenoiser,
-    PredictionType,
-    ScheduleConfig,
-    make_schedule,
-    predict_eps_from_x_0,
-    predict_v,
-    predict_x_0_from_eps,
-    q_sample,
-)
+from ddpm import NetworkDenoiser, PredictionType, ScheduleConfig, make_schedule, q_sample
 from ddpm.process.denoiser import threshold_dynamically
+from ddpm.process.prediction import predict_eps_from_x_0, predict_v, predict_x_0_from_eps
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine"))
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ddpm import (
+    SAMPLERS,
+    DiffusionModel,
+    DPMSolver2M,
     GuidedNetwork,
     Network,
     NetworkDenoiser,
     PredictionType,
-    SamplerConfig,
     ScheduleConfig,
-    dpm_solver_2m_sample,
     generate,
     make_schedule,
     predict_x_0_and_eps,
@@ -82,7 +83,7 @@ def test_a_guided_sampler_makes_the_moved_gaussian() -> None:
     moved = Mixture(weights=(1.0,), means=(0.7,), variances=(0.04,))
     x_T, label = images(2, 3, 1, 4, 4), torch.ones(3, dtype=torch.int64)
     got, expected = (
-        dpm_solver_2m_sample(
+        DPMSolver2M().sample(
             NetworkDenoiser(network=net, schedule=SCHEDULE, clip_x_0=False),
             SCHEDULE,
             x_T,
@@ -108,18 +109,11 @@ class Counting:
         return torch.cat([answer * (1 + 0.1 * k) for k in range(self.channels)], dim=1)
 
 
-def sample(network: Network, **options: object) -> Tensor:
+def sample(network: Network, name: str = "ddim", **options: object) -> Tensor:
     ids = torch.arange(3)
-    return generate(
-        network,
-        SCHEDULE,
-        SamplerConfig(num_steps=8, **options),  # type: ignore[arg-type]
-        seed=4,
-        sample_ids=ids,
-        label=ids % 2,
-        image_shape=(1, 4, 4),
-        null_label=NULL,
-    )
+    model = DiffusionModel(network=network, schedule=SCHEDULE, image_shape=(1, 4, 4), null_label=NULL)
+    sampler = SAMPLERS[name](num_steps=8, **options)  # type: ignore[arg-type]
+    return generate(model, sampler, seed=4, sample_ids=ids, label=ids % 2)
 
 
 @pytest.mark.parametrize("name", ["ancestral", "ddim", "dpm_solver_2m", "dpm_solver_2m_sde", "heun"])
@@ -128,13 +122,11 @@ def test_scale_1_is_bit_equal_to_no_guidance(name: str) -> None:
     off = sample(network, name=name, spacing="karras")
     ones = torch.arange(3) % 2
     again = generate(
-        guided(network, 1.0),
-        SCHEDULE,
-        SamplerConfig(name=name, num_steps=8, spacing="karras"),  # type: ignore[arg-type]
+        DiffusionModel(network=guided(network, 1.0), schedule=SCHEDULE, image_shape=(1, 4, 4)),
+        SAMPLERS[name](num_steps=8, spacing="karras"),  # type: ignore[call-arg]
         seed=4,
         sample_ids=torch.arange(3),
         label=ones,
-        image_shape=(1, 4, 4),
     )
     assert torch.equal(off, again)
     assert set(network.batches) == {3}

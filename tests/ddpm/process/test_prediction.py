@@ -8,20 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddpm import (
-    PredictionType,
-    ScheduleConfig,
-    make_schedule,
+from ddpm import PredictionType, ScheduleConfig, make_schedule, predict_x_0_and_eps, prediction_target, q_sample
+from ddpm.process.prediction import (
+    check_prediction_type,
     predict_eps_from_v,
     predict_eps_from_x_0,
     predict_v,
-    predict_x_0_and_eps,
     predict_x_0_from_eps,
     predict_x_0_from_v,
-    prediction_target,
-    q_sample,
 )
-from ddpm.process.prediction import check_prediction_type
 
 COSINE = make_schedule(ScheduleConfig(name="cosine"))
 NO_SIGNAL = make_schedule(ScheduleConfig(name="linear", zero_terminal_snr=True))

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import gammaln
 
-from ddpm import NoiseSchedule, ScheduleConfig, gather, make_schedule
+from ddpm import NoiseSchedule, ScheduleConfig, make_schedule
+from ddpm.process.schedules import gather
 
 BOTH = [ScheduleConfig(name="linear"), ScheduleConfig(name="cosine")]
 EVERY = [

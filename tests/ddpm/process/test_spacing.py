@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm import NoiseSchedule, ScheduleConfig, Spacing, continuous_timesteps, make_schedule, spaced_timesteps
+from ddpm import NoiseSchedule, ScheduleConfig, Spacing, make_schedule, spaced_timesteps
+from ddpm.process.spacing import continuous_timesteps
 
 LINEAR, COSINE = (make_schedule(ScheduleConfig(name=name)) for name in ("linear", "cosine"))
 NO_SIGNAL = make_schedule(ScheduleConfig(zero_terminal_snr=True))

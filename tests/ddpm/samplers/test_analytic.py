@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ddpm import (
+    Ancestral,
+    DiffusionModel,
     LikelihoodConfig,
     NetworkDenoiser,
     NoiseSchedule,
     Prediction,
     RunningMoments,
-    SamplerConfig,
+    Sampler,
     ScheduleConfig,
     Stream,
-    analytic_variance,
-    ancestral_sample,
     generate,
     make_schedule,
     p_mean_variance,
@@ -29,6 +29,7 @@ from ddpm import (
     x_0_error_table,
     x_0_errors,
 )
+from ddpm.process.diffusion import analytic_variance
 from tests.ddpm.oracles import SKEWED, TWO_MODES, Mixture
 
 LINEAR, COSINE = (make_schedule(ScheduleConfig(name=name)) for name in ("linear", "cosine"))
@@ -161,16 +162,10 @@ def test_measured_errors_are_the_exact_ones(kind: Any) -> None:
     chosen = torch.multinomial(weights.expand(1000, 2), 64, replacement=True, generator=generator)
     noise = torch.randn(1000, 64, generator=generator, dtype=torch.float64)
     x_0 = (means[chosen] + variances[chosen].sqrt() * noise).reshape(1000, 1, 8, 8)
-    errors = x_0_errors(
-        SKEWED.network(SHORT, kind),
-        SHORT,
-        seed=3,
-        sample_ids=torch.arange(1000),
-        x_0=x_0,
-        label=None,
-        prediction_type=kind,
-        clip_x_0=False,
+    model = DiffusionModel(
+        network=SKEWED.network(SHORT, kind), schedule=SHORT, image_shape=(1, 8, 8), prediction_type=kind
     )
+    errors = x_0_errors(model, seed=3, sample_ids=torch.arange(1000), x_0=x_0, label=None, clip_x_0=False)
     assert int(errors.count.sum()) == 10_000 and int(errors.count.min()) > 100
     exact = SKEWED.x_0_error(SHORT.alpha_bar)
     # 4.5 standard errors, 50 times: a false alarm in 3,000 seeds.
@@ -186,12 +181,15 @@ def network(x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
     return torch.tanh(x_t + shift.to(x_t)[:, None, None, None])
 
 
+MODEL = DiffusionModel(network=network, schedule=SHORT, image_shape=(1, 3, 3))
+
+
 def test_an_image_adds_the_same_in_any_batch_and_batches_merge() -> None:
     ids, x_0 = torch.tensor([7, 2**40, 0, 3]), torch.linspace(-1, 1, 4 * 18).reshape(4, 2, 3, 3)
 
     def measured(rows: list[int], **options: Any) -> RunningMoments:
         options = {"seed": 1, "terms_per_image": 5, "label": ids[rows] % 3} | options
-        return x_0_errors(network, SHORT, sample_ids=ids[rows], x_0=x_0[rows], **options)
+        return x_0_errors(MODEL, sample_ids=ids[rows], x_0=x_0[rows], **options)
 
     whole = measured([0, 1, 2, 3])
     parts = measured([3, 1]) + measured([0]) + measured([2])
@@ -210,8 +208,8 @@ def test_a_learned_variance_is_left_aside() -> None:
         return torch.cat((network(x_t, t, label), torch.full_like(x_t, 9.0)), dim=1)
 
     options: dict[str, Any] = {"seed": 0, "sample_ids": torch.arange(2), "x_0": torch.zeros(2, 1, 2, 2), "label": None}
-    plain = x_0_errors(network, SHORT, **options)
-    learned = x_0_errors(double, SHORT, **options, learned_variance=True)
+    plain = x_0_errors(MODEL, **options)
+    learned = x_0_errors(dataclasses.replace(MODEL, network=double, learned_variance=True), **options)
     assert torch.equal(learned.mean, plain.mean)
 
 
@@ -227,49 +225,37 @@ def test_gaps_are_bridged() -> None:
         x_0_error_table(RunningMoments.from_samples(torch.zeros(0, 6)))
 
 
-def images(sampler: SamplerConfig, table: Tensor | None) -> Tensor:
-    return generate(
-        network,
-        SHORT,
-        sampler,
-        seed=5,
-        sample_ids=torch.arange(3),
-        label=None,
-        image_shape=(1, 3, 3),
-        x_0_error=table,
-    )
+def images(sampler: Sampler, table: Tensor | None) -> Tensor:
+    return generate(MODEL, sampler, seed=5, sample_ids=torch.arange(3), label=None, x_0_error=table)
 
 
 def test_generate_takes_the_entries_of_the_visited_steps() -> None:
     table = torch.linspace(0.1, 0.99, 50, dtype=torch.float64)
     ids, timesteps = torch.arange(3), spaced_timesteps(50, 7, "trailing")
-    sampler = SamplerConfig(name="ancestral", variance="analytic", num_steps=7, spacing="trailing")
-    expected = ancestral_sample(
+    sampler = Ancestral(variance="analytic", num_steps=7, spacing="trailing")
+    expected = sampler.sample(
         NetworkDenoiser(network=network, schedule=SHORT),
         SHORT,
         standard_normal(5, Stream.X_T, ids, 0, (1, 3, 3)),
         None,
         timesteps=timesteps,
         noise=lambda draw: standard_normal(5, Stream.STEP, ids, draw, (1, 3, 3)),
-        variance="analytic",
         x_0_error=table[timesteps],
     )
     assert torch.equal(images(sampler, table), expected.clamp(-1, 1))
-    small = SamplerConfig(name="ancestral", num_steps=7, spacing="trailing")
+    small = Ancestral(num_steps=7, spacing="trailing")
     assert not torch.equal(images(sampler, table), images(small, None))
     assert torch.equal(images(small, table), images(small, None))
 
 
 def test_refusals() -> None:
-    analytic = SamplerConfig(name="ancestral", variance="analytic", num_steps=5)
+    analytic = Ancestral(variance="analytic", num_steps=5)
     with pytest.raises(ValueError, match=r"^variance: analytic needs the error of x_0_hat, got none; "):
         images(analytic, None)
     with pytest.raises(ValueError, match=r"^x_0_error: must have one entry per trained step, 50, got 5; "):
         images(analytic, torch.ones(5, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"^x_0_error: must have the chain's length 50, got 5; "):
         analytic_variance(SHORT, torch.ones(5, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"^variance: is for ancestral only, got analytic with ddim"):
-        SamplerConfig(name="ddim", variance="analytic")
     for changes in ({"guidance_scale": 2.0}, {"guidance_scale": 0.0}, {"dynamic_threshold": 0.995}):
         with pytest.raises(ValueError, match=rf"^variance: .*without guidance .*{next(iter(changes.values()))}"):
             dataclasses.replace(analytic, **changes)
@@ -278,6 +264,6 @@ def test_refusals() -> None:
     options: dict[str, Any] = {"seed": 0, "sample_ids": torch.arange(2), "x_0": torch.zeros(2, 1, 2, 2), "label": None}
     for terms in (0, 51):
         with pytest.raises(ValueError, match=rf"^terms_per_image: must be in \[1, 50\].* got {terms}; "):
-            x_0_errors(network, SHORT, **options, terms_per_image=terms)
+            x_0_errors(MODEL, **options, terms_per_image=terms)
     with pytest.raises(ValueError, match=r"^network: must be in eval mode"):
-        x_0_errors(nn.Identity(), SHORT, **options)
+        x_0_errors(dataclasses.replace(MODEL, network=nn.Identity()), **options)

@@ -11,48 +11,57 @@ The table in ddpm/README.md is printed by
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from ddpm import (
+    DDIM,
+    SAMPLERS,
+    Ancestral,
+    DPMSolver2M,
+    DPMSolver2MSDE,
+    DPMSolver3M,
+    DPMSolver3MCommon,
+    Heun,
     NoiseSchedule,
+    Sampler,
     ScheduleConfig,
     Spacing,
     Variance,
-    continuous_timesteps,
-    ddim_sample,
-    dpm_solver_2m_sample,
-    dpm_solver_2m_sde_sample,
-    dpm_solver_3m_common_sample,
-    dpm_solver_3m_sample,
-    heun_sample,
     make_schedule,
     p_sample,
 )
+from ddpm.process.spacing import continuous_timesteps
 from tests.ddpm.oracles import GAUSSIAN, SKEWED, TWO_MODES, Mixture, affine_moments
 
 LINEAR, COSINE = (make_schedule(ScheduleConfig(name=name)) for name in ("linear", "cosine"))
 FEW, MANY = (40, 80, 160, 320), (250, 500, 1000, 2000, 4000)
-DETERMINISTIC: dict[str, tuple[Callable[..., Tensor], float]] = {
-    "ddim, eta 0": (partial(ddim_sample, noise=lambda draw: pytest.fail("noise"), eta=0.0), 1),
-    "heun": (partial(heun_sample, noise=lambda draw: pytest.fail("noise")), 2),
-    "dpm_solver_2m": (dpm_solver_2m_sample, 2),
-    "dpm_solver_3m_common": (dpm_solver_3m_common_sample, 2),
-    "dpm_solver_3m": (dpm_solver_3m_sample, 3),
+DETERMINISTIC: dict[str, tuple[Sampler, float]] = {
+    "ddim, eta 0": (DDIM(eta=0.0), 1),
+    "heun": (Heun(), 2),
+    "dpm_solver_2m": (DPMSolver2M(), 2),
+    "dpm_solver_3m_common": (DPMSolver3MCommon(), 2),
+    "dpm_solver_3m": (DPMSolver3M(), 3),
 }
 
-NOISY: dict[str, tuple[Callable[..., Tensor], float]] = {
-    "ddim, eta 0.5": (partial(ddim_sample, eta=0.5), 1),
-    "dpm_solver_2m_sde": (dpm_solver_2m_sde_sample, 2),
-    "heun, churn 10": (partial(heun_sample, churn=10.0), 2),
+NOISY: dict[str, tuple[Sampler, float]] = {
+    "ddim, eta 0.5": (DDIM(eta=0.5), 1),
+    "dpm_solver_2m_sde": (DPMSolver2MSDE(), 2),
+    "heun, churn 10": (Heun(churn=10.0, churn_interval=(0.0, math.inf), churn_noise=1.0), 2),
 }
 VARIANCES: tuple[Variance, ...] = ("fixed_small", "fixed_large", "analytic")
+
+
+def test_declared_orders_are_those_of_the_table() -> None:
+    """Of every sampler: the order of what it makes of one x_T, or of the distribution where it draws noise."""
+    table = [*DETERMINISTIC.values(), *NOISY.values(), *((Ancestral(variance=variance), 1) for variance in VARIANCES)]
+    assert {sampler.name for sampler, _ in table} == set(SAMPLERS)
+    for sampler, order in table:
+        assert sampler.order == order, sampler
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class Row:
 
 
 def flow_error(
-    sample: Callable[..., Tensor],
+    sampler: Sampler,
     data: Mixture,
     num_steps: int,
     schedule: NoiseSchedule = LINEAR,
@@ -87,19 +96,21 @@ def flow_error(
     timesteps = continuous_timesteps(schedule, num_steps + 1, spacing)
     start, end = schedule.alpha_bar_at(torch.tensor([timesteps[-1], timesteps[0]], dtype=torch.float64)).tolist()
     exact = data.flow(x_T, start, end)
-    got = sample(
+    got = sampler.sample(
         data.denoiser(schedule), schedule, x_T[:, None, None, None], None, timesteps=timesteps, final_step=False
     )
     return float((got.flatten() - exact).abs().max())
 
 
-def variance_error(sample: Callable[..., Tensor], num_steps: int, spacing: Spacing = "log_snr") -> float:
+def variance_error(sampler: Sampler, num_steps: int, spacing: Spacing = "log_snr") -> float:
     """Error of the variance at the end, on Gaussian data; the mean must be exact."""
     timesteps = continuous_timesteps(LINEAR, num_steps + 1, spacing)
     start, (mean, variance) = (GAUSSIAN.mean_and_variance(float(LINEAR.alpha_bar[t])) for t in (-1, 0))
     denoise = GAUSSIAN.denoiser(LINEAR)
     got_mean, got_variance = affine_moments(
-        lambda x_T, noise: sample(denoise, LINEAR, x_T, None, timesteps=timesteps, noise=noise, final_step=False),
+        lambda x_T, noise: sampler.sample(
+            denoise, LINEAR, x_T, None, timesteps=timesteps, noise=noise, final_step=False
+        ),
         num_steps,
         *start,
     )
@@ -161,13 +172,13 @@ def ancestral_error(data: Mixture, variance: Variance, num_steps: int) -> float:
 def rows(most_steps: int) -> list[Row]:
     """The table: noiseless samplers by the largest error of a pixel, the others by that of the variance or E[x^2]."""
     table = []
-    for (name, (sample, order)), (label, data) in itertools.product(
+    for (name, (sampler, order)), (label, data) in itertools.product(
         DETERMINISTIC.items(), {"Gaussian": GAUSSIAN, "mixture": TWO_MODES}.items()
     ):
         steps = (80, 160, 320, 640)
-        table.append(Row(name, label, order, steps, [flow_error(sample, data, n) for n in steps]))
-    for name, (sample, order) in NOISY.items():
-        table.append(Row(name, "Gaussian", order, FEW, [variance_error(sample, n) for n in FEW]))
+        table.append(Row(name, label, order, steps, [flow_error(sampler, data, n) for n in steps]))
+    for name, (sampler, order) in NOISY.items():
+        table.append(Row(name, "Gaussian", order, FEW, [variance_error(sampler, n) for n in FEW]))
     many = [n for n in MANY if n <= most_steps]
     for variance in VARIANCES:
         name = f"ancestral, {variance}"
@@ -202,16 +213,16 @@ def test_third_order_on_karras_places(data: Mixture) -> None:
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_equal_steps_in_t(name: str, schedule: NoiseSchedule) -> None:
     """The longest steps are near sigma(0) and many times the shortest: third order shows late, and not yet quite."""
-    sample, order = DETERMINISTIC[name]
+    sampler, order = DETERMINISTIC[name]
     pair = (160, 320) if order < 3 else (1280, 2560)
-    coarse, fine = (flow_error(sample, GAUSSIAN, n, schedule, "linspace") for n in pair)
+    coarse, fine = (flow_error(sampler, GAUSSIAN, n, schedule, "linspace") for n in pair)
     assert math.log2(coarse / fine) >= order - (0.15 if order < 3 else 0.35)
 
 
 def test_order_2_is_worth_it() -> None:
     """At equal numbers of network evaluations: 2M before Heun before DDIM, and ancestral sampling far behind."""
     errors = {
-        "2m": flow_error(dpm_solver_2m_sample, TWO_MODES, 160),
+        "2m": flow_error(DPMSolver2M(), TWO_MODES, 160),
         "heun": flow_error(DETERMINISTIC["heun"][0], TWO_MODES, 80),
         "ddim": flow_error(DETERMINISTIC["ddim, eta 0"][0], TWO_MODES, 160),
     }

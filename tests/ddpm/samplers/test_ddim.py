@@ -8,22 +8,19 @@ import torch
 from torch import Tensor
 
 from ddpm import (
+    DDIM,
     NetworkDenoiser,
     Prediction,
     ScheduleConfig,
-    continuous_timesteps,
     ddim_invert,
-    ddim_sample,
+    ddim_step,
     make_schedule,
     spaced_timesteps,
 )
+from ddpm.process.spacing import continuous_timesteps
 from tests.ddpm.oracles import GAUSSIAN, SKEWED, TWO_MODES
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine"))
-
-
-def no_noise(draw: int) -> Tensor:
-    raise AssertionError(f"draw {draw}")
 
 
 def test_round_trip_error_falls_with_the_steps() -> None:
@@ -33,7 +30,7 @@ def test_round_trip_error_falls_with_the_steps() -> None:
     for num_steps in (20, 50, 100, 200, 500, 1000):
         timesteps = spaced_timesteps(SCHEDULE, num_steps, "linspace")
         x_T = ddim_invert(denoise, SCHEDULE, x_0, None, timesteps=timesteps)
-        back = ddim_sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, noise=no_noise, eta=0.0)
+        back = DDIM(eta=0.0).sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps)
         errors.append(float((back - x_0).abs().max()))
     print(f"\nlargest round-trip error for 20, 50, 100, 200, 500, 1000 steps: {', '.join(f'{e:.4f}' for e in errors)}")
     assert all(after < before for before, after in itertools.pairwise(errors))
@@ -48,7 +45,7 @@ def test_the_first_step_adds_noise_to_the_known_image() -> None:
     for num_steps in (5, 10, 20):
         timesteps = spaced_timesteps(linear, num_steps, "trailing")
         x_T = ddim_invert(denoise, linear, x_0, None, timesteps=timesteps)
-        back = ddim_sample(denoise, linear, x_T, None, timesteps=timesteps, noise=no_noise, eta=0.0)
+        back = DDIM(eta=0.0).sample(denoise, linear, x_T, None, timesteps=timesteps)
         errors.append(float((back - x_0).square().mean().sqrt()))
     print(f"\nround-trip RMS for 5, 10, 20 trailing steps: {', '.join(f'{e:.4f}' for e in errors)}")
     assert errors[0] < 0.22 and errors[1] < 0.14 and errors[2] < 0.085
@@ -84,7 +81,7 @@ def test_a_step_up_undoes_a_step_down_where_the_noise_is_known() -> None:
 
     x_T = torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     timesteps = [100, 400, 999]
-    x_t = ddim_sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, noise=no_noise, eta=0.0, final_step=False)
+    x_t = DDIM(eta=0.0).sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, final_step=False)
     assert asked == [999, 400]
     asked.clear()
     back = ddim_invert(denoise, SCHEDULE, x_t, None, timesteps=timesteps, first_step=False)
@@ -111,13 +108,8 @@ def test_label_and_training_index_reach_the_network() -> None:
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
 def test_impossible_eta(eta: float) -> None:
+    x_t, t = torch.zeros(1, 1, 1, 1, dtype=torch.float64), torch.tensor([999])
     with pytest.raises(ValueError, match=r"^eta: "):
-        ddim_sample(
-            GAUSSIAN.denoiser(SCHEDULE),
-            SCHEDULE,
-            torch.zeros(1, 1, 1, 1, dtype=torch.float64),
-            None,
-            timesteps=[0, 999],
-            noise=lambda draw: torch.zeros(1, 1, 1, 1, dtype=torch.float64),
-            eta=eta,
-        )
+        DDIM(eta=eta)
+    with pytest.raises(ValueError, match=r"^eta: "):
+        ddim_step(SCHEDULE, GAUSSIAN.denoiser(SCHEDULE), x_t, t, None, eta=eta, eps=x_t)

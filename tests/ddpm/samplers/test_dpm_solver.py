@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from ddpm import (
+    DDIM,
+    DPMSolver2M,
+    DPMSolver2MSDE,
     NetworkDenoiser,
     NoiseSchedule,
     Prediction,
     ScheduleConfig,
-    ddim_sample,
-    dpm_solver_2m_sample,
-    dpm_solver_2m_sde_sample,
     make_schedule,
 )
 from tests.ddpm.oracles import GAUSSIAN, affine_moments
@@ -24,10 +24,6 @@ NO_SIGNAL = make_schedule(ScheduleConfig(name="linear", zero_terminal_snr=True))
 
 def randn(seed: int) -> Tensor:
     return torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def no_noise(draw: int) -> Tensor:
-    raise AssertionError(f"draw {draw}")
 
 
 def test_constant_x_0_hat_is_solved_exactly_in_one_step_or_many() -> None:
@@ -41,9 +37,9 @@ def test_constant_x_0_hat_is_solved_exactly_in_one_step_or_many() -> None:
     eps = (x_T - alpha_bar[1].sqrt() * image) / (1 - alpha_bar[1]).sqrt()
     expected = alpha_bar[0].sqrt() * image + (1 - alpha_bar[0]).sqrt() * eps
     for timesteps in ([50, 999], [50, 300, 301, 999]):
-        got = dpm_solver_2m_sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, final_step=False)
+        got = DPMSolver2M().sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, final_step=False)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
-    got = dpm_solver_2m_sample(denoise, SCHEDULE, x_T, None, timesteps=[50, 300, 999])
+    got = DPMSolver2M().sample(denoise, SCHEDULE, x_T, None, timesteps=[50, 300, 999])
     torch.testing.assert_close(got, image, rtol=0, atol=1e-12)
 
 
@@ -57,7 +53,7 @@ def test_the_stochastic_form_has_the_true_marginals_for_a_point(timesteps: list[
 
     start, end = float(schedule.alpha_bar[timesteps[-1]]), float(schedule.alpha_bar[timesteps[0]])
     mean, variance = affine_moments(
-        lambda x_T, noise: dpm_solver_2m_sde_sample(
+        lambda x_T, noise: DPMSolver2MSDE().sample(
             denoise, schedule, x_T, None, timesteps=timesteps, noise=noise, final_step=False
         ),
         len(timesteps) - 1,
@@ -72,17 +68,8 @@ def test_first_step_is_ddim_s() -> None:
     x_T, denoise = randn(0), GAUSSIAN.denoiser(SCHEDULE)
     for timesteps in ([999], [400, 999]):
         got, expected = (
-            dpm_solver_2m_sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, final_step=len(timesteps) == 1),
-            ddim_sample(
-                denoise,
-                SCHEDULE,
-                x_T,
-                None,
-                timesteps=timesteps,
-                noise=no_noise,
-                eta=0.0,
-                final_step=len(timesteps) == 1,
-            ),
+            sampler.sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, final_step=len(timesteps) == 1)
+            for sampler in (DPMSolver2M(), DDIM(eta=0.0))
         )
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
 
@@ -95,10 +82,8 @@ def test_zero_terminal_snr_is_the_limit(stochastic: bool) -> None:
     def run(schedule: NoiseSchedule) -> Tensor:
         denoise = NetworkDenoiser(network=GAUSSIAN.network(schedule, "v"), schedule=schedule, prediction_type="v")
         if stochastic:
-            return dpm_solver_2m_sde_sample(
-                denoise, schedule, x_T, None, timesteps=timesteps, noise=lambda draw: randn(draw)
-            )
-        return dpm_solver_2m_sample(denoise, schedule, x_T, None, timesteps=timesteps)
+            return DPMSolver2MSDE().sample(denoise, schedule, x_T, None, timesteps=timesteps, noise=randn)
+        return DPMSolver2M().sample(denoise, schedule, x_T, None, timesteps=timesteps)
 
     exact = run(NO_SIGNAL)
     assert bool(exact.isfinite().all())
@@ -119,7 +104,7 @@ def test_draws_are_counted_and_the_final_step_draws_nothing() -> None:
         return randn(draw)
 
     denoise = GAUSSIAN.denoiser(SCHEDULE)
-    dpm_solver_2m_sde_sample(denoise, SCHEDULE, randn(0), None, timesteps=[0, 10, 500, 999], noise=noise)
+    DPMSolver2MSDE().sample(denoise, SCHEDULE, randn(0), None, timesteps=[0, 10, 500, 999], noise=noise)
     assert drawn == [1, 2, 3]
 
 
@@ -132,7 +117,7 @@ def test_one_network_evaluation_per_step() -> None:
         assert t.dtype == torch.int64 and t.shape == (2,)
         return network(x_t, t, label)
 
-    dpm_solver_2m_sample(
+    DPMSolver2M().sample(
         NetworkDenoiser(network=counting, schedule=SCHEDULE), SCHEDULE, randn(0), None, timesteps=[3, 10, 500, 999]
     )
     assert heard == [999, 500, 10, 3]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ddpm import (
+    DiffusionModel,
     NetworkDenoiser,
     NoiseSchedule,
     ScheduleConfig,
@@ -156,10 +157,10 @@ def test_floor_of_the_simple_loss(t: int) -> None:
     step = torch.full((4,), t)
     x_t = q_sample(schedule, x_0, step, eps)
     batch = TrainingBatch(x_t=x_t, t=step, eps=eps, x_0=x_0, weight=torch.ones(4), label=None)
-    network = exact_denoiser(schedule, mu, s2).network
+    model = DiffusionModel(network=exact_denoiser(schedule, mu, s2).network, schedule=schedule, image_shape=(1, 1, 1))
     abar = float(schedule.alpha_bar[t])
     floor = abar * s2 / (abar * s2 + 1 - abar)
-    assert float(per_sample_loss(network, batch, schedule).mean()) == pytest.approx(floor, rel=1e-10)
+    assert float(per_sample_loss(model, batch).mean()) == pytest.approx(floor, rel=1e-10)
     for factor in (0.99, 1.01):
-        worse = simple_loss(eps, factor * network(batch.x_t, step, None))
+        worse = simple_loss(eps, factor * model.network(batch.x_t, step, None))
         assert float(worse.mean()) > floor

@@ -2,34 +2,25 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ddpm import (
-    Network,
-    NetworkDenoiser,
-    NoiseSchedule,
-    ScheduleConfig,
-    continuous_timesteps,
-    heun_sample,
-    make_schedule,
-    spaced_timesteps,
-)
+from ddpm import Heun, Network, NetworkDenoiser, NoiseSchedule, ScheduleConfig, make_schedule, spaced_timesteps
+from ddpm.process.spacing import continuous_timesteps
 from ddpm.samplers.heun import MAX_SIGMA_RATIO, num_corrections
 from tests.ddpm.oracles import GAUSSIAN, TWO_MODES, Mixture, affine_moments
 
 SCHEDULE = make_schedule(ScheduleConfig(name="linear"))
 NO_SIGNAL = make_schedule(ScheduleConfig(name="cosine", zero_terminal_snr=True))
+EVERYWHERE: dict[str, Any] = {"churn_interval": (0.0, math.inf), "churn_noise": 1.0}
+"""Churn at every sigma, with noise of the exact deviation."""
 
 
 def randn(seed: int) -> Tensor:
     return torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def no_noise(draw: int) -> Tensor:
-    raise AssertionError(f"draw {draw}")
 
 
 def listening(network: Network, heard: list[Tensor]) -> Network:
@@ -75,16 +66,14 @@ def algorithm_2(
 @pytest.mark.parametrize("interval", [(0.0, math.inf), (0.1, 20.0)], ids=["everywhere", "interval"])
 def test_algorithm_2_of_karras_et_al(churn: float, interval: tuple[float, float]) -> None:
     timesteps = continuous_timesteps(SCHEDULE, 20, "log_snr")
-    got = heun_sample(
+    sampler = Heun(churn=churn, churn_interval=interval, churn_noise=1.003)
+    got = sampler.sample(
         TWO_MODES.denoiser(SCHEDULE),
         SCHEDULE,
         randn(0),
         None,
         timesteps=timesteps,
         noise=lambda draw: randn(100 + draw),
-        churn=churn,
-        churn_interval=interval,
-        churn_noise=1.003,
     )
     expected = algorithm_2(SCHEDULE, TWO_MODES, randn(0), timesteps, churn, interval, 1.003)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
@@ -95,9 +84,10 @@ def test_churn_alone_keeps_the_marginals() -> None:
     point = Mixture(weights=(1.0,), means=(0.3,), variances=(1e-30,))
     timesteps = continuous_timesteps(SCHEDULE, 9, "log_snr")
     start, end = (float(SCHEDULE.alpha_bar[t]) for t in (-1, 0))
+    sampler = Heun(churn=4.0, **EVERYWHERE)
     mean, variance = affine_moments(
-        lambda x_T, noise: heun_sample(
-            point.denoiser(SCHEDULE), SCHEDULE, x_T, None, timesteps=timesteps, noise=noise, churn=4.0, final_step=False
+        lambda x_T, noise: sampler.sample(
+            point.denoiser(SCHEDULE), SCHEDULE, x_T, None, timesteps=timesteps, noise=noise, final_step=False
         ),
         8,
         math.sqrt(start) * 0.3,
@@ -113,7 +103,8 @@ def test_trained_steps_lead_to_trained_steps(churn: float) -> None:
     timesteps = spaced_timesteps(SCHEDULE, 12, "karras")
     heard: list[Tensor] = []
     denoise = NetworkDenoiser(network=listening(GAUSSIAN.network(SCHEDULE), heard), schedule=SCHEDULE)
-    heun_sample(denoise, SCHEDULE, randn(0), None, timesteps=timesteps, noise=randn, churn=churn)
+    sampler = Heun(churn=churn, **EVERYWHERE)
+    sampler.sample(denoise, SCHEDULE, randn(0), None, timesteps=timesteps, noise=randn)
     assert all(t.dtype == torch.int64 and t.shape == (2,) for t in heard)
     assert len(heard) == 12 + num_corrections(SCHEDULE, timesteps)
     first_of_steps = [int(t[0]) for t in heard]
@@ -130,22 +121,25 @@ def test_churn_never_leaves_the_chain_and_draws_only_where_it_acts() -> None:
 
     denoise, timesteps = GAUSSIAN.denoiser(SCHEDULE), spaced_timesteps(SCHEDULE, 10, "log_snr")
     sigmas = SCHEDULE.sigma(torch.tensor(timesteps)).flip(0)
-    heun_sample(denoise, SCHEDULE, randn(0), None, timesteps=timesteps, noise=noise, churn=5.0)
+    Heun(churn=5.0, **EVERYWHERE).sample(denoise, SCHEDULE, randn(0), None, timesteps=timesteps, noise=noise)
     assert drawn == list(range(2, 11))  # the first step is at the end of the chain already
     drawn.clear()
-    heun_sample(
-        denoise, SCHEDULE, randn(0), None, timesteps=timesteps, noise=noise, churn=5.0, churn_interval=(0.05, 5.0)
-    )
+    sampler = Heun(churn=5.0, churn_interval=(0.05, 5.0), churn_noise=1.0)
+    sampler.sample(denoise, SCHEDULE, randn(0), None, timesteps=timesteps, noise=noise)
     assert drawn == [draw for draw, sigma in enumerate(sigmas.tolist(), start=1) if 0.05 <= sigma <= 5.0]
-    heun_sample(denoise, SCHEDULE, randn(0), None, timesteps=timesteps, noise=no_noise)
+    drawn.clear()
+    Heun().sample(denoise, SCHEDULE, randn(0), None, timesteps=timesteps, noise=noise)
+    assert drawn == []
 
 
 def test_churn_finer_than_the_steps_of_the_chain_does_nothing() -> None:
     timesteps = spaced_timesteps(SCHEDULE, 10, "log_snr")
-    options = {"timesteps": timesteps, "noise": no_noise}
     denoise = GAUSSIAN.denoiser(SCHEDULE)
-    plain = heun_sample(denoise, SCHEDULE, randn(0), None, **options)  # type: ignore[arg-type]
-    assert torch.equal(heun_sample(denoise, SCHEDULE, randn(0), None, churn=1e-4, **options), plain)  # type: ignore[arg-type]
+    plain, fine = (
+        Heun(churn=churn, **EVERYWHERE).sample(denoise, SCHEDULE, randn(0), None, timesteps=timesteps)
+        for churn in (0.0, 1e-4)
+    )
+    assert torch.equal(fine, plain)
 
 
 def test_coarse_steps_are_not_corrected() -> None:
@@ -173,7 +167,8 @@ def test_zero_terminal_snr(spacing: str, churn: float) -> None:
     def noise(draw: int) -> Tensor:
         return torch.randn(x_T.shape, generator=torch.Generator().manual_seed(draw), dtype=torch.float64)
 
-    got = heun_sample(denoise, NO_SIGNAL, x_T, None, timesteps=timesteps, noise=noise, churn=churn)
+    sampler = Heun(churn=churn, **EVERYWHERE)
+    got = sampler.sample(denoise, NO_SIGNAL, x_T, None, timesteps=timesteps, noise=noise)
     # 1600 values: five standard errors are 0.06 of the mean's 0.0125 and 0.045 of the deviation's 0.009.
     assert float(got.mean()) == pytest.approx(0.7, abs=0.07)
     assert float(got.std()) == pytest.approx(0.5, abs=0.06)

@@ -17,14 +17,15 @@ from scipy.interpolate import lagrange
 from torch import Tensor
 
 from ddpm import (
+    DDIM,
+    DPMSolver2M,
+    DPMSolver3M,
+    DPMSolver3MCommon,
     NetworkDenoiser,
     NoiseSchedule,
     Prediction,
+    Sampler,
     ScheduleConfig,
-    ddim_sample,
-    dpm_solver_2m_sample,
-    dpm_solver_3m_common_sample,
-    dpm_solver_3m_sample,
     make_schedule,
     spaced_timesteps,
 )
@@ -36,10 +37,7 @@ SCHEDULE = make_schedule(ScheduleConfig(name="cosine"))
 COSINE_PLACES = SCHEDULE.log_snr(torch.arange(1000)) / 2
 LINEAR = make_schedule(ScheduleConfig(name="linear"))
 NO_SIGNAL = make_schedule(ScheduleConfig(name="linear", zero_terminal_snr=True))
-SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "3m": dpm_solver_3m_sample,
-    "3m common": dpm_solver_3m_common_sample,
-}
+THREE_STEP: dict[str, Sampler] = {"3m": DPMSolver3M(), "3m common": DPMSolver3MCommon()}
 
 
 def randn(seed: int) -> Tensor:
@@ -100,7 +98,7 @@ def test_two_nodes_in_the_middle() -> None:
         assert midpoint_weights(nodes, 0.7) == exact_weights(nodes, 0.7)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", THREE_STEP)
 def test_constant_x_0_hat_is_solved_exactly(name: str) -> None:
     x_T, image = randn(0), randn(1)
 
@@ -111,9 +109,9 @@ def test_constant_x_0_hat_is_solved_exactly(name: str) -> None:
     eps = (x_T - alpha_bar[1].sqrt() * image) / (1 - alpha_bar[1]).sqrt()
     expected = alpha_bar[0].sqrt() * image + (1 - alpha_bar[0]).sqrt() * eps
     for timesteps in ([50, 999], [50, 300, 301, 600, 999]):
-        got = SAMPLERS[name](denoise, SCHEDULE, x_T, None, timesteps=timesteps, final_step=False)
+        got = THREE_STEP[name].sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, final_step=False)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
-    got = SAMPLERS[name](denoise, SCHEDULE, x_T, None, timesteps=[50, 300, 500, 999])
+    got = THREE_STEP[name].sample(denoise, SCHEDULE, x_T, None, timesteps=[50, 300, 500, 999])
     torch.testing.assert_close(got, image, rtol=0, atol=1e-12)
 
 
@@ -127,14 +125,14 @@ def test_x_0_hat_that_bends_no_more_than_a_parabola(degree: int) -> None:
         x_0_hat = torch.full_like(x_t, float(COSINE_PLACES[t[0]]) ** degree)
         return Prediction(x_0_hat=x_0_hat, eps_hat=torch.full_like(x_t, math.nan))
 
-    def solved(sample: Callable[..., Tensor]) -> float:
+    def solved(sampler: Sampler) -> float:
         x_T = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-        return float(sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, final_step=False))
+        return float(sampler.sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, final_step=False))
 
     inside = quad(lambda place: math.exp(place) * place**degree, float(places[-1]), float(places[0]))[0]
     s = (1 - SCHEDULE.alpha_bar[[100, 900]]).sqrt()
     expected = float(s[0] * (1 / s[1] + inside))
-    error, of_common = (abs(solved(sample) - expected) for sample in SAMPLERS.values())
+    error, of_common = (abs(solved(sampler) - expected) for sampler in THREE_STEP.values())
     assert error < (1e-12 if degree == 1 else 0.1)
     assert of_common > 0.01
 
@@ -152,7 +150,7 @@ def test_a_long_step_is_euler_s() -> None:
         seen.append((x_t, prediction))
         return prediction
 
-    dpm_solver_3m_sample(listen, SCHEDULE, x_T, None, timesteps=timesteps)
+    DPMSolver3M().sample(listen, SCHEDULE, x_T, None, timesteps=timesteps)
     (_, before), (x_0, _) = seen[3:]
     alpha_bar = SCHEDULE.alpha_bar[0]
     euler = alpha_bar.sqrt() * before.x_0_hat + (1 - alpha_bar).sqrt() * before.eps_hat
@@ -166,7 +164,7 @@ def test_the_error_does_not_jump_between_numbers_of_steps(schedule: NoiseSchedul
     exact = TWO_MODES.flow(x_T, float(schedule.alpha_bar[-1]), 1 - 1e-12)
     for num_steps in range(90, 205, 5):
         timesteps = spaced_timesteps(schedule, num_steps, "linspace")
-        got = dpm_solver_3m_sample(denoise, schedule, x_T[:, None, None, None], None, timesteps=timesteps)
+        got = DPMSolver3M().sample(denoise, schedule, x_T[:, None, None, None], None, timesteps=timesteps)
         errors.append(float((got.flatten() - exact).square().mean().sqrt()))
     ratios = [max(a / b, b / a) for a, b in itertools.pairwise(errors)]
     assert max(ratios) < 1.3 and errors[-1] < 0.6 * errors[0]
@@ -184,7 +182,7 @@ def test_a_step_with_one_node_does_not_forget_the_places_before_it() -> None:
 
     got = multistep_sample(
         listen, chain, randn(0), None, weights=exact_weights, order={3: 3, 2: 1, 1: 3}.__getitem__,
-        correct_first=False, final_step=False,
+        correct_first=False, callback=None, final_step=False,
     )  # fmt: skip
     places = COSINE_PLACES[timesteps].tolist()
     h = places[0] - places[1]
@@ -234,6 +232,7 @@ def three_nodes_after_euler_s_step(
         weights=exact_weights,
         order=lambda i: 3,
         correct_first=False,
+        callback=None,
         final_step=final_step,
     )
 
@@ -241,21 +240,19 @@ def three_nodes_after_euler_s_step(
 @pytest.mark.parametrize("data", [GAUSSIAN, TWO_MODES], ids=["Gaussian", "mixture"])
 def test_the_start_is_of_third_order_too(data: Mixture) -> None:
     """From pure noise the first step hardly matters; from the middle of the chain Euler's would cost an order."""
-    assert slope(dpm_solver_3m_sample, data) >= 2.85
+    assert slope(DPMSolver3M().sample, data) >= 2.85
     assert 1.7 < slope(three_nodes_after_euler_s_step, data) < 2.3
-    assert 1.7 < slope(dpm_solver_3m_common_sample, data) < 2.3
+    assert 1.7 < slope(DPMSolver3MCommon().sample, data) < 2.3
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", THREE_STEP)
 def test_one_or_two_steps(name: str) -> None:
     """One step goes straight to x_0_hat; the first of two is Euler's as long as nothing is known of where it leads."""
     x_T, denoise = randn(0), GAUSSIAN.denoiser(SCHEDULE)
-    got = SAMPLERS[name](denoise, SCHEDULE, x_T, None, timesteps=[999])
+    got = THREE_STEP[name].sample(denoise, SCHEDULE, x_T, None, timesteps=[999])
     torch.testing.assert_close(got, denoise(x_T, torch.full((2,), 999), None).x_0_hat, rtol=0, atol=1e-12)
-    euler = ddim_sample(
-        denoise, SCHEDULE, x_T, None, timesteps=[400, 999], noise=pytest.fail, eta=0.0, final_step=False
-    )
-    got = SAMPLERS[name](denoise, SCHEDULE, x_T, None, timesteps=[400, 999], final_step=False)
+    euler = DDIM(eta=0.0).sample(denoise, SCHEDULE, x_T, None, timesteps=[400, 999], final_step=False)
+    got = THREE_STEP[name].sample(denoise, SCHEDULE, x_T, None, timesteps=[400, 999], final_step=False)
     torch.testing.assert_close(got, euler, rtol=0, atol=1e-10)
 
 
@@ -264,8 +261,8 @@ def test_the_common_form_begins_as_2m() -> None:
 
     def difference(timesteps: list[int], *, final_step: bool) -> float:
         common, two = (
-            sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, final_step=final_step)
-            for sample in (dpm_solver_3m_common_sample, dpm_solver_2m_sample)
+            sampler.sample(denoise, SCHEDULE, x_T, None, timesteps=timesteps, final_step=final_step)
+            for sampler in (DPMSolver3MCommon(), DPMSolver2M())
         )
         return float((common - two).abs().max())
 
@@ -275,13 +272,13 @@ def test_the_common_form_begins_as_2m() -> None:
     assert difference([20, 200, 400, 600, 900], final_step=True) > 1e-6
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", THREE_STEP)
 def test_zero_terminal_snr_is_the_limit(name: str) -> None:
     timesteps, x_T = [0, 200, 400, 600, 800, 999], randn(0)
 
     def run(schedule: NoiseSchedule) -> Tensor:
         denoise = NetworkDenoiser(network=GAUSSIAN.network(schedule, "v"), schedule=schedule, prediction_type="v")
-        return SAMPLERS[name](denoise, schedule, x_T, None, timesteps=timesteps)
+        return THREE_STEP[name].sample(denoise, schedule, x_T, None, timesteps=timesteps)
 
     exact = run(NO_SIGNAL)
     assert bool(exact.isfinite().all())
@@ -293,7 +290,7 @@ def test_zero_terminal_snr_is_the_limit(name: str) -> None:
     assert distances[2] < distances[1] < distances[0] < 0.2
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", THREE_STEP)
 def test_one_network_evaluation_per_step(name: str) -> None:
     heard: list[int] = []
     network = GAUSSIAN.network(SCHEDULE)
@@ -304,5 +301,5 @@ def test_one_network_evaluation_per_step(name: str) -> None:
         return network(x_t, t, label)
 
     denoise = NetworkDenoiser(network=counting, schedule=SCHEDULE)
-    SAMPLERS[name](denoise, SCHEDULE, randn(0), None, timesteps=[3, 10, 300, 500, 999])
+    THREE_STEP[name].sample(denoise, SCHEDULE, randn(0), None, timesteps=[3, 10, 300, 500, 999])
     assert heard == [999, 500, 300, 10, 3]

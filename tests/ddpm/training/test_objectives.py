@@ -3,16 +3,9 @@
 import pytest
 import torch
 
-from ddpm import (
-    NoiseSchedule,
-    ObjectiveConfig,
-    PredictionType,
-    ScheduleConfig,
-    check_objective,
-    loss_weights,
-    make_schedule,
-)
+from ddpm import NoiseSchedule, ObjectiveConfig, PredictionType, ScheduleConfig, make_schedule
 from ddpm.process.interpolation import Table
+from ddpm.training.objectives import check_objective, loss_weights
 
 SCHEDULES = {
     "linear": make_schedule(ScheduleConfig()),

@@ -13,22 +13,20 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from ddpm import (
+    DiffusionModel,
     ModelConfig,
     PowerEma,
     PowerProfile,
     ScheduleConfig,
     UNetConfig,
-    build_model,
+    build_network,
     combine_snapshots,
     fit_post_hoc_ema,
-    gamma_from_sigma_rel,
     images_to_x_0,
-    make_schedule,
     make_training_batch,
     per_sample_loss,
-    sigma_rel_from_gamma,
 )
-from ddpm.training.post_hoc_ema import MAX_SIGMA_REL, inner_products
+from ddpm.training.post_hoc_ema import MAX_SIGMA_REL, gamma_from_sigma_rel, inner_products, sigma_rel_from_gamma
 
 lengths = st.floats(0.005, MAX_SIGMA_REL)
 
@@ -200,14 +198,15 @@ def train_for_real(num_steps: int, batch: int) -> Iterator[nn.Module]:
     unet = UNetConfig(
         base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), dropout=0.0, num_groups=4
     )
-    config = ModelConfig(unet=unet, schedule=ScheduleConfig(name="cosine"), image_size=8, channels=1)
-    network, schedule = build_model(config, seed=0), make_schedule(config.schedule)
+    config = ModelConfig(network=unet, schedule=ScheduleConfig(name="cosine"), image_size=(8, 8), channels=1)
+    network = build_network(config, seed=0)
+    model = DiffusionModel.of(config, network)
     images = torch.from_numpy(np.round(load_digits().images * 255 / 16).astype(np.uint8))[..., None]
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     for step in range(num_steps):
         ids = torch.arange(step * batch, (step + 1) * batch)
         noised = make_training_batch(
-            schedule,
+            model,
             images_to_x_0(images[ids % len(images)]),
             None,
             seed=0,
@@ -215,10 +214,9 @@ def train_for_real(num_steps: int, batch: int) -> Iterator[nn.Module]:
             epochs=torch.zeros_like(ids),
             flip=False,
             label_drop=0.0,
-            null_label=None,
         )
         optimizer.zero_grad()
-        per_sample_loss(network, noised, schedule).mean().backward()
+        per_sample_loss(model, noised).mean().backward()
         optimizer.step()
         yield network
 

@@ -1,15 +1,18 @@
 """per_sample_loss under every objective: values against the bound, gradients against closed forms."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from ddpm import (
+    DiffusionModel,
     ImportanceSampler,
     Network,
     NetworkDenoiser,
+    NoiseSchedule,
     ObjectiveConfig,
     PredictionType,
     ScheduleConfig,
@@ -17,7 +20,6 @@ from ddpm import (
     TrainingBatch,
     Variance,
     bound_term,
-    loss_weights,
     make_schedule,
     make_training_batch,
     per_sample_loss,
@@ -25,11 +27,16 @@ from ddpm import (
     standard_normal,
     stratified_timesteps,
 )
+from ddpm.training.objectives import loss_weights
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine", num_timesteps=40))
 ZERO = make_schedule(ScheduleConfig(num_timesteps=40, zero_terminal_snr=True))
 VLB, HYBRID = ObjectiveConfig(name="vlb"), ObjectiveConfig(name="hybrid", vlb_weight=0.01)
 PREDICTIONS: tuple[PredictionType, ...] = ("eps", "x_0", "v")
+
+
+def model_of(network: Network, schedule: NoiseSchedule = SCHEDULE, **changes: Any) -> DiffusionModel:
+    return DiffusionModel(network=network, schedule=schedule, image_shape=(2, 3, 2), **changes)
 
 
 def every_t() -> TrainingBatch:
@@ -52,28 +59,25 @@ def loss_of(
     output: Tensor,
     objective: ObjectiveConfig,
     prediction_type: PredictionType = "eps",
-    variance: Variance = "fixed_small",
+    *,
+    learned: bool = False,
 ) -> Tensor:
     """Of that answer to the forty images."""
-    return per_sample_loss(
-        lambda x_t, t, label: output,
-        every_t(),
-        SCHEDULE,
-        objective=objective,
-        prediction_type=prediction_type,
-        variance=variance,
-    )
+    model = model_of(lambda x_t, t, label: output, prediction_type=prediction_type, learned_variance=learned)
+    return per_sample_loss(model, every_t(), objective=objective)
 
 
-def gradient(output: Tensor, objective: ObjectiveConfig, prediction_type: PredictionType, variance: Variance) -> Tensor:
+def gradient(
+    output: Tensor, objective: ObjectiveConfig, prediction_type: PredictionType, *, learned: bool = False
+) -> Tensor:
     """Of the sum of these losses, with respect to the answer."""
-    (result,) = torch.autograd.grad(loss_of(output, objective, prediction_type, variance).sum(), output)
+    (result,) = torch.autograd.grad(loss_of(output, objective, prediction_type, learned=learned).sum(), output)
     return result
 
 
 def test_the_default_is_l_simple_to_the_last_bit() -> None:
     batch = every_t()
-    loss = per_sample_loss(lambda x_t, t, label: torch.sin(3 * x_t).float(), batch, SCHEDULE)
+    loss = per_sample_loss(model_of(lambda x_t, t, label: torch.sin(3 * x_t).float()), batch)
     answered = torch.sin(3 * batch.x_t).float().double()
     assert torch.equal(loss, (batch.eps - answered).square().mean(dim=(1, 2, 3)))
 
@@ -88,7 +92,7 @@ def test_l_simple_is_the_weighted_error_of_what_is_predicted(prediction_type: Pr
     loss = loss_of(output, objective, prediction_type)
     weight = loss_weights(SCHEDULE, objective, prediction_type)
     torch.testing.assert_close(loss, weight * (target[prediction_type] - output).square().mean(dim=(1, 2, 3)))
-    found = gradient(output, objective, prediction_type, "fixed_small")
+    found = gradient(output, objective, prediction_type)
     torch.testing.assert_close(found, weight[:, None, None, None] * 2 * (output - target[prediction_type]) / 12)
 
 
@@ -106,9 +110,9 @@ def test_one_x_0_hat_costs_the_same_whatever_is_predicted(weighting: str) -> Non
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
-def test_vlb_is_t_times_the_unclipped_term(prediction_type: PredictionType, variance: Variance) -> None:
-    batch, learned = every_t(), variance == "learned_range"
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed_small", "learned_range"])
+def test_vlb_is_t_times_the_unclipped_term(prediction_type: PredictionType, learned: bool) -> None:
+    batch, variance = every_t(), "learned_range" if learned else "fixed_small"
     output = answer(4 if learned else 2).detach()
 
     def network(x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
@@ -121,24 +125,32 @@ def test_vlb_is_t_times_the_unclipped_term(prediction_type: PredictionType, vari
         learned_variance=learned,
         clip_x_0=False,
     )
-    expected = 40 * bound_term(SCHEDULE, denoise, batch.x_0, batch.t, None, variance=variance, eps=batch.eps)
-    loss = per_sample_loss(network, batch, SCHEDULE, objective=VLB, prediction_type=prediction_type, variance=variance)
+    expected = 40 * bound_term(SCHEDULE, denoise, batch.x_0, batch.t, None, variance=variance, eps=batch.eps)  # type: ignore[arg-type]
+    model = model_of(network, prediction_type=prediction_type, learned_variance=learned)
+    loss = per_sample_loss(model, batch, objective=VLB)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0.0)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_vlb_of_eps_is_ho_s_weighted_loss(variance: Variance) -> None:
-    """Eq. 12: beta^2 / (2 sigma^2 alpha (1 - alpha_bar)) |eps - eps_hat|^2, and its gradient, for t > 0."""
+    """Eq. 12: beta^2 / (2 sigma^2 alpha (1 - alpha_bar)) |eps - eps_hat|^2, and its gradient, for t > 0.
+
+    With either variance of the bound; what is trained has the posterior's.
+    """
     batch, output = every_t(), answer(2)
     beta, alpha, abar = SCHEDULE.beta, SCHEDULE.alpha, SCHEDULE.alpha_bar
     sigma2 = beta if variance == "fixed_large" else SCHEDULE.posterior_variance
     weight = (40 * beta**2 / (2 * sigma2 * alpha * (1 - abar)) / math.log(2))[1:]
     error = (output - batch.eps)[1:]
-    loss = loss_of(output, VLB, variance=variance)
+    denoise = NetworkDenoiser(network=lambda x_t, t, label: output, schedule=SCHEDULE, clip_x_0=False)
+    loss = 40 * bound_term(SCHEDULE, denoise, batch.x_0, batch.t, None, variance=variance, eps=batch.eps)
+    if variance == "fixed_small":
+        torch.testing.assert_close(loss_of(output, VLB), loss, rtol=1e-12, atol=0.0)
     ratio = SCHEDULE.posterior_variance[1:] / sigma2[1:]
     constant = 40 * 0.5 * (ratio - 1 - ratio.log()) / math.log(2)
     torch.testing.assert_close(loss[1:], constant + weight * error.square().mean(dim=(1, 2, 3)), rtol=1e-9, atol=1e-9)
-    found = gradient(output, VLB, "eps", variance)[1:]
+    (gradients,) = torch.autograd.grad(loss.sum(), output)
+    found = gradients[1:]
     torch.testing.assert_close(found, weight[:, None, None, None] * 2 * error / 12, rtol=1e-9, atol=1e-12)
 
 
@@ -147,9 +159,9 @@ def test_hybrid_trains_the_mean_by_l_simple_alone_and_the_variance_by_the_bound(
     prediction_type: PredictionType,
 ) -> None:
     output = answer(4)
-    hybrid = gradient(output, HYBRID, prediction_type, "learned_range")
-    simple = gradient(output[:, :2].detach().requires_grad_(), ObjectiveConfig(), prediction_type, "fixed_small")
-    vlb = gradient(output, VLB, prediction_type, "learned_range")
+    hybrid = gradient(output, HYBRID, prediction_type, learned=True)
+    simple = gradient(output[:, :2].detach().requires_grad_(), ObjectiveConfig(), prediction_type)
+    vlb = gradient(output, VLB, prediction_type, learned=True)
     assert torch.equal(hybrid[:, :2], simple)
     assert bool((vlb[:, :2].abs() > 1e-9).any(dim=(1, 2, 3)).all()), "the bound has a gradient that is kept away"
     torch.testing.assert_close(hybrid[:, 2:], 0.01 * vlb[:, 2:], rtol=1e-9, atol=1e-18)
@@ -161,8 +173,8 @@ def test_hybrid_is_the_sum_of_its_parts_also_when_weighted(weighting: str) -> No
     output = answer(4).detach()
     hybrid = ObjectiveConfig(name="hybrid", vlb_weight=0.01, weighting=weighting)  # type: ignore[arg-type]
     simple = loss_of(output[:, :2], ObjectiveConfig(weighting=weighting))  # type: ignore[arg-type]
-    vlb = loss_of(output, VLB, variance="learned_range")
-    found = loss_of(output, hybrid, variance="learned_range")
+    vlb = loss_of(output, VLB, learned=True)
+    found = loss_of(output, hybrid, learned=True)
     torch.testing.assert_close(found, simple + 0.01 * vlb, rtol=1e-12, atol=0.0)
 
 
@@ -174,14 +186,8 @@ def test_gradient_of_the_bound_by_finite_differences(prediction_type: Prediction
     batch = TrainingBatch(**fields, label=None)
 
     def loss(output: Tensor) -> Tensor:
-        return per_sample_loss(
-            lambda x_t, t, label: output,
-            batch,
-            SCHEDULE,
-            objective=VLB,
-            prediction_type=prediction_type,
-            variance="learned_range",
-        )
+        model = model_of(lambda x_t, t, label: output, prediction_type=prediction_type, learned_variance=True)
+        return per_sample_loss(model, batch, objective=VLB)
 
     start = torch.cat((answer(2)[rows] / 5, answer(2)[rows]), dim=1).detach().requires_grad_()
     assert torch.autograd.gradcheck(loss, (start,), eps=1e-7, atol=1e-4, rtol=1e-4)
@@ -193,7 +199,7 @@ def test_learned_variance_is_drawn_to_the_true_one() -> None:
     batch = every_t()
     for error, sign in ((0.0, 1.0), (3.0, -1.0)):
         output = torch.cat((batch.eps + error, torch.zeros_like(batch.eps)), dim=1).requires_grad_()
-        found = gradient(output, HYBRID, "eps", "learned_range")[1:, 2:]
+        found = gradient(output, HYBRID, "eps", learned=True)[1:, 2:]
         assert bool((found.sign() == sign).all())
 
 
@@ -202,28 +208,24 @@ def test_objectives_work_where_no_signal_is_left() -> None:
     x_t = q_sample(ZERO, batch.x_0, batch.t, batch.eps)
     batch = TrainingBatch(x_t=x_t, t=batch.t, eps=batch.eps, x_0=batch.x_0, weight=batch.weight, label=None)
     output = answer(4)
+    model = model_of(lambda x_t, t, label: output, ZERO, prediction_type="v", learned_variance=True)
     for objective in (VLB, HYBRID, ObjectiveConfig(name="hybrid", weighting="min_snr")):
-        loss = per_sample_loss(
-            lambda x_t, t, label: output,
-            batch,
-            ZERO,
-            objective=objective,
-            prediction_type="v",
-            variance="learned_range",
-        )
+        loss = per_sample_loss(model, batch, objective=objective)
         (found,) = torch.autograd.grad(loss.sum(), output)
         assert bool(loss.isfinite().all()) and bool(found.isfinite().all())
 
 
 def test_what_does_not_fit_is_refused() -> None:
     batch = every_t()
-    network: Network = lambda x_t, t, label: x_t  # noqa: E731
+    fixed, learned = (model_of(lambda x_t, t, label: x_t, learned_variance=asked) for asked in (False, True))
     with pytest.raises(ValueError, match=r"^name: "):
-        per_sample_loss(network, batch, SCHEDULE, objective=HYBRID)
+        per_sample_loss(fixed, batch, objective=HYBRID)
+    with pytest.raises(ValueError, match=r"^name: simple does not train the learned variance"):
+        per_sample_loss(learned, batch)
     with pytest.raises(ValueError, match=r"^network: "):
-        per_sample_loss(network, batch, SCHEDULE, objective=VLB, variance="learned_range")
+        per_sample_loss(learned, batch, objective=VLB)
     with pytest.raises(ValueError, match=r"^eps_hat: "):
-        per_sample_loss(network, batch, SCHEDULE, objective=HYBRID, variance="learned_range")
+        per_sample_loss(learned, batch, objective=HYBRID)
 
 
 def test_t_that_is_chosen_elsewhere_is_used_with_its_weight() -> None:
@@ -237,7 +239,7 @@ def test_t_that_is_chosen_elsewhere_is_used_with_its_weight() -> None:
         sampler.draw(seed=5, step=2, slots=slots),
     ):
         batch = make_training_batch(
-            SCHEDULE,
+            model_of(pytest.fail),
             x_0,
             None,
             seed=5,
@@ -245,7 +247,6 @@ def test_t_that_is_chosen_elsewhere_is_used_with_its_weight() -> None:
             epochs=ids,
             flip=True,
             label_drop=0.0,
-            null_label=None,
             timesteps=chosen,
         )
         assert torch.equal(batch.t, chosen.t) and torch.equal(batch.weight, chosen.weight)
@@ -257,7 +258,7 @@ def test_flips_reach_x_0_and_no_choice_is_uniform_with_weight_one() -> None:
     ids = torch.arange(64)
     x_0 = torch.linspace(-1, 1, 6).reshape(1, 1, 2, 3).expand(64, 1, 2, 3)
     batch = make_training_batch(
-        SCHEDULE, x_0, None, seed=5, sample_ids=ids, epochs=ids, flip=True, label_drop=0.0, null_label=None
+        model_of(pytest.fail), x_0, None, seed=5, sample_ids=ids, epochs=ids, flip=True, label_drop=0.0
     )
     flipped = (batch.x_0 == x_0.flip(-1)).all(dim=(1, 2, 3))
     assert bool((flipped ^ (batch.x_0 == x_0).all(dim=(1, 2, 3))).all()) and 10 < int(flipped.sum()) < 54

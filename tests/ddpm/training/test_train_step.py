@@ -7,37 +7,36 @@ import torch
 from torch import Tensor, nn
 
 from ddpm import (
+    DiffusionModel,
+    Network,
     ScheduleConfig,
     Stream,
     TrainingBatch,
-    images_to_x_0,
     make_schedule,
     make_training_batch,
     per_sample_loss,
-    predict_x_0_from_eps,
     q_sample,
     random_integers,
     standard_normal,
-    x_0_to_images,
 )
+from ddpm.process.prediction import predict_x_0_from_eps
 
 SCHEDULE = make_schedule(ScheduleConfig(name="cosine", num_timesteps=200))
 SEED, NULL = 17, 10
+
+
+def model_of(network: Network | None = None, null_label: int | None = NULL) -> DiffusionModel:
+    """To make a batch the network is not asked."""
+    return DiffusionModel(
+        network=network or pytest.fail, schedule=SCHEDULE, image_shape=(1, 3, 4), null_label=null_label
+    )
 
 
 def batch_of(ids: Tensor, epochs: Tensor, *, flip: bool = False, label_drop: float = 0.0) -> TrainingBatch:
     """Images and labels are functions of the id, as in a data set."""
     x_0 = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(1, 1, 3, 4) * (1 + ids[:, None, None, None]) / 4096
     return make_training_batch(
-        SCHEDULE,
-        x_0,
-        ids % 10,
-        seed=SEED,
-        sample_ids=ids,
-        epochs=epochs,
-        flip=flip,
-        label_drop=label_drop,
-        null_label=NULL,
+        model_of(), x_0, ids % 10, seed=SEED, sample_ids=ids, epochs=epochs, flip=flip, label_drop=label_drop
     )
 
 
@@ -97,7 +96,7 @@ def test_labels_are_needed_only_to_drop_them() -> None:
 
     def make(label: Tensor | None, label_drop: float, null_label: int | None) -> TrainingBatch:
         return make_training_batch(
-            SCHEDULE,
+            model_of(null_label=null_label),
             torch.zeros(3, 1, 2, 2),
             label,
             seed=0,
@@ -105,7 +104,6 @@ def test_labels_are_needed_only_to_drop_them() -> None:
             epochs=ids,
             flip=False,
             label_drop=label_drop,
-            null_label=null_label,
         )
 
     assert make(None, 0.0, None).label is None
@@ -135,25 +133,9 @@ def test_loss_has_a_value_per_sample_and_a_gradient() -> None:
 
     ids = torch.arange(5)
     batch = batch_of(ids, ids)
-    model = Scale()
-    loss = per_sample_loss(model, batch, SCHEDULE)
+    network = Scale()
+    loss = per_sample_loss(model_of(network), batch)
     assert torch.equal(loss, batch.eps.square().mean(dim=(1, 2, 3)))
     loss.sum().backward()  # type: ignore[no-untyped-call]
     expected = -2 * (batch.eps * batch.x_t).mean(dim=(1, 2, 3)).sum()
-    assert float(model.scale.grad) == pytest.approx(float(expected), rel=1e-2)  # type: ignore[arg-type]
-
-
-def test_every_pixel_value_survives_the_round_trip() -> None:
-    images = torch.arange(256, dtype=torch.uint8).reshape(2, 8, 8, 2)
-    x_0 = images_to_x_0(images)
-    assert x_0.shape == (2, 2, 8, 8) and x_0.dtype == torch.float32 and x_0.is_contiguous()
-    assert float(x_0.min()) == -1 and float(x_0.max()) == 1
-    assert torch.equal(x_0[1, 0, 2], images[1, 2, :, 0].float() / 127.5 - 1)
-    assert torch.equal(x_0_to_images(x_0), images)
-
-
-def test_pixels_are_the_nearest_and_clamped() -> None:
-    x_0 = torch.tensor([-7.0, -1.0, -1 + 0.6 / 127.5, 1 - 0.4 / 127.5, 1.0, math.inf]).reshape(1, 1, 1, 6)
-    assert x_0_to_images(x_0).flatten().tolist() == [0, 0, 1, 255, 255, 255]
-    with pytest.raises(ValueError, match=r"^x_0: "):
-        x_0_to_images(torch.tensor([[[[math.nan]]]]))
+    assert float(network.scale.grad) == pytest.approx(float(expected), rel=1e-2)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.data.image_input import load_square_image
+from pipeline.data.image_input import _centred_box, load_image
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -20,9 +20,11 @@ def encode(image: PIL.Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def load(data: bytes, image_size: int = 8, channels: int = 3, max_pixels: int = 10_000) -> NDArray[np.uint8]:
-    pixels = load_square_image(data, image_size=image_size, channels=channels, max_pixels=max_pixels)
-    assert pixels.dtype == np.uint8 and pixels.shape == (image_size, image_size, channels)
+def load(
+    data: bytes, image_size: tuple[int, int] = (8, 8), channels: int = 3, max_pixels: int = 10_000
+) -> NDArray[np.uint8]:
+    pixels = load_image(data, image_size=image_size, channels=channels, max_pixels=max_pixels)
+    assert pixels.dtype == np.uint8 and pixels.shape == (*image_size, channels)
     return pixels
 
 
@@ -100,6 +102,42 @@ def test_the_centre_square_is_kept() -> None:
         image.paste(RED, box)
         pixels = load(encode(image))
         assert (pixels == RED).all()
+
+
+def test_squares_are_cut_and_resized_as_ever() -> None:
+    """The bytes of every square dataset that was ever prepared hang on this."""
+    rng = np.random.default_rng(1)
+    for width, height, side in (*rng.integers(1, 60, (40, 3)).tolist(), [37, 21, 8], [21, 37, 8], [21, 21, 5]):
+        image = PIL.Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        least = min(width, height)
+        left, top = (width - least) / 2, (height - least) / 2
+        expected = image.resize((side, side), PIL.Image.Resampling.LANCZOS, box=(left, top, left + least, top + least))
+        assert np.array_equal(load(encode(image), (side, side)), np.asarray(expected)), (width, height, side)
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),  # of the picture (width, height), and what of it is red
+    [
+        ((80, 24), (20, 0, 60, 24)),  # too wide for 24 x 40
+        ((40, 60), (0, 18, 40, 42)),  # too high
+        ((40, 24), (0, 0, 40, 24)),
+        ((20, 12), (0, 0, 20, 12)),
+    ],
+)
+def test_the_largest_centred_rectangle_is_kept(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
+    image = PIL.Image.new("RGB", size, GREEN)
+    image.paste(RED, box)
+    assert (load(encode(image), (24, 40)) == RED).all()
+    turned = load(encode(image.transpose(PIL.Image.Transpose.ROTATE_90)), (40, 24))
+    assert (turned == RED).all()
+
+
+def test_what_is_kept_has_the_shape_that_was_asked_for_and_is_as_large_as_can_be() -> None:
+    for width, height, wide, high in np.random.default_rng(2).integers(1, 90, (200, 4)).tolist():
+        left, top, right, bottom = _centred_box(width, height, (high, wide))
+        assert (right - left) * high == pytest.approx((bottom - top) * wide)
+        assert left == pytest.approx(width - right) and top == pytest.approx(height - bottom)
+        assert min(left, top) == 0 <= max(left, top), "it touches two edges"
 
 
 def test_shrinking_averages_instead_of_picking_pixels() -> None:

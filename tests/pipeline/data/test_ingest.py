@@ -17,7 +17,7 @@ import pipeline.data.ingest
 from pipeline.data.data_order import DataConfig, DataOrder
 from pipeline.data.ingest import RankBatch, check_read_buffer, rank_batches, read_buffer_bytes
 from pipeline.data.shards import unpack_shard
-from pipeline.errors import ConfigError, ObjectMissingError, PipelineError, ShardCorruptError
+from pipeline.errors import ConfigError, DatasetError, ObjectMissingError, PipelineError, ShardCorruptError
 from tests.pipeline.small_datasets import NUM_CLASSES, SmallDataset, make_dataset
 
 SIZES = (30, 17, 41, 25, 36, 22, 9)
@@ -33,7 +33,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> SmallDataset:
 @pytest.fixture(scope="module")
 def large_images(tmp_path_factory: pytest.TempPathFactory) -> SmallDataset:
     """256-pixel RGB: a row is 192 KiB, a window of two shards 6 MiB."""
-    return make_dataset(tmp_path_factory.mktemp("large"), (16,) * 8, image_size=256, channels=3)
+    return make_dataset(tmp_path_factory.mktemp("large"), (16,) * 8, image_size=(256, 256), channels=3)
 
 
 def make_order(dataset: SmallDataset, config: DataConfig = CONFIG, global_batch: int = 8) -> DataOrder:
@@ -62,6 +62,11 @@ def read(
             stop_step=stop,
         )
     )
+
+
+def test_pixels_of_16_bits_are_not_trained_on(dataset: SmallDataset) -> None:
+    with pytest.raises(DatasetError, match=r"small.*: its pixels have 65536 levels, this program reads 256"):
+        read(replace(dataset, manifest=replace(dataset.manifest, num_levels=65536)))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])

@@ -37,6 +37,8 @@ def test_images_stand_row_by_row_with_a_gap(channels: int, scale: int) -> None:
 
 def test_small_images_are_enlarged_unless_told_otherwise() -> None:
     assert decode(image_grid(numbered(1), columns=1)).shape == (32, 48)
+    high = numbered(1).swapaxes(1, 2)
+    assert decode(image_grid(high, columns=1)).shape == (48, 32), "the shorter side counts"
     assert decode(image_grid(np.zeros((1, 64, 64, 3), np.uint8), columns=9)).shape == (64, 64, 3)
 
 

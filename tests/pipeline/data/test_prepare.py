@@ -15,11 +15,14 @@ import PIL.Image
 import pytest
 from sklearn.datasets import load_digits
 
-from pipeline.config_io import to_toml
+from pipeline.config_io import read_toml, to_toml
+from pipeline.data.data_order import DataConfig, DataOrder
+from pipeline.data.ingest import rank_batches, read_buffer_bytes
 from pipeline.data.manifest import DatasetManifest, load_manifest
 from pipeline.data.prepare import PrepareConfig, describe_plan, open_source, prepare, prepare_source
 from pipeline.data.shards import decode_png, read_shard
 from pipeline.errors import (
+    ConfigError,
     DatasetMissingError,
     OutputExistsError,
     ShardCorruptError,
@@ -49,7 +52,7 @@ def write_images(folder: Path, num_per_class: int = 6, classes: tuple[str, ...] 
 
 def folder_config(source: object, output: object, **changes: object) -> PrepareConfig:
     options: dict[str, object] = {"image_size": 8, "shard_size": 4, "held_out_fraction": 0.25} | changes
-    return PrepareConfig(source=str(source), output=str(output), **options)  # type: ignore[arg-type]
+    return PrepareConfig(source=str(source), dataset=str(output), **options)  # type: ignore[arg-type]
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -74,7 +77,7 @@ def check_digits(output: Path, manifest: DatasetManifest) -> None:
     """Every scan, exactly once, in the documented order, read by our reader and by the webdataset library."""
     table = load_digits()
     order = np.random.default_rng(0).permutation(1797)
-    assert (manifest.image_size, manifest.channels, manifest.num_classes) == (8, 1, 10)
+    assert (manifest.image_size, manifest.channels, manifest.num_classes) == ((8, 8), 1, 10)
     assert {name: split.num_samples for name, split in manifest.splits.items()} == {"train": 1500, "held_out": 297}
     store = open_store(str(output))
     for split, expected in (("train", order[:1500]), ("held_out", order[1500:])):
@@ -92,11 +95,11 @@ def check_digits(output: Path, manifest: DatasetManifest) -> None:
 
 
 def test_digits_on_ray(ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = PrepareConfig(output=str(tmp_path / "ray"), shard_size=250)
+    config = PrepareConfig(dataset=str(tmp_path / "ray"), shard_size=250)
     manifest = prepare(config)
     check_digits(tmp_path / "ray", manifest)
     # the same bytes again, elsewhere and without Ray
-    elsewhere = prepare_here(PrepareConfig(output=str(tmp_path / "here"), shard_size=250))
+    elsewhere = prepare_here(PrepareConfig(dataset=str(tmp_path / "here"), shard_size=250))
     assert elsewhere == manifest and elsewhere.digest == manifest.digest
     first, second = snapshot(tmp_path / "ray"), snapshot(tmp_path / "here")
     assert {name: data for name, (data, _) in first.items()} == {name: data for name, (data, _) in second.items()}
@@ -110,7 +113,7 @@ def test_digits_on_ray(ray_session: None, tmp_path: Path, capsys: pytest.Capture
 def test_the_digits_dataset_is_pinned(tmp_path: Path) -> None:
     # Pixels, labels, order and ids of the dataset that every figure in this project is about. PNG bytes may change with
     # the zlib inside Pillow, which is why this does not pin the manifest's digest.
-    manifest = prepare_here(PrepareConfig(output=str(tmp_path), shard_size=400))
+    manifest = prepare_here(PrepareConfig(dataset=str(tmp_path), shard_size=400))
     content = hashlib.sha256()
     for split in ("train", "held_out"):
         for pixels, label, source in rows(open_store(str(tmp_path)), manifest, split):
@@ -139,7 +142,8 @@ def test_a_folder_on_ray_with_images_that_do_not_decode(
     assert manifest.num_quarantined == 2
     assert sum(split.num_samples for split in manifest.splits.values()) == 10
     listed = json.loads((tmp_path / "out/quarantine.json").read_text())
-    assert set(listed) == {"cat/00.png", "dog/03.png"} and all(listed.values())
+    assert listed["format_version"] == 2
+    assert set(listed["reasons"]) == {"cat/00.png", "dog/03.png"} and all(listed["reasons"].values())
     assert "2 images left out" in capsys.readouterr().out
     assert manifest == prepare_here(folder_config(source, tmp_path / "other", max_quarantined=5))
 
@@ -161,6 +165,37 @@ def test_a_folder_becomes_labelled_squares(tmp_path: Path) -> None:
         with PIL.Image.open(source / name) as image:
             expected = image.resize((8, 8), PIL.Image.Resampling.LANCZOS, box=(2, 0, 14, 12))
         assert np.array_equal(pixels, np.asarray(expected))
+
+
+def test_images_need_not_be_squares(ray_session: None, tmp_path: Path) -> None:
+    """End to end: from files of several shapes to the batches of two training workers."""
+    source, rng = tmp_path / "source", np.random.default_rng(0)
+    source.mkdir()
+    for number, (height, width) in enumerate([(24, 40), (48, 80), (50, 50), (12, 90)] * 5):
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(source / f"{number:02d}.png")
+    config = folder_config(source, tmp_path / "out", image_size="24x40", held_out_fraction=0.2)
+    manifest = prepare(config)
+    assert manifest.image_shape == (24, 40, 3) and manifest == load_manifest(open_store(str(tmp_path / "out")))
+    assert prepare(config) == manifest, "a rerun checks it"
+    with pytest.raises(OutputExistsError, match=r"its image shapes are \(24, 40, 3\), asked for \(40, 24, 3\)"):
+        prepare_here(folder_config(source, tmp_path / "out", image_size="40x24", held_out_fraction=0.2))
+    expected = [pixels for pixels, _, _ in rows(open_store(str(tmp_path / "out")), manifest, "train")]
+    for pixels, _, name in rows(open_store(str(tmp_path / "out")), manifest, "train"):
+        if int(name[:2]) % 4 == 0:  # it has that shape already
+            with PIL.Image.open(source / name) as image:
+                assert np.array_equal(pixels, np.asarray(image))
+    order = DataOrder.for_split(manifest, "train", DataConfig(lanes=2, window_shards=2), seed=0, global_batch=4)
+    assert read_buffer_bytes(manifest, order, 2) > 0
+    for rank in range(2):
+        batches = rank_batches(
+            str(tmp_path / "out"), manifest, "train", order, DataConfig(lanes=2, window_shards=2),
+            rank=rank, world=2, start_step=0, stop_step=6,
+        )  # fmt: skip
+        for batch in batches:
+            assert batch.images.shape == (2, 24, 40, 3) and batch.labels is None
+            for pixels, sample_id in zip(batch.images, batch.sample_ids, strict=True):
+                assert np.array_equal(pixels, expected[sample_id])
 
 
 def test_a_folder_without_classes_has_no_labels(tmp_path: Path) -> None:
@@ -198,7 +233,7 @@ def test_another_dataset_is_never_overwritten(tmp_path: Path) -> None:
             prepare_here(folder_config(source, out, **changes))
         assert str(out) in str(caught.value) and "\n" not in str(caught.value) and caught.value.exit_code == 2
     with pytest.raises(OutputExistsError):
-        prepare_here(PrepareConfig(output=str(out)))
+        prepare_here(PrepareConfig(dataset=str(out)))
     (source / "cat/00.png").write_bytes((source / "cat/01.png").read_bytes())
     with pytest.raises(OutputExistsError, match="its digest is"):
         prepare_here(folder_config(source, out))
@@ -244,7 +279,7 @@ def test_a_killed_run_publishes_nothing_and_is_completed_by_the_next(tmp_path: P
     # one of the two was damaged meanwhile, and a run over other data left a tar of its own
     damaged = tmp_path / "out" / min(left)
     damaged.write_bytes(b"x" * len(left[min(left)][0]))
-    (tmp_path / "out/train/000000-0123456789abcdef.tar").write_bytes(b"other")
+    (tmp_path / "out/train/000000000-0123456789abcdef.tar").write_bytes(b"other")
     (tmp_path / "out/train/notes.txt").write_bytes(b"not ours")
     manifest = prepare_here(config)
     assert manifest == prepare_here(folder_config(tmp_path / "source", tmp_path / "unbroken"))
@@ -307,8 +342,10 @@ def test_missing_sources_are_refused_before_anything_starts(tmp_path: Path) -> N
     ("changes", "field"),
     [
         ({"source": ""}, "source"),
-        ({"output": ""}, "output"),
+        ({"dataset": ""}, "dataset"),
         ({"image_size": 16}, "image_size"),
+        ({"image_size": "8x9"}, "image_size"),
+        ({"source": "x", "image_size": "24x"}, "image_size"),
         ({"channels": 3}, "channels"),
         ({"held_out_fraction": 0.1}, "held_out_fraction"),
         ({"source": "x"}, "image_size"),
@@ -323,7 +360,24 @@ def test_missing_sources_are_refused_before_anything_starts(tmp_path: Path) -> N
 )
 def test_impossible_values_name_their_field(changes: dict[str, object], field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}: .*; "):
-        PrepareConfig(**({"output": "out"} | changes))  # type: ignore[arg-type]
+        PrepareConfig(**({"dataset": "out"} | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("toml", "shape"),
+    [
+        ("", (8, 8, 1)),
+        ("image_size = '8'", (8, 8, 1)),
+        ("source = 'x'\nimage_size = 32", (32, 32, 3)),
+        ("source = 'x'\nimage_size = '24x40'\nchannels = 1", (24, 40, 1)),
+    ],
+)
+def test_sizes_are_numbers_or_texts(toml: str, shape: tuple[int, int, int]) -> None:
+    base = PrepareConfig(dataset="out")
+    config = read_toml(PrepareConfig, toml, "x.toml", base)
+    assert config.image_shape == shape and read_toml(PrepareConfig, to_toml(config), "x.toml", base) == config
+    with pytest.raises(ConfigError, match=r"^x\.toml: image_size: must be height x width such as 24x40.*got '24x'; "):
+        read_toml(PrepareConfig, "source = 'x'\nimage_size = '24x'", "x.toml", base)
 
 
 def test_the_plan_reads_no_image_and_writes_nothing(tmp_path: Path) -> None:
@@ -334,6 +388,8 @@ def test_the_plan_reads_no_image_and_writes_nothing(tmp_path: Path) -> None:
     plan = dict(describe_plan(folder_config(source, tmp_path / "out")))
     assert "12 images, 1 other files ignored" in plan["source"] and plan["classes"] == "2"
     assert plan["splits"] == "train 8, held_out 4" and plan["shards"] == "3 of at most 4 samples"
-    assert plan["images"].startswith("8 x 8 x 3, 2.2 KiB")
+    assert plan["images"].startswith("8 x 8 x 3, 2.2 KiB") and plan["dataset"] == str(tmp_path / "out")
+    wide = dict(describe_plan(folder_config(source, tmp_path / "out", image_size="4x16")))
+    assert wide["images"].startswith("4 x 16 x 3, 2.2 KiB")
     assert not (tmp_path / "out").exists()
-    assert dict(describe_plan(PrepareConfig(output="out")))["splits"] == "train 1,500, held_out 297"
+    assert dict(describe_plan(PrepareConfig(dataset="out")))["splits"] == "train 1,500, held_out 297"

@@ -4,6 +4,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.data.manifest import ShardRecord
-from pipeline.data.shards import Sample, decode_mask, decode_png, encode_png, pack_shard, read_shard, unpack_shard
-from pipeline.errors import ObjectMissingError, ShardCorruptError
-from pipeline.stores.storage import LocalStore
+from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
+from pipeline.data.shards import (
+    Sample,
+    check_levels,
+    decode_mask,
+    decode_png,
+    encode_png,
+    pack_shard,
+    read_shard,
+    unpack_shard,
+)
+from pipeline.errors import DatasetError, ObjectMissingError, ShardCorruptError
+from pipeline.stores.local_store import LocalStore
 from tests.pipeline.webdataset_reader import read_with_webdataset
 
 
@@ -177,6 +187,16 @@ def stored(tmp_path: Path, shard_bytes: bytes) -> Iterator[tuple[LocalStore, Sha
 
 def test_read_shard_returns_verified_samples(stored: tuple[LocalStore, ShardRecord]) -> None:
     assert read_shard(*stored) == make_samples(3)
+
+
+def test_pixels_of_more_levels_than_can_be_read_are_refused(stored: tuple[LocalStore, ShardRecord]) -> None:
+    manifest = DatasetManifest(
+        name="deep", source="x", image_size=(8, 8), channels=3, class_names=(), num_quarantined=0,
+        splits={"train": Split(shards=(stored[1],))},
+    )  # fmt: skip
+    check_levels(manifest, "s3://b/d")
+    with pytest.raises(DatasetError, match=r"^s3://b/d: its pixels have 65536 levels, this program reads 256; prepare"):
+        check_levels(replace(manifest, num_levels=65536), "s3://b/d")
 
 
 def test_any_flipped_bit_is_found(stored: tuple[LocalStore, ShardRecord], shard_bytes: bytes) -> None:

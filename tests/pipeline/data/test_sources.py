@@ -28,7 +28,9 @@ def write(folder: Path, *names: str) -> str:
 
 
 def opened(uri: str, held_out_fraction: float = 0.25, seed: int = 0) -> Source:
-    return open_folder(uri, image_size=4, channels=1, max_pixels=100, held_out_fraction=held_out_fraction, seed=seed)
+    return open_folder(
+        uri, image_size=(4, 4), channels=1, max_pixels=100, held_out_fraction=held_out_fraction, seed=seed
+    )
 
 
 def names(source: Source, split: str) -> list[str]:

@@ -1,7 +1,10 @@
 """The read tasks' work without Ray: the right pixels, every shard verified, nothing read or decoded twice."""
 
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 import pipeline.data.window_reader
 from pipeline.data.data_order import DataOrder
-from pipeline.data.window_reader import ReadPlan, read_windows
+from pipeline.data.window_reader import ReadPlan, _groups, _ShardCache, read_windows
 from pipeline.errors import ShardCorruptError
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
@@ -56,7 +59,7 @@ def make_plan(dataset: SmallDataset, *, cache_bytes: int = 1 << 20, chunk_rows: 
         order=DataOrder(
             shard_sizes=[r.num_samples for r in dataset.shards], seed=1, lanes=lanes, global_batch=6, window_shards=2
         ),
-        image_shape=(manifest.image_size, manifest.image_size, manifest.channels),
+        image_shape=manifest.image_shape,
         num_classes=manifest.num_classes,
         cache_bytes=cache_bytes,
         chunk_rows=chunk_rows,
@@ -134,6 +137,111 @@ def test_no_shard_is_read_that_has_no_row_in_the_windows(
         assert set(store.reads) == wanted
 
 
+class GatedStore:
+    """A store whose reads wait at a gate, but for those of some shards; spoils what it is told to."""
+
+    def __init__(self, store: ObjectStore, free: set[str], spoiled: set[str]) -> None:
+        self.uri = store.uri
+        self.gate, self.arrived = threading.Event(), threading.Event()
+        self.num_waiting, self.num_read = 0, 0
+        self._store, self._free, self._spoiled = store, free, spoiled
+        self._lock = threading.Lock()
+
+    def read(self, key: str) -> bytes:
+        if key not in self._free:
+            with self._lock:
+                self.num_waiting += 1
+            self.arrived.set()
+            assert self.gate.wait(30)
+            with self._lock:
+                self.num_waiting -= 1
+                self.num_read += 1
+        data = self._store.read(key)
+        return data[:-1] if key in self._spoiled else data
+
+
+def ends_only_after_the_gate(store: GatedStore, end: Callable[[], None]) -> int:
+    """Number of gated reads that were made, all of them before the end."""
+    assert store.arrived.wait(30)
+    thread = threading.Thread(target=end)
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive(), "reads that run are waited for"
+    store.gate.set()
+    thread.join(30)
+    assert not thread.is_alive() and store.num_waiting == 0
+    num_read = store.num_read
+    time.sleep(0.1)
+    assert store.num_read == num_read, "nothing goes on"
+    return num_read
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_closed_early_nothing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_bytes: int) -> None:
+    dataset = make_dataset(tmp_path, [4] * 24)
+    plan = make_plan(dataset, chunk_rows=30, lanes=1, cache_bytes=cache_bytes)
+    windows = list(plan.order.windows(range(1), 0, 12))
+    first, second, *_ = ({int(s) for s in plan.order.window_rows(*g).shard} for g in _groups(iter(windows), 30))
+    assert len(second - first) > 5, "more than there are threads"
+    store = GatedStore(open_store(dataset.uri), {dataset.shards[s].key for s in first}, set())
+    monkeypatch.setattr(pipeline.data.window_reader, "_store", lambda uri: store)
+    blocks = read_windows(plan, windows)
+    next(blocks)
+    assert 1 <= ends_only_after_the_gate(store, blocks.close) <= 4, "what had not begun was dropped"  # type: ignore[attr-defined]
+    num_rows = sum(len(block["sample_id"]) for block in read_windows(plan, windows))
+    assert num_rows == 72, "the threads are free again"
+
+
+def test_after_an_error_nothing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset(tmp_path, [4] * 24)
+    plan = make_plan(dataset, chunk_rows=30, lanes=1, cache_bytes=0)
+    windows = list(plan.order.windows(range(1), 0, 12))
+    bad = {dataset.shards[min(int(s) for s in plan.order.window_rows(*next(_groups(iter(windows), 30))).shard)].key}
+    store = GatedStore(open_store(dataset.uri), bad, bad)
+    monkeypatch.setattr(pipeline.data.window_reader, "_store", lambda uri: store)
+    errors: list[Exception] = []
+
+    def read() -> None:
+        try:
+            list(read_windows(plan, windows))
+        except ShardCorruptError as error:
+            errors.append(error)
+
+    threading.Timer(0.2, store.arrived.set).start()
+    assert ends_only_after_the_gate(store, read) <= 4
+    assert len(errors) == 1 and "size in bytes" in str(errors[0])
+
+
+def test_a_shard_is_decoded_once_and_an_error_is_not_kept(
+    dataset: SmallDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, cache, num_calls = make_plan(dataset), _ShardCache(1 << 20), 0
+    decode_all = pipeline.data.window_reader._decode_all
+    together = threading.Barrier(8)
+
+    def decode(plan: ReadPlan, record: object) -> object:
+        nonlocal num_calls
+        num_calls += 1
+        time.sleep(0.2)  # until all have asked
+        if num_calls == 1:
+            raise ShardCorruptError("damaged on its way")
+        return decode_all(plan, record)  # type: ignore[arg-type]
+
+    def ask(_: int) -> object:
+        together.wait(30)
+        try:
+            return cache.get(plan, dataset.shards[0])
+        except ShardCorruptError as error:
+            return str(error)
+
+    monkeypatch.setattr(pipeline.data.window_reader, "_decode_all", decode)
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(ask, range(8))) == {"damaged on its way"} and num_calls == 1
+        assert not cache._decoding
+        decoded = list(threads.map(ask, range(8)))
+    assert num_calls == 2 and all(one is decoded[0] for one in decoded) and not cache._decoding
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -145,7 +253,7 @@ def test_a_shard_with_other_images_than_announced_is_refused(
     dataset: SmallDataset, change: dict[str, object], reason: str
 ) -> None:
     plan = replace(make_plan(dataset), **change)  # type: ignore[arg-type]
-    with pytest.raises(ShardCorruptError, match=f"train/00000[0-9].tar: sample '[0-9]+': {reason}; prepare"):
+    with pytest.raises(ShardCorruptError, match=f"train/00000000[0-9].tar: sample '[0-9]+': {reason}; prepare"):
         list(read_windows(plan, plan.order.windows(range(3), 0, 8)))
 
 

@@ -35,9 +35,9 @@ BOUND = ["bits_per_dim", "bits_per_dim_prior", "bits_per_dim_denoising", "bits_p
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    config = PrepareConfig(source="digits", output=str(tmp_path_factory.mktemp("digits")), shard_size=250)
+    config = PrepareConfig(source="digits", dataset=str(tmp_path_factory.mktemp("digits")), shard_size=250)
     prepare_source(config, open_source(config), map)
-    return config.output
+    return config.dataset
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def write_dataset(folder: Path, *, size: int, channels: int = 3, held_out: bool 
     manifest = DatasetManifest(
         name="noise",
         source="generated",
-        image_size=size,
+        image_size=(size, size),
         channels=channels,
         class_names=(),
         splits=splits,

@@ -71,17 +71,17 @@ def test_without_classes_there_is_no_mean_of_a_class(tmp_path: Path) -> None:
 
 def test_an_inpainting_is_evaluated_beside_its_fills(tmp_path: Path) -> None:
     """Nothing is hidden from the judge: an untrained model completes worse than the mean of the class."""
-    prepared = PrepareConfig(source="digits", output=str(tmp_path / "digits"), shard_size=250)
+    prepared = PrepareConfig(source="digits", dataset=str(tmp_path / "digits"), shard_size=250)
     prepare_source(prepared, open_source(prepared), map)
     config = EvaluateConfig(
-        dataset=prepared.output,
+        dataset=prepared.dataset,
         sample=SampleConfig(
             model=write_editing_model(tmp_path / "model", num_classes=10, class_names="0123456789"),
             output=str(tmp_path / "out"),
             sampler=SamplerConfig(num_steps=2),
             request=RequestConfig(
                 kind="inpaint",
-                inputs=prepared.output,
+                inputs=prepared.dataset,
                 split="held_out",
                 mask="lower_half",
                 num_images=60,

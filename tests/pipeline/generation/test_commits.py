@@ -84,7 +84,7 @@ def race(store: ObjectStore, tars: list[bytes]) -> list[Commit]:
 def test_a_commit_is_a_tar_and_a_record(store: ObjectStore) -> None:
     done = commit(store, OURS)
     assert done.outcome == "first"
-    assert contents(store) == {key_of(OURS): OURS, "_parts/000003.json": to_json(done.record)}
+    assert contents(store) == {key_of(OURS): OURS, "_parts/000000003.json": to_json(done.record)}
     assert done.record == read_record(store, 3)
     assert (done.record.sha256, done.record.size_bytes) == (hashlib.sha256(OURS).hexdigest(), len(OURS))
     assert (done.record.shard, done.record.spec_digest) == (SHARD, SPEC.digest)
@@ -255,7 +255,7 @@ def test_a_412_to_our_own_retry_is_success(store: ObjectStore) -> None:
 def test_a_record_of_another_plan_is_a_conflict_even_for_equal_bytes(store: ObjectStore, other: dict[str, Any]) -> None:
     commit(store, OURS, **other)
     before = contents(store)
-    with pytest.raises(CommitConflictError, match=r"_parts/000003.json commits .* choose another output"):
+    with pytest.raises(CommitConflictError, match=r"_parts/000000003.json commits .* choose another output"):
         commit(store, OURS)
     assert contents(store) == before
 
@@ -269,22 +269,25 @@ def test_a_committed_tar_that_is_gone_is_restored_by_equal_bytes_only(store: Obj
     assert set(contents(store)) == {key_of(OURS), part_key(3)}
 
 
-def test_keys_name_index_and_digest_beyond_a_million_shards() -> None:
-    digest = "0f" * 32
-    for index in (0, 999_999, 1_000_000, 123_456_789):
+def test_keys_name_index_and_digest_in_the_order_of_the_shards() -> None:
+    digest, indices = "0f" * 32, (0, 999_999, 1_000_000, 123_456_789, 999_999_999)
+    for index in indices:
         assert tar_index(tar_key(index, digest)) == index == part_index(part_key(index))
-    assert tar_key(7, digest) == f"000007-{digest}.tar" and part_key(7) == "_parts/000007.json"
+    assert sorted(map(part_key, indices)) == list(map(part_key, indices))
+    assert tar_key(7, digest) == f"000000007-{digest}.tar" and part_key(7) == "_parts/000000007.json"
     for key in (
         "manifest.json",
         "contact_sheet.png",
         "7-x.tar",
-        f"x/000007-{digest}.tar",
+        f"x/000000007-{digest}.tar",
+        f"0000000007-{digest}.tar",
         "_parts/7.json",
-        "000007.tar",
+        "000000007.tar",
+        "_parts/0000000007.json",
     ):
         assert tar_index(key) is None and part_index(key) is None
 
 
 def test_a_missing_record_is_named(store: ObjectStore) -> None:
-    with pytest.raises(ObjectMissingError, match=r"_parts/000003\.json"):
+    with pytest.raises(ObjectMissingError, match=r"_parts/000000003\.json"):
         read_record(store, 3)

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.config_fields import variants_of
 from pipeline.data.shards import encode_png
 from pipeline.errors import ConfigError, DatasetError, DatasetMissingError, ShardCorruptError, UsageError
 from pipeline.generation.edit_inputs import RowReader, known_pixels, resolve_request
-from pipeline.generation.requests import RequestConfig
+from pipeline.generation.requests import AnyRequest, Edit, Generate
 from pipeline.models.model_files import ModelCard, read_card, read_model_files
 from pipeline.stores.storage import open_store
 from tests.pipeline.edit_fixtures import write_editing_model
@@ -26,13 +27,14 @@ def card_of(tmp_path: Path, **changes: Any) -> ModelCard:
     return read_card(read_model_files(open_store(write_editing_model(tmp_path / "model", **changes))))
 
 
-def request(dataset: SmallDataset | Path, kind: Any = "partial", **changes: Any) -> RequestConfig:
+def request(dataset: SmallDataset | Path, name: str = "partial", **changes: Any) -> Edit:
     uri = dataset.uri if isinstance(dataset, SmallDataset) else str(dataset)
-    return RequestConfig(**{"kind": kind, "inputs": uri, **changes})
+    edit: Edit = variants_of(AnyRequest)[name](**{"inputs": uri, **changes})
+    return edit
 
 
 def test_plain_generation_has_no_inputs(tmp_path: Path) -> None:
-    assert resolve_request(RequestConfig(), card_of(tmp_path), "model") is None
+    assert resolve_request(Generate(), card_of(tmp_path), "model") is None
 
 
 def test_a_dataset_is_found_and_its_digest_is_its_contents(dataset: SmallDataset, tmp_path: Path) -> None:
@@ -54,7 +56,7 @@ def test_a_dataset_is_found_and_its_digest_is_its_contents(dataset: SmallDataset
         ({"split": "held_out"}, r"^request.split: .* has train, got 'held_out'"),
         ({"num_images": 13}, r"^request.num_images: 12 inputs .* give 12 images, got 13; ask for fewer"),
         ({"label": 7}, r"^request.label: must be below 7.*got 7"),
-        ({"kind": "inpaint", "mask": "/nowhere.png"}, r"^request.mask: '/nowhere.png' is neither a file nor"),
+        ({"name": "inpaint", "mask": "/nowhere.png"}, r"^request.mask: '/nowhere.png' is neither a file nor"),
         ({"inputs": "/nowhere"}, r"^request.inputs: no manifest.json in /nowhere; name a prepared dataset"),
     ],
 )  # fmt: skip
@@ -69,8 +71,9 @@ def test_bad_requests_are_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("model", "config", "words"),
     [
-        ({"image_size": 16}, {}, r"^request.inputs: .* holds images of 8 pixels, 1 channels; models:/m/1 makes 16"),
-        ({"channels": 3}, {}, r"^request.inputs: .*8 pixels, 1 channels; models:/m/1 makes 8 pixels, 3 channels"),
+        ({"image_size": (16, 16)}, {}, r"^request.inputs: .* holds .* 8 x 8 x 1 .*, models:/m/1 makes 16 x 16 x 1"),
+        ({"image_size": (8, 16)}, {}, r"^request.inputs: .* holds .* 8 x 8 x 1 .*, models:/m/1 makes 8 x 16 x 1"),
+        ({"channels": 3}, {}, r"^request.inputs: .* 8 x 8 x 1 \(height, width, .*, models:/m/1 makes 8 x 8 x 3"),
         ({"num_classes": None}, {"label": 2}, r"^request.label: models:/m/1 has no classes, got 2"),
         ({"class_names": "abc", "num_classes": 3}, {}, r"^request.label: .*\(a, b, c, d, e, ...\).*\(a, b, c\)"),
         ({"class_names": "abcdefx"}, {}, r"^request.label: .*choose a label for all"),
@@ -99,7 +102,7 @@ def test_pairs_need_two_images(tmp_path: Path) -> None:
         resolve_request(request(single, "interpolate"), card_of(tmp_path), "model")
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"name": 3}'])
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"format_version": 2, "name": 3}'])
 def test_damaged_manifests_are_said_to_be(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "manifest.json").write_bytes(content)

@@ -1,6 +1,7 @@
 """What is found in an output prefix, and what is written there last."""
 
 import hashlib
+import json
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import pytest
 
 from pipeline.config_io import from_json, to_json
 from pipeline.data.manifest import ShardRecord
-from pipeline.errors import ObjectMissingError, OutputExistsError
+from pipeline.errors import ConfigError, FormatVersionError, ObjectMissingError, OutputExistsError
 from pipeline.generation.commits import part_key, tar_key, write_once
 from pipeline.generation.inventory import (
     MANIFEST_KEY,
@@ -55,7 +56,7 @@ def test_survey_finds_what_is_committed_and_nothing_else(store: ObjectStore) -> 
     store.delete(tars[5].key)  # lost
     store.write(tars[6].key, b"cut")
     store.write("contact_sheet.png", b"")
-    store.write("notes/000001-x.tar", b"")
+    store.write("notes/000000001-x.tar", b"")
     found = survey(store, plan, {})
     assert [i for i in range(10) if not found.done[i]] == [2, 5, 6]
     assert found.lost == (5, 6)
@@ -77,7 +78,7 @@ def test_records_beyond_the_plan_are_left_alone_and_ragged_ones_in_it_are_refuse
     commit_all(store, plan_shards(SPEC, 35))
     found = survey(store, plan_shards(SPEC, 30), {})
     assert list(found.done) == [1, 1, 1]
-    assert [item.key[:6] for item in found.unnamed] == ["000003"]
+    assert [item.key[:9] for item in found.unnamed] == ["000000003"]
     with pytest.raises(OutputExistsError, match=r"shard 3 is committed with 5 images"):
         survey(store, plan_shards(SPEC, 40), {})
 
@@ -165,3 +166,22 @@ def test_requests_and_memory_grow_with_the_shards_alone() -> None:
     assert 0 not in found.done
     assert set(store.requests) == {"LIST"} and store.requests["LIST"] == -(-len(store.objects) // 1000)
     assert peak_bytes < 1000 * num_shards
+
+
+def test_manifests_and_records_of_another_version_are_refused_by_name(store: ObjectStore) -> None:
+    plan = plan_shards(SPEC, 20)
+    manifest = manifest_of(commit_all(store, plan), 20)
+    publish(store, manifest)
+    text = store.read(MANIFEST_KEY)
+    own, of_spec = (json.loads(text) for _ in range(2))
+    own["format_version"], of_spec["spec"]["format_version"] = 1, 1
+    for other in (own, of_spec):
+        store.write(MANIFEST_KEY, to_json(other))
+        with pytest.raises(FormatVersionError, match=r"manifest\.json: .*; make the images again into another output"):
+            load_generation_manifest(store)
+    store.write(MANIFEST_KEY, text[:-9])
+    with pytest.raises(ConfigError, match=r"manifest\.json: not valid JSON"):
+        load_generation_manifest(store)
+    store.write(part_key(1), store.read(part_key(1)).replace(b'"format_version":2', b'"format_version":3'))
+    with pytest.raises(FormatVersionError, match=r"000000001\.json: has format_version 3.*; update this program"):
+        survey(store, plan, {})

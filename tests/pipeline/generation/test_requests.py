@@ -1,57 +1,73 @@
-"""Requests: what is refused, what TOML holds, and which inputs an image belongs to."""
+"""Requests: what is refused, what TOML holds, which samplers can do them, and what of them is the spec."""
 
-from typing import Any
+import dataclasses
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ddpm import SamplerConfig, num_partial_steps, num_repaint_evaluations
-from pipeline.config_io import read_toml, to_toml
-from pipeline.generation.requests import EditSpec, RequestConfig, check_steps
-from pipeline.generation.sample_config import SampleConfig
+from ddpm import DDIM, Ancestral, DPMSolver2M, Heun, Sampler
+from ddpm.editing.partial import num_partial_steps
+from ddpm.editing.repaint import num_repaint_evaluations
+from pipeline.config_fields import variants_of
+from pipeline.config_io import from_json, read_toml, to_json, to_toml
+from pipeline.errors import ConfigError
+from pipeline.generation.edits import InpaintSpec, InterpolateSpec, PartialSpec
+from pipeline.generation.requests import AnyRequest, Edit, Generate, Inpaint, Interpolate, Partial
 
-
-def spec_of(kind: Any, num_inputs: int, weights: tuple[float, ...] = ()) -> EditSpec:
-    return EditSpec(kind=kind, inputs_digest="ab" * 32, num_inputs=num_inputs, label=None, weights=weights)
+INPAINT = Inpaint(inputs="s3://b/x", mask="lower_half")
 
 
 @pytest.mark.parametrize(
-    ("field", "values"),
+    ("field", "request_", "values"),
     [
-        ("kind", {"kind": "erase"}),
-        ("inputs", {"inputs": "x"}),
-        ("split", {"split": "train"}),
-        ("num_images", {"num_images": 3}),
-        ("label", {"label": 3}),
-        ("inputs", {"kind": "partial"}),
-        ("mask", {"kind": "inpaint", "inputs": "x"}),
-        ("mask", {"kind": "partial", "inputs": "x", "mask": "centre"}),
-        ("strength", {"kind": "inpaint", "inputs": "x", "mask": "centre", "strength": 0.3}),
-        ("jump_length", {"kind": "interpolate", "inputs": "x", "jump_length": 3}),
-        ("weights", {"weights": (0.5,)}),
-        ("jump_length", {"kind": "inpaint", "inputs": "x", "mask": "centre", "jump_length": 0}),
-        ("num_resamples", {"kind": "inpaint", "inputs": "x", "mask": "centre", "num_resamples": 0}),
-        ("strength", {"kind": "partial", "inputs": "x", "strength": 1.5}),
-        ("weights", {"kind": "interpolate", "inputs": "x", "weights": ()}),
-        ("weights", {"kind": "interpolate", "inputs": "x", "weights": (0.5, 1.5)}),
-        ("num_images", {"kind": "partial", "inputs": "x", "num_images": 0}),
-        ("label", {"kind": "partial", "inputs": "x", "label": -1}),
-        ("inputs", {"kind": "partial", "inputs": ""}),
-        ("split", {"kind": "partial", "inputs": "x", "split": ""}),
-        ("mask", {"kind": "inpaint", "inputs": "x", "mask": ""}),
-        ("mask", {"mask": ""}),
+        ("jump_length", Inpaint, {"mask": "centre", "jump_length": 0}),
+        ("num_resamples", Inpaint, {"mask": "centre", "num_resamples": 0}),
+        ("strength", Partial, {"strength": 1.5}),
+        ("strength", Partial, {"strength": -0.5}),
+        ("weights", Interpolate, {"weights": ()}),
+        ("weights", Interpolate, {"weights": (0.5, 1.5)}),
+        ("num_images", Partial, {"num_images": 0}),
+        ("label", Partial, {"label": -1}),
+        ("inputs", Partial, {"inputs": ""}),
+        ("split", Partial, {"split": ""}),
+        ("mask", Inpaint, {"mask": ""}),
     ],
 )
-def test_impossible_requests_are_refused_by_name(field: str, values: dict[str, Any]) -> None:
+def test_impossible_requests_are_refused_by_name(field: str, request_: type[Edit], values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{field}: .*(got|needs)"):
-        RequestConfig(**values)
+        request_(**({"inputs": "x"} | values))
 
 
-@pytest.mark.parametrize("field", ["model", "output", "guide_model", "calibration"])
-def test_empty_places_are_refused_by_name(field: str) -> None:
-    with pytest.raises(ValueError, match=f"^{field}: must not be empty"):
-        SampleConfig(**{"model": "m", "output": "o", field: ""})
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Holder:
+    request: AnyRequest = dataclasses.field(default_factory=Generate)
+
+
+@pytest.mark.parametrize(
+    ("toml", "rule"),
+    [
+        ("name = 'erase'", "name: must be one of generate, inpaint, partial, interpolate, got 'erase'"),
+        ("name = 'partial'", "inputs: is required and missing"),
+        ("name = 'inpaint'\ninputs = 'x'", "mask: is required and missing"),
+        ("inputs = 'x'", "inputs: unknown key of 'generate'"),
+        ("name = 'partial'\ninputs = 'x'\nmask = 'centre'", "mask: unknown key of 'partial'"),
+        ("name = 'inpaint'\ninputs = 'x'\nmask = 'centre'\nstrength = 0.3", "strength: unknown key of 'inpaint'"),
+        ("name = 'interpolate'\ninputs = 'x'\njump_length = 3", "jump_length: unknown key of 'interpolate'"),
+        ("name = 'partial'\ninputs = 'x'\nstrength = 2", "strength: must be in [0, 1], got 2.0"),
+    ],
+)
+def test_what_does_not_belong_to_a_request_is_refused_in_a_file(toml: str, rule: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_toml(Holder, f"[request]\n{toml}", "mine.toml", Holder())
+    assert str(caught.value).startswith(f"mine.toml: request.{rule}")
+
+
+@pytest.mark.parametrize("request_", get_args(AnyRequest))
+def test_every_request_has_a_name_and_says_what_it_is(request_: type) -> None:
+    assert variants_of(AnyRequest)[request_.__dataclass_fields__["name"].default] is request_
+    assert (request_.__doc__ or "").partition("\n")[0].endswith(".")
 
 
 @given(steps=st.integers(1, 20), jump_length=st.integers(1, 25), num_resamples=st.integers(1, 3))
@@ -59,61 +75,83 @@ def test_empty_places_are_refused_by_name(field: str) -> None:
 @example(steps=10, jump_length=9, num_resamples=2)
 def test_resampling_that_never_jumps_is_refused(steps: int, jump_length: int, num_resamples: int) -> None:
     """Judged by the walk itself: without a jump it has one evaluation per step."""
-    request = RequestConfig(
-        kind="inpaint", inputs="x", mask="centre", jump_length=jump_length, num_resamples=num_resamples
-    )
+    request = dataclasses.replace(INPAINT, jump_length=jump_length, num_resamples=num_resamples)
     jumps = num_repaint_evaluations(steps, jump_length, num_resamples) > steps
     if jumps or num_resamples == 1:
-        check_steps(request, SamplerConfig(num_steps=steps))
+        request.check_sampler(DDIM(num_steps=steps))
     else:
         with pytest.raises(ValueError, match=rf"^request\.jump_length: .* {steps}, .* got {jump_length}"):
-            check_steps(request, SamplerConfig(num_steps=steps))
+            request.check_sampler(DDIM(num_steps=steps))
 
 
 def test_a_strength_that_takes_no_step_is_refused_unless_it_is_0() -> None:
-    def asked(strength: float) -> SampleConfig:
-        request = RequestConfig(kind="partial", inputs="x", strength=strength)
-        return SampleConfig(model="m", output="o", request=request, sampler=SamplerConfig(num_steps=5))
+    def ask(strength: float) -> None:
+        Partial(inputs="x", strength=strength).check_sampler(DDIM(num_steps=5))
 
     assert num_partial_steps(5, 1e-10) == 0 < num_partial_steps(5, 0.01)
-    assert asked(0.0).request.strength == 0.0 and asked(0.01).request.strength == 0.01
+    ask(0.0)
+    ask(0.01)
     with pytest.raises(ValueError, match=r"^request\.strength: takes none of the 5 steps, got 1e-10"):
-        asked(1e-10)
+        ask(1e-10)
 
 
 @pytest.mark.parametrize(
-    "request_",
+    ("request_", "able", "unable", "words"),
     [
-        RequestConfig(),
-        RequestConfig(kind="inpaint", inputs="s3://b/x", split="held_out", mask="lower_half", num_resamples=3),
-        RequestConfig(kind="partial", inputs="x", strength=0.25, label=4),
-        RequestConfig(kind="interpolate", inputs="x", weights=(0.0, 0.5, 1.0), num_images=9),
+        (Generate(), [DDIM(), Ancestral(), DPMSolver2M(), Heun(churn=3.0)], [], ""),
+        (
+            INPAINT,
+            [DDIM(), DDIM(eta=0.0), Ancestral()],
+            [DPMSolver2M(), Heun()],
+            r"^sampler\.name: inpainting walks with ancestral or ddim, got ",
+        ),
+        (Partial(inputs="x"), [DDIM(), Ancestral(), DPMSolver2M(), Heun(churn=3.0)], [], ""),
+        (
+            Interpolate(inputs="x"),
+            [DDIM(eta=0.0), DPMSolver2M(), Heun()],
+            [DDIM(), Ancestral(), Heun(churn=3.0)],
+            r"^sampler\.name: interpolation needs ",
+        ),
     ],
-    ids=lambda request: request.kind,
+    ids=lambda value: getattr(value, "name", None),
 )
-def test_toml_holds_every_kind(request_: RequestConfig) -> None:
-    assert read_toml(RequestConfig, to_toml(request_), "request.toml") == request_
+def test_a_request_knows_which_samplers_can_do_it(
+    request_: AnyRequest, able: list[Sampler], unable: list[Sampler], words: str
+) -> None:
+    for sampler in able:
+        request_.check_sampler(sampler)
+    for sampler in unable:
+        with pytest.raises(ValueError, match=words):
+            request_.check_sampler(sampler)
 
 
-def test_an_edit_has_one_image_for_each_input() -> None:
-    edit = spec_of("inpaint", 5)
-    assert edit.num_images == 5 and [edit.rows(i) for i in range(7)] == [(0,), (1,), (2,), (3,), (4,), (0,), (1,)]
+REQUESTS = [
+    Generate(),
+    dataclasses.replace(INPAINT, split="held_out", num_resamples=3),
+    Partial(inputs="x", strength=0.25, label=4),
+    Interpolate(inputs="x", weights=(0.0, 0.5, 1.0), num_images=9),
+]
 
 
-def test_an_interpolation_has_each_weight_for_each_pair() -> None:
-    edit = spec_of("interpolate", 5, (0.0, 0.5, 1.0))
-    assert edit.num_images == 6, "the fifth image has no partner"
-    assert [edit.rows(i) for i in range(7)] == [(0, 1)] * 3 + [(2, 3)] * 3 + [(0, 1)]
-    assert [edit.weight(i) for i in range(7)] == [0.0, 0.5, 1.0, 0.0, 0.5, 1.0, 0.0]
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: request.name)
+def test_toml_and_json_hold_every_request(request_: AnyRequest) -> None:
+    holder = Holder(request=request_)
+    assert read_toml(Holder, to_toml(holder), "request.toml") == holder
+    assert from_json(Holder, to_json(holder), "request.json") == holder
 
 
-@given(
-    kind=st.sampled_from(["inpaint", "partial", "interpolate"]),
-    num_inputs=st.integers(2, 50),
-    num_weights=st.integers(1, 5),
-    sample_id=st.integers(0, 2**48 - 1),
-)
-def test_every_id_has_inputs(kind: str, num_inputs: int, num_weights: int, sample_id: int) -> None:
-    edit = spec_of(kind, num_inputs, tuple(k / 10 for k in range(num_weights)) if kind == "interpolate" else ())
-    assert all(0 <= row < num_inputs for row in edit.rows(sample_id))
-    assert edit.rows(sample_id) == edit.rows(sample_id % edit.num_images)
+def test_the_spec_has_what_decides_the_images_and_nothing_else() -> None:
+    """Where the inputs are and how many images are asked for is no part of it."""
+    found: dict[str, Any] = {"inputs_digest": "ab" * 32, "num_inputs": 12}
+    shared: dict[str, Any] = {"revision": 1, "label": 4, **found}
+    inpaint = Inpaint(inputs="x", mask="centre", label=4, jump_length=7, num_resamples=3)
+    assert inpaint.spec(**found, mask_digest="cd" * 32) == InpaintSpec(
+        **shared, mask_digest="cd" * 32, jump_length=7, num_resamples=3
+    )
+    for request, spec in (
+        (Partial(inputs="x", strength=0.25, label=4), PartialSpec(**shared, strength=0.25)),
+        (Interpolate(inputs="x", weights=(0.5,), label=4), InterpolateSpec(**shared, weights=(0.5,))),
+    ):
+        assert request.spec(**found, mask_digest=None) == spec
+        elsewhere = dataclasses.replace(request, inputs="y", split="held_out", num_images=1)
+        assert elsewhere.spec(**found, mask_digest=None) == spec

@@ -10,24 +10,26 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import PIL.Image
 import psutil
 import pytest
 import webdataset
 
-from ddpm import SamplerConfig
+from ddpm import DDIM, Ancestral
 from pipeline.cluster import ClusterConfig
-from pipeline.config_io import read_toml, to_toml
-from pipeline.data.image_stream import read_images
-from pipeline.errors import ConfigError, ModelMissingError, OutputExistsError, PipelineError
+from pipeline.config_io import to_toml
+from pipeline.config_sections import write_section
+from pipeline.data.image_stream import join_images, read_images
+from pipeline.errors import OutputExistsError, PipelineError
 from pipeline.generation.commits import read_record
 from pipeline.generation.inventory import load_generation_manifest
-from pipeline.generation.sample import SampleConfig, SampleResult, describe_plan, resolve_job, sample
-from pipeline.generation.shard_maker import ShardMaker
+from pipeline.generation.sample import describe_plan, sample
+from pipeline.generation.sample_job import SampleConfig
+from pipeline.presets import digits
+from pipeline.project import parse_project, read_preset
 from pipeline.stores.storage import open_store
+from tests.pipeline.runs_in_process import digests, make_in_process, run, snapshot
 from tests.pipeline.tiny_models import write_model, write_own_model
 
 ROOT = Path(__file__).parents[3]
@@ -39,7 +41,7 @@ def config_of(model: str, output: Path, images_per_class: int = 20, **changes: o
         model=model,
         output=str(output),
         images_per_class=images_per_class,
-        sampler=SamplerConfig(num_steps=4),
+        sampler=DDIM(num_steps=4),
         shard_size=15,
         batch_size=4,
         num_actors=2,
@@ -47,29 +49,6 @@ def config_of(model: str, output: Path, images_per_class: int = 20, **changes: o
         cluster=ClusterConfig(num_cpus=2),
     )
     return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
-
-
-def make_in_process(config: SampleConfig) -> dict[int, str]:
-    """Make and commit every shard without Ray; the digest of each, by index."""
-    job = resolve_job(config)
-    make = ShardMaker(job.ingredients, job.spec, job.store, num_threads=1, device="cpu")
-    return {s.index: make(s).record.sha256 for s in job.plan.missing(bytes(job.plan.num_shards))}
-
-
-def digests(result: SampleResult) -> dict[int, str]:
-    manifest = load_generation_manifest(open_store(result.uri))
-    assert manifest is not None
-    return {index: shard.sha256 for index, shard in enumerate(manifest.shards)}
-
-
-def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Every file and folder: time of change, inode, content. A temporary file would change its folder's time."""
-    return {
-        str(path.relative_to(folder)): (
-            path.stat().st_mtime_ns, path.stat().st_ino, path.read_bytes() if path.is_file() else b""
-        )
-        for path in [folder, *folder.rglob("*")]
-    }  # fmt: skip
 
 
 # ---------------------------------------------------------------- without Ray
@@ -80,40 +59,37 @@ def test_a_finished_run_is_published_and_then_left_alone(tmp_path: Path) -> None
     config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
     made = make_in_process(config)
     result = sample(config)
-    assert (result.num_images, result.num_made, result.evaluations_per_s) == (60, 0, 0)
+    assert (result.manifest.num_images, result.num_made, result.evaluations_per_s) == (60, 0, 0)
+    assert load_generation_manifest(open_store(result.store.uri)) == result.manifest and result.edit is None
     assert digests(result) == made
     before = snapshot(tmp_path / "out")
-    assert sample(config) == dataclasses.replace(result, wall_s=pytest.approx(0, abs=60))
+    again = sample(config)
+    assert (again.manifest, again.num_made, again.store.uri) == (result.manifest, 0, result.store.uri)
     assert sample(dataclasses.replace(config, num_actors=7)).num_made == 0, "who makes the images is no part of them"
     assert snapshot(tmp_path / "out") == before
-    stored = Path(result.uri, "config.toml").read_text()
-    assert read_toml(SampleConfig, stored, "config.toml") == config and stored == to_toml(config)
+    stored = Path(result.store.uri, "config.toml").read_text()
+    assert stored == write_section(config, "sample")
+    assert read_preset(digits(), parse_project(stored, "config.toml"), "config.toml", ("sample",)).sample == config
 
 
-def test_the_contact_sheet_shows_the_first_images_of_each_class_in_a_row(tmp_path: Path) -> None:
-    config = config_of(write_model(tmp_path / "model", channels=3), tmp_path / "out")
-    make_in_process(config)
-    result = sample(config)
-    manifest = load_generation_manifest(open_store(result.uri))
-    assert manifest is not None and manifest.class_names == ("class 0", "class 1", "class 2")
-    images = read_images(open_store(result.uri), manifest.shards)
-    sheet = np.asarray(PIL.Image.open(result.contact_sheet_uri))
-    scale, pitch = 4, 9
-    assert sheet.shape == ((3 * pitch - 1) * scale, (6 * pitch - 1) * scale, 3)
-    assert images.labels is not None
-    for k in range(3):
-        for column, image in enumerate(images.images[images.labels == k][:6]):
-            place = sheet[::scale, ::scale][k * pitch : k * pitch + 8, column * pitch : column * pitch + 8]
-            assert (place == image).all()
+def test_the_images_are_those_that_were_asked_for_in_the_order_of_their_ids(tmp_path: Path) -> None:
+    config = config_of(write_model(tmp_path / "model", answers=True), tmp_path / "out")
+    result, images = run(config)
+    assert result.num_asked == 60 and images.labels is not None
+    assert images.labels.tolist() == [i % 3 for i in range(60)]
+    assert (images.images == read_images(result.store, result.manifest.shards).images).all()
+    fewer = sample(dataclasses.replace(config, images_per_class=7))
+    few = join_images(list(fewer.images()))
+    assert (fewer.num_asked, fewer.manifest.num_images) == (21, 60), "21 images end inside the second shard"
+    assert (few.images == images.images[:21]).all() and len(few) == 21
 
 
 def test_a_model_without_classes_makes_as_many_images_as_asked_for(tmp_path: Path) -> None:
     config = config_of(write_model(tmp_path / "model", num_classes=None), tmp_path / "out", images_per_class=20)
-    make_in_process(config)
-    result = sample(config)
-    assert result.num_images == 20
-    assert np.asarray(PIL.Image.open(result.contact_sheet_uri)).shape == ((4 * 9 - 1) * 4, (6 * 9 - 1) * 4)
-    assert sample(dataclasses.replace(config, images_per_class=5)).num_images == 20, "a run never shrinks"
+    result, images = run(config)
+    assert result.manifest.num_images == 20 and images.labels is None
+    shorter = sample(dataclasses.replace(config, images_per_class=5))
+    assert (shorter.manifest.num_images, shorter.num_asked) == (20, 5), "a run never shrinks"
 
 
 def test_a_run_with_a_ragged_end_does_not_grow_and_nothing_is_changed(tmp_path: Path) -> None:
@@ -135,42 +111,16 @@ def test_orphans_go_when_they_are_old_enough(tmp_path: Path) -> None:
     config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
     make_in_process(config)
     result = sample(config)
-    orphan = Path(result.uri, f"000002-{'0' * 64}.tar")
+    orphan = Path(result.store.uri, f"000000002-{'0' * 64}.tar")
     orphan.write_bytes(b"bytes of other hardware")
     sample(config)
     assert orphan.exists()
     os.utime(orphan, (0, time.time() - config.orphan_age_s - 1))
-    before = snapshot(Path(result.uri))
+    before = snapshot(Path(result.store.uri))
     sample(config)
     assert not orphan.exists()
-    after = snapshot(Path(result.uri))
+    after = snapshot(Path(result.store.uri))
     assert {key for key in before if key != "."} - set(after) == {orphan.name}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"sampler": SamplerConfig(num_steps=101)}, r"num_steps"),
-        ({"model": "/nowhere"}, r"/nowhere"),
-        ({"output": "ftp://host/x"}, r"ftp://host/x"),
-    ],
-    ids=["steps", "model", "output"],
-)
-def test_mistakes_are_found_before_anything_is_started(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    config = dataclasses.replace(config_of(write_model(tmp_path / "model"), tmp_path / "out"), **change)
-    with pytest.raises((ConfigError, ModelMissingError), match=message):
-        sample(config)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "field", ["images_per_class", "shard_size", "batch_size", "num_actors", "contact_sheet_columns"]
-)
-def test_impossible_configurations_are_refused_by_name(field: str) -> None:
-    with pytest.raises(ValueError, match=f"^{field}: .*got 0"):
-        SampleConfig(model="m", output="o", **{field: 0})
-    with pytest.raises(ValueError, match=r"^seed: "):
-        SampleConfig(model="m", output="o", seed=-1)
 
 
 def test_the_plan_is_described_without_a_trace(tmp_path: Path) -> None:
@@ -201,10 +151,10 @@ def test_an_actor_killed_at_work_is_replaced_and_every_image_is_made_once(
     config = config_of(model, tmp_path / "out")
     result = sample(config)
     assert marker.exists()
-    assert (result.num_images, result.num_made) == (60, 60) and result.evaluations_per_s > 0
+    assert (result.manifest.num_images, result.num_made) == (60, 60) and result.evaluations_per_s > 0
     assert digests(result) == expected
     assert "60 of 60 images" in capsys.readouterr().out
-    tars = [str(path) for path in sorted(Path(result.uri).glob("*.tar"))]
+    tars = [str(path) for path in sorted(Path(result.store.uri).glob("*.tar"))]
     read = list(webdataset.WebDataset(tars, shardshuffle=False, handler=webdataset.reraise_exception))
     assert [json.loads(row["json"])["sample_id"] for row in read] == list(range(60))
     assert [int(row["cls"]) for row in read] == [i % 3 for i in range(60)]
@@ -214,17 +164,17 @@ def test_an_actor_killed_at_work_is_replaced_and_every_image_is_made_once(
     assert snapshot(tmp_path / "out") == before
 
     # Something is lost, and more is asked for: what is missing is made, what is there is not touched.
-    prefix = Path(result.uri)
-    record = read_record(open_store(result.uri), 1)
-    (prefix / "_parts" / "000001.json").unlink()
+    prefix = Path(result.store.uri)
+    record = read_record(result.store, 1)
+    (prefix / "_parts" / "000000001.json").unlink()
     (prefix / record.key).unlink()
-    (prefix / read_record(open_store(result.uri), 3).key).write_bytes(b"cut short")
+    (prefix / read_record(result.store, 3).key).write_bytes(b"cut short")
     before = snapshot(prefix)
     grown = sample(dataclasses.replace(config, images_per_class=25))
-    assert (grown.num_images, grown.num_made) == (75, 45)
+    assert (grown.manifest.num_images, grown.num_made) == (75, 45)
     assert {index: digest for index, digest in digests(grown).items() if index < 4} == expected
     after = snapshot(prefix)
-    untouched = {key for key in before if key[:6] in ("000000", "000002") or key.startswith("_parts/")}
+    untouched = {key for key in before if key[:9] in ("000000000", "000000002") or key.startswith("_parts/")}
     assert len(untouched) == 5 and all(after[key] == before[key] for key in untouched)
 
 
@@ -256,7 +206,8 @@ DRIVER = """
 import sys
 from pathlib import Path
 from pipeline.config_io import read_toml
-from pipeline.generation.sample import SampleConfig, sample
+from pipeline.generation.sample import sample
+from pipeline.generation.sample_job import SampleConfig
 sample(read_toml(SampleConfig, Path(sys.argv[1]).read_text(), sys.argv[1]))
 """
 
@@ -272,7 +223,7 @@ def finish(config: SampleConfig, file: Path) -> None:
 
 
 def names(output: Path, pattern: str) -> set[str]:
-    return {path.name[:6] for path in output.glob(f"*/{pattern}")}
+    return {path.name[:9] for path in output.glob(f"*/{pattern}")}
 
 
 def tar_without_record(output: Path) -> bool:
@@ -290,7 +241,7 @@ def every_record_but_no_manifest(output: Path) -> bool:
 @pytest.mark.services
 def test_a_driver_killed_at_any_moment_changes_no_byte_of_the_result(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
-    sampler = SamplerConfig(name="ancestral", num_steps=100)  # slow enough to be killed at work
+    sampler = Ancestral(num_steps=100)  # slow enough to be killed at work
     unbroken = config_of(model, tmp_path / "unbroken", sampler=sampler)
     finish(unbroken, tmp_path / "unbroken.toml")
     expected = {path.name: path.read_bytes() for path in (tmp_path / "unbroken").glob("*/*.tar")}

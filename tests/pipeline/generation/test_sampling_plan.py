@@ -9,23 +9,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm import SamplerConfig
+from ddpm import DDIM, SAMPLERS, DPMSolver2M, Heun, Sampler
+from ddpm.added_field import added_field
 from pipeline.config_io import digest, from_json, to_json
 from pipeline.errors import OutputExistsError
-from pipeline.generation.requests import EditSpec
+from pipeline.generation.edits import PartialSpec
 from pipeline.generation.sampling_plan import OutputShard, SamplingSpec, check_same_shard, fixed_batches, plan_shards
 
+GOLDEN = {
+    "ancestral": "cca9eaa2d65312af569fa726a7ea4e19b5dc2b14a11812e712bfbaeacd4db6fa",
+    "ddim": "13a6e71c245bfe6aeb97c125293e72fa8abb4ac1db58bff21e9bc3c7f21e4c26",
+    "dpm_solver_2m": "459cd6dcb1d18eb6448d29f5f86cfe2da511bcb0624622ec12ca9c855c320d4f",
+    "dpm_solver_2m_sde": "a7e956f34e00666e36819050949246edfdb1f684b54f5bab50a0b5b1bcd70369",
+    "dpm_solver_3m": "c6137b8fdd289b9d9f6255c095d44fdafc041c9dc1a5c6c9c1da88eb968d91b0",
+    "dpm_solver_3m_common": "216cfcef06bbb1844a0cddcb5a17999ef97e4999c42fb6c6b03f641c71fe3d7a",
+    "heun": "9d3cdea6816c95dd8a12ab500a66163db814be104ad90dc7be7915e9a7f16405",
+}
+"""Digests of specs with each sampler's defaults: they name output prefixes, and a change of one orphans every run."""
 
-def make_spec(**changes: object) -> SamplingSpec:
+
+def make_spec(sampler: Sampler | None = None, **changes: object) -> SamplingSpec:
+    sampler = sampler or DDIM()
     values: dict[str, object] = {
         "model_digest": "ab" * 32,
-        "sampler": SamplerConfig(),
+        "guide_digest": None,
+        "calibration_digest": None,
+        "request": None,
+        "sampler": sampler,
+        "sampler_revision": sampler.revision,
         "seed": 0,
         "num_classes": 10,
         "shard_size": 100,
         "batch_size": 32,
-        "image_size": 8,
+        "image_size": (8, 8),
         "channels": 1,
+        "num_levels": 256,
     }
     return SamplingSpec(**(values | changes))  # type: ignore[arg-type]
 
@@ -64,56 +82,84 @@ def test_batches_of_a_short_shard_are_those_of_the_full_one() -> None:
     assert short == full[: len(short)]
 
 
-def test_spec_digest_is_pinned_and_knows_no_image_count() -> None:
-    """The digest names output prefixes for ever: a change of it orphans every stored run."""
-    assert make_spec().digest == "85e90a3ada8523178c6639080d00f990f9dca1fe68a37af9c92b4cd744d4ac15"
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_spec_digests_are_golden(name: str) -> None:
+    assert make_spec(SAMPLERS[name]()).digest == GOLDEN[name]
+
+
+def test_a_spec_knows_no_image_count() -> None:
     assert not {"num_images", "images_per_class", "count"} & {f.name for f in dataclasses.fields(SamplingSpec)}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model_digest": "cd" * 32},
-        {"sampler": SamplerConfig(num_steps=49)},
-        {"seed": 1},
-        {"num_classes": None},
-        {"shard_size": 101},
-        {"batch_size": 33},
-        {"image_size": 16},
-        {"channels": 3},
-        {"guide_digest": "cd" * 32},
-        {"calibration_digest": "cd" * 32},
-        {"request": EditSpec(kind="partial", inputs_digest="ef" * 32, num_inputs=3, label=None, strength=0.5)},
-    ],
-    ids=lambda change: next(iter(change)),
-)
+PARTIAL = PartialSpec(revision=1, inputs_digest="ef" * 32, num_inputs=3, label=None, strength=0.5)
+CHANGES: list[dict[str, object]] = [
+    {"model_digest": "cd" * 32},
+    {"sampler": DDIM(num_steps=49)},
+    {"sampler": DPMSolver2M()},
+    {"sampler_revision": 2},
+    {"seed": 1},
+    {"num_classes": None},
+    {"shard_size": 101},
+    {"batch_size": 33},
+    {"image_size": (16, 8)},
+    {"image_size": (8, 16)},
+    {"channels": 3},
+    {"num_levels": 65_536},
+    {"guide_digest": "cd" * 32},
+    {"calibration_digest": "cd" * 32},
+    {"request": PARTIAL},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
 def test_everything_that_decides_bytes_changes_the_digest(change: dict[str, object]) -> None:
-    assert make_spec(**change).digest != make_spec().digest
+    assert make_spec(**change).digest != make_spec().digest  # type: ignore[arg-type]
 
 
-def test_everything_that_decides_an_edit_changes_the_digest() -> None:
-    edit = EditSpec(kind="partial", inputs_digest="ef" * 32, num_inputs=3, label=None, strength=0.5)
-    changes = [
-        {"kind": "inpaint"},
-        {"inputs_digest": "cd" * 32},
-        {"num_inputs": 4},
-        {"label": 1},
-        {"mask_digest": "cd" * 32},
-        {"jump_length": 5},
-        {"num_resamples": 5},
-        {"strength": 0.6},
-        {"weights": (0.5,)},
-    ]
-    assert {next(iter(change)) for change in changes} == {field.name for field in dataclasses.fields(EditSpec)}
-    specs = [make_spec(request=dataclasses.replace(edit, **change)) for change in [{}, *changes]]  # type: ignore[arg-type]
-    assert len({spec.digest for spec in specs}) == len(specs)
+def test_no_field_is_left_out_of_that() -> None:
+    fixed = {"format_version", "label_rule", "image_format"}  # one value each, so far
+    assert {next(iter(change)) for change in CHANGES} == {f.name for f in dataclasses.fields(SamplingSpec)} - fixed
 
 
-def test_a_stored_spec_without_the_later_fields_is_read_and_has_its_digest() -> None:
-    record = {k: v for k, v in json.loads(to_json(make_spec())).items() if k not in ("guide_digest", "request")}
-    del record["calibration_digest"]
-    stored = from_json(SamplingSpec, json.dumps(record).encode(), "manifest.json")
-    assert stored == make_spec() and stored.digest == make_spec().digest == digest(record)
+def test_a_stored_spec_is_read_back_with_its_digest() -> None:
+    """The digest is of the record as it is stored: every field counts, none is left out."""
+    for spec in (make_spec(), make_spec(Heun(churn=3.0), guide_digest="cd" * 32, request=PARTIAL)):
+        stored = to_json(spec)
+        assert from_json(SamplingSpec, stored, "manifest.json") == spec
+        assert spec.digest == digest(json.loads(stored))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DDIMOfLater(DDIM):
+    """A sampler that has got an option since; so far there was always half of it."""
+
+    warmth: float = added_field(default=0.0, pin=0.5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SpecOfLater(SamplingSpec):
+    """What the spec's own file will say then."""
+
+    sampler: DDIMOfLater | Heun
+
+
+def test_an_option_added_to_a_sampler_leaves_old_runs_where_they_are() -> None:
+    def later(sampler: DDIMOfLater | Heun) -> str:
+        values = {field.name: getattr(make_spec(), field.name) for field in dataclasses.fields(SamplingSpec)}
+        return SpecOfLater(**(values | {"sampler": sampler})).digest
+
+    old = make_spec(DDIM(eta=0.5)).digest
+    assert later(DDIMOfLater(eta=0.5, warmth=0.5)) == old == digest(make_spec(DDIM(eta=0.5)))
+    assert later(DDIMOfLater(eta=0.5)) != old, "today's default is not what it was then"
+    assert len({later(DDIMOfLater(warmth=warmth)) for warmth in (0.0, 0.5, 1.0)}) == 3
+    assert later(Heun()) == make_spec(Heun()).digest, "other samplers are not concerned"
+    assert digest(DDIMOfLater(warmth=0.5)) == digest(DDIM())
+
+
+def test_a_run_stored_before_the_option_existed_is_read_as_what_it_was() -> None:
+    stored = to_json(make_spec(DDIM(eta=0.5)))
+    read = from_json(SpecOfLater, stored, "manifest.json")
+    assert read.sampler == DDIMOfLater(eta=0.5, warmth=0.5) and read.digest == make_spec(DDIM(eta=0.5)).digest
 
 
 def test_labels_depend_on_the_id_alone() -> None:
@@ -153,3 +199,9 @@ def test_ten_million_shards_are_planned_lazily() -> None:
     assert found == [0, 4_711, num_shards - 1]
     assert [shard.first_id for shard in first] == list(range(0, 100_000, 100))
     assert peak_bytes < 4 * num_shards
+
+
+def test_more_shards_than_keys_can_number_are_refused() -> None:
+    assert plan_shards(make_spec(shard_size=2), 2 * 10**9).num_shards == 10**9
+    with pytest.raises(ValueError, match=r"^shard_size: .* at most 10\^9 shards, got 2 for 2000000001 images"):
+        plan_shards(make_spec(shard_size=2), 2 * 10**9 + 1)

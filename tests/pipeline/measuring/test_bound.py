@@ -1,14 +1,18 @@
 """The bound over a stream: any cut of it gives the same figures, and the model's own variance is used."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from ddpm import (
+    BoundStatistics,
+    DiffusionModel,
     LikelihoodConfig,
     ModelConfig,
+    PredictionType,
     ScheduleConfig,
     UNetConfig,
     build_model,
@@ -25,9 +29,18 @@ TINY = UNetConfig(base_channels=8, channel_multipliers=(1,), num_res_blocks=1, a
 CPU = torch.device("cpu")
 
 
-def model(**changes: object) -> ModelConfig:
-    schedule = ScheduleConfig(name="cosine", num_timesteps=20)
-    return ModelConfig(unet=TINY, schedule=schedule, image_size=8, channels=1, **changes)  # type: ignore[arg-type]
+def model(num_classes: int | None = None, **network: object) -> DiffusionModel:
+    return build_model(config(num_classes, **network))
+
+
+def config(num_classes: int | None = None, **network: object) -> ModelConfig:
+    return ModelConfig(
+        network=replace(TINY, **network),  # type: ignore[arg-type]
+        schedule=ScheduleConfig(name="cosine", num_timesteps=20),
+        image_size=(8, 8),
+        channels=1,
+        num_classes=num_classes,
+    )
 
 
 def stream(num_classes: int | None = None) -> Iterator[LabelledImages]:
@@ -38,11 +51,10 @@ def stream(num_classes: int | None = None) -> Iterator[LabelledImages]:
         yield LabelledImages(images=images[rows], labels=None if labels is None else labels[rows])
 
 
-def measure(config: ModelConfig, batch_size: int, network: torch.nn.Module | None = None, **changes: object):
-    network = network or build_model(config).eval()
+def measure(of: DiffusionModel, batch_size: int, **changes: object) -> BoundStatistics:
     bound = LikelihoodConfig(**changes)  # type: ignore[arg-type]
-    meter = BoundMeter(network=network, model=config, seed=3, batch_size=batch_size, device=CPU)
-    return meter.bound(stream(config.num_classes), bound)
+    meter = BoundMeter(model=of, seed=3, batch_size=batch_size, device=CPU)
+    return meter.bound(stream(of.null_label), bound)
 
 
 @pytest.mark.parametrize(
@@ -57,27 +69,27 @@ def test_any_cut_of_the_stream_gives_the_same_bound(terms: dict[str, object]) ->
 
 
 def test_a_learned_variance_is_used() -> None:
-    config = model(learned_variance=True)
-    network = build_model(config).eval()
-    final = [p for p in network.parameters() if p.shape[0] == 2]
+    of = model(learned_variance=True)
+    assert isinstance(of.network, torch.nn.Module)
+    final = [p for p in of.network.parameters() if p.shape[0] == 2]
     with torch.no_grad():
         final[-1][1] = -1.0  # v = -1: the posterior's variance
-    learned = measure(config, 12, network)
+    learned = measure(of, 12)
     assert learned.config.variance == "learned_range"
     with torch.no_grad():
         final[-1][1] = 1.0  # v = 1: beta
-    assert learned.bits_per_dim.value != pytest.approx(measure(config, 12, network).bits_per_dim.value, rel=1e-3)
+    assert learned.bits_per_dim.value != pytest.approx(measure(of, 12).bits_per_dim.value, rel=1e-3)
 
 
 @pytest.mark.parametrize("prediction_type", ["eps", "x_0", "v"])
-def test_a_network_of_any_prediction_predicts_eps(prediction_type: str) -> None:
-    config = model(prediction_type=prediction_type)
-    schedule = make_schedule(config.schedule)
+def test_a_network_of_any_prediction_predicts_eps(prediction_type: PredictionType) -> None:
+    of = config(prediction_type=prediction_type)
+    schedule = make_schedule(of.schedule)
     generator = torch.Generator().manual_seed(0)
     x_0, eps = (torch.randn((6, 1, 8, 8), generator=generator, dtype=torch.float64) for _ in range(2))
     t = torch.tensor([0, 1, 5, 10, 15, 18])
-    answer = prediction_target(schedule, x_0, t, eps, config.prediction_type)
-    predictor = eps_network(lambda x_t, t, label: answer, schedule, config)  # type: ignore[arg-type]
+    answer = prediction_target(schedule, x_0, t, eps, prediction_type)
+    predictor = eps_network(DiffusionModel.of(of, lambda x_t, t, label: answer))
     assert torch.allclose(predictor(q_sample(schedule, x_0, t, eps), t, None), eps, atol=1e-9)
 
 
@@ -91,17 +103,14 @@ def test_importance_agrees_with_every_term_and_is_surer_than_stratified() -> Non
 
 
 def test_the_flow_agrees_with_the_function_it_is_made_of() -> None:
-    config = model(num_classes=3)
-    network = build_model(config).eval()
+    of = model(num_classes=3)
     whole, cut = (
-        BoundMeter(network=network, model=config, seed=3, batch_size=size, device=CPU).probability_flow(stream(3), 20)
-        for size in (12, 5)
+        BoundMeter(model=of, seed=3, batch_size=size, device=CPU).probability_flow(stream(3), 20) for size in (12, 5)
     )
     images = join_images(list(stream(3)))
     assert images.labels is not None
     bits = probability_flow_bits_per_dim(
-        network,
-        make_schedule(config.schedule),
+        of,
         seed=3,
         sample_ids=torch.arange(12),
         x_0=images_to_x_0(torch.from_numpy(images.images)),
@@ -113,7 +122,7 @@ def test_the_flow_agrees_with_the_function_it_is_made_of() -> None:
 
 
 def test_no_image_is_refused() -> None:
-    meter = BoundMeter(network=build_model(model()).eval(), model=model(), seed=0, batch_size=4, device=CPU)
+    meter = BoundMeter(model=model(), seed=0, batch_size=4, device=CPU)
     with pytest.raises(ValueError, match="stream"):
         meter.bound(iter(()), LikelihoodConfig())
     with pytest.raises(ValueError, match="stream"):

@@ -1,18 +1,24 @@
 """The real images: all of them, or some that are spread over the whole split."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from pipeline.config_io import to_json
 from pipeline.data.image_stream import join_images
+from pipeline.data.manifest import MANIFEST_KEY
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
+from pipeline.errors import DatasetError
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> EvaluationDataset:
-    config = PrepareConfig(source="digits", output=str(tmp_path_factory.mktemp("digits")), shard_size=250)
+    config = PrepareConfig(source="digits", dataset=str(tmp_path_factory.mktemp("digits")), shard_size=250)
     prepare_source(config, open_source(config), map)
-    return EvaluationDataset(config.output)
+    return EvaluationDataset(config.dataset)
 
 
 def test_all_images_again_and_again(digits: EvaluationDataset) -> None:
@@ -33,3 +39,9 @@ def test_a_few_images_of_a_shard_are_spread_over_it(digits: EvaluationDataset) -
     shard = next(digits.stream("train")).images
     few = join_images(list(digits.stream("train", 10))).images
     assert np.array_equal(few, shard[::25])
+
+
+def test_pixels_of_16_bits_are_not_measured(digits: EvaluationDataset, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_KEY).write_bytes(to_json(dataclasses.replace(digits.manifest, num_levels=65536)))
+    with pytest.raises(DatasetError, match=r"its pixels have 65536 levels, this program reads 256"):
+        EvaluationDataset(str(tmp_path))

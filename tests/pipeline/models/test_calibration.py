@@ -11,7 +11,7 @@ import torch
 from ddpm import SamplerConfig, generate, images_to_x_0, make_schedule, x_0_error_table, x_0_errors, x_0_to_images
 from pipeline.config_io import from_json, to_json
 from pipeline.data.image_stream import read_images
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, FormatVersionError
 from pipeline.evaluation.studies.calibration import CalibrateConfig, calibrate, describe_plan
 from pipeline.generation.inventory import load_generation_manifest
 from pipeline.generation.sample import SampleConfig, sample
@@ -131,7 +131,7 @@ def test_mistakes_are_found_before_anything_is_measured(
 
 
 def test_another_dataset_is_refused(config: CalibrateConfig, tmp_path: Path) -> None:
-    wide = make_dataset(tmp_path / "wide", [3], image_size=16)
+    wide = make_dataset(tmp_path / "wide", [3], image_size=(16, 16))
     with pytest.raises(ConfigError, match=r"^dataset: .*other images or classes"):
         calibrate(dataclasses.replace(config, dataset=wide.uri))
 
@@ -144,18 +144,26 @@ def test_impossible_configs_are_refused_by_name(field: str, value: int) -> None:
         CalibrateConfig(model="m", dataset="d", output="o", **{field: value})  # type: ignore[arg-type]
 
 
+RECORD = {
+    "format_version": 2,
+    "model_digest": "a",
+    "dataset_digest": "b",
+    "num_images": 1,
+    "clip_x_0": True,
+    "x_0_error": (0.5,),
+}
+
+
 @pytest.mark.parametrize(
-    "change", [{"format_version": 2}, {"x_0_error": ()}, {"x_0_error": (None,)}, {"x_0_error": (-0.1,)}]
+    "change", [{"num_images": "all"}, {"x_0_error": ()}, {"x_0_error": (None,)}, {"x_0_error": (-0.1,)}]
 )
 def test_damaged_files_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    record = {
-        "format_version": 1,
-        "model_digest": "a",
-        "dataset_digest": "b",
-        "num_images": 1,
-        "clip_x_0": True,
-        "x_0_error": (0.5,),
-    }
-    (tmp_path / "c.json").write_bytes(to_json(record | change))
+    (tmp_path / "c.json").write_bytes(to_json(RECORD | change))
     with pytest.raises(ConfigError, match=rf"c.json: {next(iter(change))}[.0]*: "):
+        read_calibration(str(tmp_path / "c.json"), "a", 1, clip_x_0=True)
+
+
+def test_another_version_is_refused_by_its_number(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_bytes(to_json(RECORD | {"format_version": 1}))
+    with pytest.raises(FormatVersionError, match=r"c\.json: has format_version 1, .* calibrate the model again"):
         read_calibration(str(tmp_path / "c.json"), "a", 1, clip_x_0=True)

@@ -1,4 +1,4 @@
-"""What only a folder can do wrong: killed writers, permissions, a full disk, links. The contract: test_storage.py."""
+"""What only a folder can do wrong: killed writers, permissions, a full disk, links. Contract: test_object_store.py."""
 
 import os
 import resource

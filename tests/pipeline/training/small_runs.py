@@ -4,27 +4,42 @@ from pathlib import Path
 
 import torch
 
-from ddpm import ModelConfig, PowerEma, ScheduleConfig, UNetConfig, build_model
+from ddpm import ModelConfig, PowerEma, ScheduleConfig, UNetConfig, build_network
 from pipeline.config_io import to_json
+from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
 from pipeline.models.model_files import ModelCard
 from pipeline.stores.storage import open_store
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.ema_snapshots import SnapshotStore
 from pipeline.training.train import RUN_RECORD, RunRecord
-from pipeline.training.train_config import OptimizerConfig
+from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig
 from pipeline.training.training_state import TrainingState
 
 MODEL = ModelConfig(
-    unet=UNetConfig(
+    network=UNetConfig(
         base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=4
     ),
     schedule=ScheduleConfig(name="cosine", num_timesteps=20),
-    image_size=8,
+    image_size=(8, 8),
     channels=1,
     num_classes=10,
 )
 CARD = ModelCard(config=MODEL, class_names=tuple("0123456789"))
 _BATCH = 16
+_SHARD = ShardRecord(key="train/000000000-0123456789abcdef.tar", size_bytes=1, sha256="0" * 64, num_samples=100)
+
+
+def manifest(*class_names: str) -> DatasetManifest:
+    """A dataset of 100 grey images of 8 x 8 pixels."""
+    return DatasetManifest(
+        name="x",
+        source="x",
+        image_size=(8, 8),
+        channels=1,
+        class_names=class_names,
+        splits={"train": Split(shards=(_SHARD,))},
+        num_quarantined=0,
+    )
 
 
 def make_run(
@@ -38,7 +53,7 @@ def make_run(
         interval: Steps between snapshots; 0 takes none.
         directly: Length of an average that is computed beside them.
     """
-    network = build_model(MODEL, seed=0)
+    network = build_network(MODEL, seed=0)
     config = OptimizerConfig(learning_rate=0.01, warmup_steps=0, ema_halflife_images=100)
     state = TrainingState(network, config, keep_ema=True, sigma_rels=(0.05, 0.10) if interval else ())
     beside = None if directly is None else PowerEma(network, directly)
@@ -54,6 +69,8 @@ def make_run(
         if interval and state.step % interval == 0:
             state.averages.take_snapshot(state.step, snapshots, "float32")
     store = open_store(str(output))
+    trained = TrainConfig(network=MODEL.network, schedule=MODEL.schedule, class_conditional=True, optimizer=config)
+    identity = RunIdentity.of(trained, manifest(*CARD.class_names))
     CheckpointStore(open_store(f"{output}/checkpoints")).save(steps, state.to_files(CARD, None))
-    store.create(RUN_RECORD, to_json(RunRecord(run_id="0" * 32, identity={})))
+    store.create(RUN_RECORD, to_json(RunRecord(run_id="0" * 32, identity=identity)))
     return state, beside

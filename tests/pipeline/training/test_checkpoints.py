@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, FormatVersionError
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
 from pipeline.training.checkpoints import CheckpointStore
@@ -67,14 +67,28 @@ def test_a_record_that_is_no_record_gives_way_too(store: ObjectStore) -> None:
     assert len(lines) == 1 and "step-000000002" in lines[0]
 
 
-def test_a_record_of_a_newer_version_is_left_alone(store: ObjectStore) -> None:
+@pytest.mark.parametrize(
+    ("record", "rule"),
+    [
+        (
+            b'{"format_version": 3, "layout": "other"}',
+            "has format_version 3, this program reads 2; update this program",
+        ),
+        (b'{"format_version": 1, "step": 2}', "has format_version 1, this program reads 2; train again into another"),
+        (b'{"step": 2}', "has no format_version, this program reads 2; train again into another output"),
+    ],
+)
+def test_a_record_of_another_version_is_left_alone(store: ObjectStore, record: bytes, rule: str) -> None:
     checkpoints = CheckpointStore(store)
     checkpoints.save(1, FILES)
     key = f"_records/step-{2:09d}.json"
-    store.write(key, b'{"format_version": 2, "layout": "other"}')
-    with pytest.raises(ConfigError, match="format_version 2"):
-        checkpoints.newest_good()
-    assert store.stat(key) is not None
+    store.write(key, record)
+    lines: list[str] = []
+    with pytest.raises(FormatVersionError, match=rf"{key}: {rule}"):
+        checkpoints.newest_good(lines.append)
+    assert store.read(key) == record and lines == [], "it is not damaged"
+    with pytest.raises(FormatVersionError):
+        list(checkpoints.records())
 
 
 def test_the_first_record_of_a_step_stands(store: ObjectStore) -> None:

@@ -6,23 +6,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm import ModelConfig, UNetConfig, build_model
-from pipeline.config_io import from_json
-from pipeline.errors import CheckpointError
+from ddpm import ModelConfig, UNetConfig, build_network
+from pipeline.config_io import from_json, to_json
+from pipeline.errors import CheckpointError, FormatVersionError
 from pipeline.models.model_files import ModelCard
 from pipeline.presets import digits
 from pipeline.stores.storage import open_store
 from pipeline.training.averages import SNAPSHOTS_JSON
-from pipeline.training.ema_snapshots import PostHocEmaConfig, SnapshotList, SnapshotRecord, SnapshotStore
-from pipeline.training.train_config import OptimizerConfig, TrainConfig, run_identity
+from pipeline.training.ema_snapshots import (
+    PostHocEmaConfig,
+    SnapshotList,
+    SnapshotRecord,
+    SnapshotStore,
+    parse_snapshots,
+)
+from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig
 from pipeline.training.training_state import TrainingState
-from tests.pipeline.training.test_train_config import manifest
+from tests.pipeline.training.small_runs import manifest
 
 MODEL = ModelConfig(
-    unet=UNetConfig(
+    network=UNetConfig(
         base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=4
     ),
-    image_size=8,
+    image_size=(8, 8),
     channels=1,
 )
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=0, ema_halflife_images=100)
@@ -30,7 +36,7 @@ SIGMA_RELS = (0.05, 0.10)
 
 
 def make_state(seed: int = 0) -> TrainingState:
-    return TrainingState(build_model(MODEL, seed=seed), OPTIMIZER, keep_ema=True, sigma_rels=SIGMA_RELS)
+    return TrainingState(build_network(MODEL, seed=seed), OPTIMIZER, keep_ema=True, sigma_rels=SIGMA_RELS)
 
 
 def train(state: TrainingState, store: SnapshotStore, *, until: int, interval: int = 2, skip: int = -1) -> None:
@@ -152,6 +158,17 @@ def test_a_checkpoint_without_its_tracked_averages_is_refused() -> None:
             make_state().restore({key: data for key, data in files.items() if key != name})
 
 
+def test_a_list_of_another_version_is_refused_by_name_and_a_damaged_one_as_damaged() -> None:
+    data = to_json(SnapshotList(snapshots=()))
+    assert parse_snapshots(data, SNAPSHOTS_JSON) == ()
+    with pytest.raises(
+        FormatVersionError, match=r"^ema_snapshots\.json: has format_version 1, .* reads 2; train again"
+    ):
+        parse_snapshots(data.replace(b":2", b":1"), SNAPSHOTS_JSON)
+    with pytest.raises(CheckpointError, match=r"^ema_snapshots\.json: not valid JSON"):
+        parse_snapshots(data[:-4], SNAPSHOTS_JSON)
+
+
 @pytest.mark.parametrize(
     "changes", [{"snapshot_interval_steps": -1}, {"sigma_rels": ()}, {"sigma_rels": (0.1, 0.1)}, {"sigma_rels": (0.5,)}]
 )
@@ -161,12 +178,12 @@ def test_impossible_values_are_refused_by_name(changes: dict[str, object]) -> No
 
 
 def test_what_is_tracked_is_identity_and_how_often_is_not() -> None:
-    def identity(**changes: object) -> dict[str, object]:
+    def identity(**changes: object) -> RunIdentity:
         post_hoc_ema = PostHocEmaConfig(**changes)  # type: ignore[arg-type]
         config: TrainConfig = dataclasses.replace(digits().train, post_hoc_ema=post_hoc_ema)
-        return run_identity(config, manifest("a"))
+        return RunIdentity.of(config, manifest("a"))
 
-    assert identity() == run_identity(digits().train, manifest("a")) == identity(sigma_rels=(0.2,))
+    assert identity() == RunIdentity.of(digits().train, manifest("a")) == identity(sigma_rels=(0.2,))
     on = identity(snapshot_interval_steps=10)
     assert on == identity(snapshot_interval_steps=50, dtype="float16")
     assert on != identity() and on != identity(snapshot_interval_steps=10, sigma_rels=(0.05,))

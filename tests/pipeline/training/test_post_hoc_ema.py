@@ -9,7 +9,7 @@ import torch
 
 from ddpm import PowerEma
 from pipeline.errors import CheckpointError, ModelMissingError, OutputExistsError
-from pipeline.models.model_files import load_network
+from pipeline.models.model_files import load_model
 from pipeline.models.registry import resolve_model
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
@@ -40,10 +40,11 @@ def test_a_length_that_was_not_tracked_is_as_if_it_had_been(output: Path, run: t
     averages = RunAverages(str(output))
     assert (len(averages.snapshots), averages.num_images) == (32, 128 * 16)
     files = averages.model(0.075)
-    card, network = load_network(files)
+    card, model = load_model(files)
     assert (card.average, card.train_step, card.config) == ("sigma_rel 0.075", 128, CARD.config)
     direct, last = flat(directly.state_dict()), flat(state.network.state_dict())
-    error = float((flat(network.state_dict()) - direct).norm() / (direct - last).norm())
+    assert isinstance(model.network, torch.nn.Module)
+    error = float((flat(model.network.state_dict()) - direct).norm() / (direct - last).norm())
     print(f"error {error:.1e} of |theta_ema - theta_last|, residual {averages.fit(0.075).residual:.1e}")
     assert error <= 1e-2
     assert averages.model(0.075) == files, "equal bytes every time"
@@ -57,7 +58,7 @@ def test_a_model_in_a_folder_and_in_the_registry_once(
 ) -> None:
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
     config = ReconstructConfig(
-        train=str(output), output=str(tmp_path / "ema"), sigma_rel=0.12, register_as="averages", tracking=tracking
+        run=str(output), output=str(tmp_path / "ema"), sigma_rel=0.12, register_as="averages", tracking=tracking
     )
     assert dict(describe_plan(config))["snapshots"] == "32, of sigma_rel 0.05, 0.1"
     made = reconstruct(config)
@@ -76,7 +77,7 @@ def test_a_model_in_a_folder_and_in_the_registry_once(
     # Other snapshots make another model, which does not take the first one's place.
     make_run(tmp_path / "other", steps=64)
     with pytest.raises(OutputExistsError, match="another model"):
-        reconstruct(dataclasses.replace(config, train=str(tmp_path / "other")))
+        reconstruct(dataclasses.replace(config, run=str(tmp_path / "other")))
     assert resolve_model(made.uri, tracking).files == in_folder.files
 
 
@@ -104,7 +105,7 @@ def test_what_is_not_there_is_said(output: Path, run: tuple[TrainingState, Power
         averages.model(0.075)
 
 
-@pytest.mark.parametrize("field", ["train", "output", "register_as"])
+@pytest.mark.parametrize("field", ["run", "output", "register_as"])
 def test_empty_texts_are_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}: .*got ''"):
-        ReconstructConfig(**{"train": "t", "output": "o", field: ""})
+        ReconstructConfig(**{"run": "t", "output": "o", field: ""})

@@ -6,19 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from ddpm import SamplerConfig, UNetConfig
+from ddpm import DDIM, OwnNetworkConfig, UNetConfig
+from pipeline.config_io import to_json
 from pipeline.data.prepare import PrepareConfig, prepare
-from pipeline.errors import ConfigError, DatasetMissingError, OutputExistsError
+from pipeline.errors import ConfigError, DatasetMissingError, FormatVersionError, OutputExistsError
 from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
-from pipeline.generation.sample import SampleConfig, sample
+from pipeline.generation.sample import sample
+from pipeline.generation.sample_job import SampleConfig
 from pipeline.presets import digits
+from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig
 from pipeline.training.ema_snapshots import PostHocEmaConfig
 from pipeline.training.post_hoc_ema import ReconstructConfig, RunAverages, reconstruct
-from pipeline.training.train import describe_plan, train
-from pipeline.training.train_config import TrainConfig
+from pipeline.training.train import RUN_RECORD, RunRecord, describe_plan, read_run_record, train
+from pipeline.training.train_config import RunIdentity, TrainConfig
 from tests.pipeline.tiny_models import write_own_model
+from tests.pipeline.training.small_runs import manifest
 
 TINY = UNetConfig(
     base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), num_groups=4
@@ -28,12 +32,12 @@ TINY = UNetConfig(
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> TrainConfig:
     folder = tmp_path_factory.mktemp("train")
-    prepare(PrepareConfig(source="digits", output=str(folder / "dataset"), shard_size=250))
+    prepare(PrepareConfig(source="digits", dataset=str(folder / "dataset"), shard_size=250))
     return dataclasses.replace(
         digits().train,
         dataset=str(folder / "dataset"),
         output=str(folder / "run"),
-        unet=TINY,
+        network=TINY,
         steps=12,
         optimizer=dataclasses.replace(
             digits().train.optimizer, more_ema_halflives_images=(500,), ema_ramp_up_ratio=0.05
@@ -43,7 +47,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Train
         keep_checkpoints=2,
         log_interval_steps=4,
         grid_interval_steps=6,
-        grid_sampler=SamplerConfig(num_steps=2),
+        grid_sampler=DDIM(num_steps=2),
         tracking=TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}"),
     )
 
@@ -55,7 +59,7 @@ def test_the_main_path(config: TrainConfig) -> None:
     client = connect(str(config.tracking.uri))
     run = client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params["unet.base_channels"] == "8"
+    assert run.data.params["network.base_channels"] == "8"
     for key in ("loss", "grad_norm", "learning_rate", "images_per_s", "data_wait_share", "loss_t_quartile_4"):
         history = client.get_metric_history(result.run_id, key)
         assert [entry.step for entry in history] == [4, 8, 12], key
@@ -84,16 +88,19 @@ def test_the_main_path(config: TrainConfig) -> None:
         model="models:/ddpm-digits@candidate",
         output=str(Path(config.output).parent / "samples"),
         images_per_class=2,
-        sampler=SamplerConfig(num_steps=2),
+        sampler=DDIM(num_steps=2),
         shard_size=10,
         batch_size=10,
         tracking=config.tracking,
     )
     made = sample(sampling)
-    assert (made.num_images, made.num_made) == (20, 20)
+    assert (made.manifest.num_images, made.num_made) == (20, 20)
     same = sample(dataclasses.replace(sampling, model=result.checkpoint_uri))
-    assert (same.uri, same.num_made) == (made.uri, 0)
-    report = evaluate(EvaluateConfig(dataset=config.dataset, sample=sampling, eps_images_per_t=2))
+    assert (same.store.uri, same.num_made) == (made.store.uri, 0)
+    measures = EvaluateConfig(
+        dataset=config.dataset, sample=sampling.images, eps_images_per_t=2, tracking=config.tracking
+    )
+    report = evaluate(measures)
     terms = {"bits_per_dim_prior", "bits_per_dim_denoising", "bits_per_dim_decoder"}
     assert set(report.record.figures) == {"label_agreement", "frechet_pixels", "eps_mse", "bits_per_dim", *terms}
     assert report.figures["bits_per_dim"] == pytest.approx(sum(report.figures[term] for term in terms), rel=1e-4)
@@ -103,13 +110,13 @@ def test_the_main_path(config: TrainConfig) -> None:
 
     # A further average is another model, of the version and of its checkpoint.
     further = sample(dataclasses.replace(sampling, model=f"{result.version.uri}?ema=500"))
-    assert further.num_made == 20 and further.uri != made.uri
+    assert further.num_made == 20 and further.store.uri != made.store.uri
     again = sample(dataclasses.replace(sampling, model=f"{result.checkpoint_uri}?ema=500"))
-    assert (again.uri, again.num_made) == (further.uri, 0)
+    assert (again.store.uri, again.num_made) == (further.store.uri, 0)
 
     # So is an average of any length, made of the snapshots.
     assert [record.step for record in RunAverages(config.output).snapshots] == [4, 8, 12]
-    reconstruction = ReconstructConfig(train=config.output, output=str(Path(config.output).parent / "ema"))
+    reconstruction = ReconstructConfig(run=config.output, output=str(Path(config.output).parent / "ema"))
     assert sample(dataclasses.replace(sampling, model=reconstruct(reconstruction).uri)).num_made == 20
 
     # More steps of the same run are another model: a second version. How they are computed may change.
@@ -131,15 +138,25 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     fresh = dataclasses.replace(config, output=str(tmp_path / "run"))
     with pytest.raises(DatasetMissingError):
         train(dataclasses.replace(fresh, dataset=str(tmp_path / "nothing")))
-    with pytest.raises(ConfigError, match=r"^model: cannot import"):
-        train(dataclasses.replace(fresh, model="no_such_package:factory"))
-    with pytest.raises(
-        ConfigError, match=r"^gradient_checkpointing: own_network_\w+:make does not offer it; give the "
-    ):
+    with pytest.raises(ConfigError, match=r"^network\.factory: cannot import"):
+        train(dataclasses.replace(fresh, network=OwnNetworkConfig(factory="no_such_package:factory")))
+    with pytest.raises(ConfigError, match=r"^gradient_checkpointing: own does not offer it; give the "):
         write_own_model(tmp_path / "own", monkeypatch, "nothing")
         own = next((tmp_path / "own").glob("*.py")).stem
-        options: dict[str, int | float | str | bool] = {"what": "nothing"}
-        train(dataclasses.replace(fresh, model=f"{own}:make", model_options=options, gradient_checkpointing=True))
+        network = OwnNetworkConfig(factory=f"{own}:make", options={"what": "nothing"})
+        train(dataclasses.replace(fresh, network=network, gradient_checkpointing=True))
     with pytest.raises(ConfigError, match="model name"):
         train(dataclasses.replace(fresh, register_as="a/b"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    record = RunRecord(run_id="a", identity=RunIdentity.of(digits().train, manifest("a")))
+    store.write(RUN_RECORD, to_json(record))
+    assert read_run_record(store) == record
+    store.write(RUN_RECORD, to_json(record).replace(b'"format_version":2', b'"format_version":1'))
+    with pytest.raises(
+        FormatVersionError, match=r"run\.json: has format_version 1, .* train again into another output"
+    ):
+        read_run_record(store)

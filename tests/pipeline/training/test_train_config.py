@@ -4,32 +4,16 @@ import dataclasses
 
 import pytest
 
-from ddpm import DiTConfig, UNetConfig
+from ddpm import DiTConfig, ObjectiveConfig, OwnNetworkConfig, UNetConfig
+from pipeline.config_io import from_json, to_json
 from pipeline.data.data_order import DataConfig
-from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
+from pipeline.errors import ConfigError
 from pipeline.presets import PRESETS, digits
-from pipeline.training.train_config import (
-    OptimizerConfig,
-    TrainConfig,
-    WorkerConfig,
-    complete_identity,
-    model_config,
-    run_identity,
-)
+from pipeline.training.ema_snapshots import PostHocEmaConfig
+from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig, WorkerConfig, model_config
+from tests.pipeline.training.small_runs import manifest
 
-SHARD = ShardRecord(key="train/000000-0123456789abcdef.tar", size_bytes=1, sha256="0" * 64, num_samples=100)
-
-
-def manifest(*class_names: str) -> DatasetManifest:
-    return DatasetManifest(
-        name="x",
-        source="x",
-        image_size=8,
-        channels=1,
-        class_names=class_names,
-        splits={"train": Split(shards=(SHARD,))},
-        num_quarantined=0,
-    )
+HYBRID = ObjectiveConfig(name="hybrid")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +51,7 @@ def test_impossible_optimisers_are_refused_by_name(changes: dict[str, object]) -
 
 
 def test_classes_come_from_the_dataset_or_are_refused() -> None:
-    config = TrainConfig(unet=UNetConfig(channel_multipliers=(1,), attention_resolutions=()), class_conditional=True)
+    config = TrainConfig(network=UNetConfig(channel_multipliers=(1,), attention_resolutions=()), class_conditional=True)
     assert model_config(config, manifest("a", "b", "c")).num_classes == 3
     assert model_config(dataclasses.replace(config, class_conditional=False), manifest("a")).num_classes is None
     with pytest.raises(ValueError, match=r"^class_conditional:"):
@@ -79,49 +63,66 @@ def test_what_is_computed_is_identity_and_where_and_how_long_is_not() -> None:
     same = dataclasses.replace(
         config, steps=9, output="elsewhere", workers=WorkerConfig(num_workers=1), resume=True, log_interval_steps=1
     )
-    assert run_identity(config, data) == run_identity(same, data)
-    assert run_identity(dataclasses.replace(config, gradient_checkpointing=True), data) == run_identity(config, data)
-    for changes in (
-        {"seed": 1},
-        {"global_batch": 64},
-        {"data": DataConfig(lanes=2)},
+    identity = RunIdentity.of(config, data)
+    assert RunIdentity.of(same, data) == identity
+    assert RunIdentity.of(dataclasses.replace(config, gradient_checkpointing=True), data) == identity
+    assert RunIdentity.of(dataclasses.replace(config, data=DataConfig(lanes=4, cache_bytes=0)), data) != identity
+    reads_otherwise = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_bytes=0))
+    assert RunIdentity.of(reads_otherwise, data) == identity
+    changes: list[dict[str, object]] = [
+        {"network": DiTConfig(depth=3)},
+        {"network": dataclasses.replace(config.network, learned_variance=True), "objective": HYBRID},
+        {"schedule": dataclasses.replace(config.schedule, num_timesteps=500)},
+        {"objective": ObjectiveConfig(weighting="min_snr")},
+        {"class_conditional": False, "label_drop": 0.0},
+        {"label_drop": 0.2},
         {"horizontal_flip": True},
-        {"dit": DiTConfig(depth=3)},
-    ):
-        other = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
-        assert run_identity(other, data) != run_identity(config, data)
+        {"global_batch": 64},
+        {"seed": 1},
+        {"optimizer": dataclasses.replace(config.optimizer, ema_ramp_up_ratio=0.05)},
+        {"data": DataConfig(lanes=2)},
+        {"post_hoc_ema": PostHocEmaConfig(snapshot_interval_steps=10)},
+    ]
+    changed = {next(iter(change)) for change in changes}
+    assert changed | {"dataset_digest"} == {field.name for field in dataclasses.fields(RunIdentity)}
+    for change in changes:
+        other = dataclasses.replace(config, **change)  # type: ignore[arg-type]
+        assert RunIdentity.of(other, data) != identity, change
+    assert RunIdentity.of(config, manifest("b")) != identity
 
 
-def test_a_run_recorded_before_a_field_existed_had_its_default() -> None:
-    identity = run_identity(digits().train, manifest("a"))
-    older = {name: value for name, value in identity.items() if name != "dit"}
-    new = ("num_head_channels", "adaptive_group_norm", "residual_resampling")
-    older["unet"] = {name: value for name, value in identity["unet"].items() if name not in new}
-    assert len(older["unet"]) == len(identity["unet"]) - 3
-    adam = ("learning_rate", "warmup_steps", "beta_1", "beta_2", "grad_clip_norm", "ema_halflife_images")
-    older["optimizer"] = {name: identity["optimizer"][name] for name in adam}
-    assert complete_identity(older) == identity
-    assert complete_identity(identity) == identity
-    train = digits().train
-    for changed in (
-        dataclasses.replace(train, unet=dataclasses.replace(train.unet, num_head_channels=8)),
-        dataclasses.replace(train, optimizer=dataclasses.replace(train.optimizer, ema_ramp_up_ratio=0.05)),
-        dataclasses.replace(train, optimizer=dataclasses.replace(train.optimizer, more_ema_halflives_images=(1,))),
-    ):
-        assert complete_identity(older) != run_identity(changed, manifest("a"))
+def test_a_recorded_identity_is_read_back_and_one_of_another_form_refused() -> None:
+    identity = RunIdentity.of(digits().train, manifest("a"))
+    stored = to_json(identity)
+    assert from_json(RunIdentity, stored, "run.json") == identity
+    for damaged in (stored.replace(b'"name":"unet"', b'"name":"u-net"'), stored.replace(b'"seed"', b'"seeed"')):
+        with pytest.raises(ConfigError, match=r"^run\.json: (network\.name|seeed): "):
+            from_json(RunIdentity, damaged, "run.json")
 
 
 def test_the_networks_config_is_what_the_run_asks_for() -> None:
-    config = dataclasses.replace(digits().train, model="dit", dit=DiTConfig(patch_size=4, depth=2))
+    config = dataclasses.replace(digits().train, network=DiTConfig(patch_size=4, depth=2))
     network = model_config(config, manifest("a", "b"))
-    assert (network.model, network.dit, network.unet) == ("dit", config.dit, config.unet)
-    with pytest.raises(ValueError, match=r"^image_size: must be a multiple of dit.patch_size \(3\), got 8"):
-        model_config(dataclasses.replace(config, dit=DiTConfig(patch_size=3)), manifest("a", "b"))
+    assert (network.network, network.image_size, network.channels) == (config.network, (8, 8), 1)
+    own = OwnNetworkConfig(factory="nets:make", prediction_type="v")
+    assert model_config(dataclasses.replace(config, network=own), manifest("a", "b")).network == own
+    with pytest.raises(ValueError, match=r"^image_size: must be a multiple of network\.patch_size \(3\), got 8"):
+        model_config(dataclasses.replace(config, network=DiTConfig(patch_size=3)), manifest("a", "b"))
+
+
+def test_an_objective_that_does_not_fit_the_network_is_refused() -> None:
+    """A learned variance needs an objective that trains it, and the other way round."""
+    with pytest.raises(ValueError, match=r"^objective\."):
+        TrainConfig(network=UNetConfig(learned_variance=True))
+    with pytest.raises(ValueError, match=r"^objective\."):
+        TrainConfig(objective=HYBRID)
+    assert TrainConfig(network=DiTConfig(learned_variance=True), objective=HYBRID).network.learned_variance
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_one_model_and_one_dataset(name: str) -> None:
     preset = PRESETS[name]()
-    assert preset.prepare.output == preset.train.dataset == preset.evaluate.dataset
+    assert preset.prepare.dataset == preset.train.dataset == preset.evaluate.dataset
     assert preset.sample.model == f"models:/{preset.train.register_as}@candidate"
-    assert preset.evaluate.sample == preset.sample
+    assert preset.evaluate.sample == preset.sample.images
+    assert preset.evaluate.sampling == preset.sample

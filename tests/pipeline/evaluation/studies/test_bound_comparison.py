@@ -22,7 +22,7 @@ from tests.pipeline.tiny_models import TINY_UNET
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("bounds") / "dataset")
-    prepare(PrepareConfig(source="digits", output=folder, shard_size=250))
+    prepare(PrepareConfig(source="digits", dataset=folder, shard_size=250))
     return folder
 
 

@@ -28,7 +28,7 @@ from tests.pipeline.training.small_runs import make_run
 
 @pytest.fixture
 def config(tmp_path: Path, ray_session: None) -> EmaSweepConfig:
-    prepare(PrepareConfig(source="digits", output=str(tmp_path / "dataset"), shard_size=500))
+    prepare(PrepareConfig(source="digits", dataset=str(tmp_path / "dataset"), shard_size=500))
     make_run(tmp_path / "train", steps=64)
     sample = SampleConfig(
         model="is not used",

@@ -31,9 +31,9 @@ from tests.pipeline.tiny_models import write_model
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
-    config = PrepareConfig(source="digits", output=str(tmp_path_factory.mktemp("digits")), shard_size=250)
+    config = PrepareConfig(source="digits", dataset=str(tmp_path_factory.mktemp("digits")), shard_size=250)
     prepare_source(config, open_source(config), map)
-    return config.output
+    return config.dataset
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,37 @@
-"""The contact sheet of an edit: what was given above what came out of it."""
+"""The contact sheet of a run: its first images, by class, or of an edit below what was given."""
 
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.data.pictures import image_grid
+from pipeline.data.image_stream import read_images
+from pipeline.data.pictures import class_grid, image_grid
 from pipeline.generation.edit_inputs import EditRequest, RowReader
+from pipeline.generation.edits import InterpolateSpec
+from pipeline.generation.inventory import GenerationManifest
+from pipeline.stores.object_store import ObjectStore
 
 _HIDDEN = 128
 _LEAST_SIDE = 64  # pixels: edits are compared pixel by pixel, and there are few of them
 
 
-def edit_sheet(edit: EditRequest, made: UInt8[np.ndarray, "n h w c"]) -> bytes:
+def contact_sheet(manifest: GenerationManifest, edit: EditRequest | None, store: ObjectStore, columns: int) -> bytes:
+    """The first images of a run as a PNG, read back as any reader would.
+
+    Args:
+        manifest: The run.
+        edit: What was asked for, if images were edited.
+        store: The output prefix.
+        columns: Images of each class; of an edit, and without classes, images in a row.
+    """
+    num_classes = manifest.spec.num_classes
+    num_shown = columns if edit is not None else columns * (num_classes or columns)
+    images = read_images(store, manifest.shards, min(num_shown, manifest.num_images)).images
+    if edit is not None:
+        return _edit_sheet(edit, images)
+    return image_grid(images, columns) if num_classes is None else class_grid(images, num_classes, columns)
+
+
+def _edit_sheet(edit: EditRequest, made: UInt8[np.ndarray, "n h w c"]) -> bytes:
     """The first images of an edit beside their inputs.
 
     Args:
@@ -22,7 +43,7 @@ def edit_sheet(edit: EditRequest, made: UInt8[np.ndarray, "n h w c"]) -> bytes:
         result. Interpolations have a row for each pair instead, from its first image over those between to its second.
     """
     inputs = RowReader(edit.inputs)
-    if edit.spec.kind == "interpolate":
+    if isinstance(edit.spec, InterpolateSpec):
         width = len(edit.spec.weights)
         cells = []
         for start in range(0, len(made), width):

@@ -1,0 +1,92 @@
+"""The sections of a project's TOML file (project.py shows one), and how a job's configuration is spread over them.
+
+In Python a job's configuration is one object: its fields `dataset`, `tracking` and `cluster` are shared by all jobs and
+stand on top of the file, and a field with the name of a section is that section. All else is the job's own section.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+import tomli_w
+
+from pipeline.config_io import from_tables, to_toml
+from pipeline.errors import ConfigError
+
+SHARED = ("dataset", "tracking", "cluster")
+"""Names that stand on top of the file, once for all jobs."""
+SECTIONS = (
+    "prepare",
+    "train",
+    "sample",
+    "evaluate",
+    "calibrate",
+    "compare_samplers",
+    "compare_bounds",
+    "figures",
+    "ema_reconstruct",
+    "ema_sweep",
+    "benchmark_train",
+)
+"""Names of the sections; the first four are those of a preset."""
+
+C = TypeVar("C")
+
+
+def read_section(config: C, section: str, tables: Mapping[str, Any], where: str, *, beside: Collection[str] = ()) -> C:
+    """A job's configuration with what a file says: shared fields, the sections inside it, then its own.
+
+    Args:
+        config: What the file starts from.
+        section: Its own section.
+        tables: The file's tables.
+        where: The file's name, for messages.
+        beside: Inner sections of another job that this one's configuration has beside it, such as [evaluate.sample]
+            where the measures are read alone: they are not read here.
+
+    Raises:
+        ConfigError: If a key is unknown, or a value breaks a rule.
+    """
+    changes: dict[str, Any] = {}
+    names = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
+    inner = [name for name in names if name in SECTIONS]
+    for name in names:
+        if name in SHARED and name in tables:
+            changes[name] = from_tables(type(getattr(config, name)), name, tables[name], where, getattr(config, name))
+        elif name in SECTIONS and name in tables:
+            changes[name] = read_section(getattr(config, name), name, tables, where, beside=inner)
+    try:
+        config = dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    except ValueError as error:  # a rule between fields of two sections
+        raise ConfigError(f"{where}: {error}") from None
+    own = {name: value for name, value in tables.get(section, {}).items() if name not in beside or name in names}
+    for name in own:
+        if name in SHARED:
+            raise ConfigError(
+                f"{where}: {section}.{name}: is shared by all jobs, got it in [{section}]; write it on top of the file"
+            )
+    return from_tables(type(config), section, own, where, config)
+
+
+def write_section(config: object, section: str, preset: str | None = None) -> str:
+    """The project file that gives a job this configuration: shared fields on top, then sections.
+
+    Args:
+        config: The job's configuration.
+        section: Its own section.
+        preset: Name of the preset that the file is read over; None leaves the line out.
+    """
+    top: dict[str, Any] = {} if preset is None else {"preset": preset}
+    sections: dict[str, Any] = {}
+    _sort_out(tomllib.loads(to_toml(config)), section, top, sections)
+    return tomli_w.dumps({**top, **dict(sorted(sections.items(), key=lambda item: SECTIONS.index(item[0])))})
+
+
+def _sort_out(tree: dict[str, Any], section: str, top: dict[str, Any], sections: dict[str, Any]) -> None:
+    """Moves shared fields and inner sections of a configuration to where a file has them."""
+    for name in [name for name in tree if name in SHARED]:
+        top[name] = tree.pop(name)
+    for name in [name for name in tree if name in SECTIONS and isinstance(tree[name], dict)]:
+        _sort_out(tree.pop(name), name, top, sections)
+    sections[section] = tree

@@ -1,0 +1,32 @@
+"""Stores of every kind, empty, and the S3 servers behind them."""
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from pipeline.stores.storage import ObjectStore, join_uri, open_store
+from tests.fixtures_s3 import S3Server
+
+SERVERS = ["moto", pytest.param("ceph", marks=pytest.mark.services)]
+
+
+@pytest.fixture(params=["local", *SERVERS])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """An empty store of every kind."""
+    if request.param == "local":
+        return open_store(str(tmp_path / "store"))
+    return open_store(join_uri(s3_uri(request, monkeypatch), uuid.uuid4().hex))
+
+
+def s3_uri(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    server: S3Server = request.getfixturevalue("s3_server" if request.param == "moto" else "ceph_server")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server.uri
+
+
+@pytest.fixture(params=SERVERS)
+def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an S3 bucket."""
+    return s3_uri(request, monkeypatch)

@@ -1,0 +1,118 @@
+"""What only S3 can do wrong: credentials, buckets, answers cut short or lost. The contract: test_object_store.py."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from pipeline.errors import StorageAccessError, StorageError
+from pipeline.stores.object_store import ObjectStore
+from pipeline.stores.storage import open_store
+from tests.pipeline.cutting_proxy import CuttingProxy
+from tests.pipeline.storage_checks import check_one_line, keys_of
+
+
+def test_listing_skips_markers_and_reads_what_others_wrote(s3: str) -> None:
+    prefix = uuid.uuid4().hex
+    client = boto3.client("s3")
+    bucket = s3.removeprefix("s3://")
+    for key in (
+        f"{prefix}/",
+        f"{prefix}/folder/",
+        f"{prefix}/folder//double",
+        f"{prefix}/folder/key",
+        f"{prefix}-other",
+    ):
+        client.put_object(Bucket=bucket, Key=key, Body=b"" if key.endswith("/") else b"x")
+    client.close()
+    store = open_store(f"{s3}/{prefix}")
+    assert keys_of(store) == ["folder//double", "folder/key"]
+    assert store.read("folder//double") == b"x"
+
+
+def test_wrong_secret_key(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    refused_everywhere(open_store(f"{s3}/x"), "AWS_SECRET_ACCESS_KEY")
+
+
+def test_unknown_access_key(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAUNKNOWN")
+    refused_everywhere(open_store(f"{s3}/x"), "AWS_ACCESS_KEY_ID")
+
+
+def test_missing_bucket(s3: str) -> None:
+    refused_everywhere(open_store("s3://no-such-bucket-here/x"), "NoSuchBucket", "check the bucket")
+
+
+def test_impossible_bucket_name(s3: str) -> None:
+    refused_everywhere(open_store("s3://Not_A_Bucket!/x"), "Not_A_Bucket!")
+
+
+def test_no_credentials(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    refused_everywhere(open_store(f"{s3}/x"), "set AWS_ACCESS_KEY_ID")
+
+
+def refused_everywhere(store: ObjectStore, *parts: str) -> None:
+    for attempt in (
+        lambda: store.read("key"),
+        lambda: store.write("key", b"x"),
+        lambda: store.create("key", b"x"),
+        lambda: store.stat("key"),
+        lambda: store.delete("key"),
+        lambda: keys_of(store),
+    ):
+        with pytest.raises(StorageAccessError) as caught:
+            attempt()
+        check_one_line(caught.value, store.uri, *parts)
+
+
+@pytest.fixture
+def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CuttingProxy]:
+    """A proxy in front of the server, in use."""
+    with CuttingProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_answers_cut_short_are_read_again(s3: str, proxy: CuttingProxy, reset: bool) -> None:
+    store = open_store(f"{s3}/{uuid.uuid4().hex}")
+    data = os.urandom(1 << 20)
+    store.write("key", data)
+    proxy.cut("GET", times=2, after_bytes=5000, reset=reset)
+    assert store.read("key") == data
+    assert proxy.num_cut == 2
+
+
+def test_an_answer_that_never_completes_is_one_clear_line(
+    s3: str, proxy: CuttingProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    store = open_store(f"{s3}/{uuid.uuid4().hex}")
+    store.write("key", bytes(1 << 20))
+    proxy.cut("GET", times=1000, after_bytes=5000)
+    with pytest.raises(StorageError) as caught:
+        store.read("key")
+    check_one_line(caught.value, f"{store.uri}/key", "no complete answer after all retries")
+    assert proxy.num_cut == 6
+
+
+def test_busy_answers_are_retried(s3: str, proxy: CuttingProxy) -> None:
+    store = open_store(f"{s3}/{uuid.uuid4().hex}")
+    proxy.busy(times=2)
+    assert store.create("key", b"data") is True
+    assert store.read("key") == b"data" and proxy.num_busy == 2
+
+
+def test_a_lost_answer_to_create_leaves_our_bytes(s3: str, proxy: CuttingProxy) -> None:
+    store = open_store(f"{s3}/{uuid.uuid4().hex}")
+    proxy.cut("PUT", times=1, after_bytes=0)
+    assert store.create("key", b"ours") is False  # it cannot know who was first
+    assert proxy.num_cut == 1 and store.read("key") == b"ours"

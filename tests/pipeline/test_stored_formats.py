@@ -1,0 +1,249 @@
+"""Every stored format: one stored sample is kept and read, its digest is golden, and other versions are refused.
+
+`python -m tests.pipeline.test_stored_formats` writes the samples of formats that have none yet; a sample that exists is
+never written anew: a change that cannot read it raises the format's version, and adds a sample of its own.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddpm import Ancestral, Estimate, Heun, ModelConfig, ObjectiveConfig, ScheduleConfig, UNetConfig
+from pipeline.config_io import digest, read_record, to_json
+from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
+from pipeline.data.prepare import Quarantine
+from pipeline.errors import ConfigError, FormatVersionError
+from pipeline.evaluation.report import EvaluationRecord, Figure
+from pipeline.evaluation.studies.bound_comparison import BoundComparison
+from pipeline.evaluation.studies.ema_sweep import EmaSweep, EmaSweepRow
+from pipeline.evaluation.studies.sampler_table import SamplerComparison, SamplerRow
+from pipeline.generation.commits import CommitRecord, Provenance
+from pipeline.generation.edits import InpaintSpec
+from pipeline.generation.inventory import GenerationManifest
+from pipeline.generation.sampling_plan import SamplingSpec
+from pipeline.models.calibration import Calibration
+from pipeline.models.model_files import ModelCard
+from pipeline.training.checkpoints import CheckpointRecord, FileRecord
+from pipeline.training.ema_snapshots import SnapshotList, SnapshotRecord
+from pipeline.training.train import RunRecord
+from pipeline.training.train_config import DataIdentity, OptimizerConfig, PostHocEmaIdentity, RunIdentity
+from pipeline.training.training_state import Position
+
+FOLDER = Path(__file__).with_name("stored")
+SHA = hashlib.sha256(b"").hexdigest()
+SHARD = ShardRecord(key=f"train/000000000-{SHA[:16]}.tar", size_bytes=10240, sha256=SHA, num_samples=7)
+TAR = dataclasses.replace(SHARD, key=f"000000000-{SHA}.tar")
+ESTIMATE = Estimate(value=3.75, standard_error=0.02)
+SPEC = SamplingSpec(
+    model_digest=SHA,
+    guide_digest=None,
+    calibration_digest=None,
+    request=InpaintSpec(
+        revision=1,
+        inputs_digest=SHA,
+        num_inputs=7,
+        label=None,
+        mask_digest=SHA,
+        jump_length=10,
+        num_resamples=10,
+    ),
+    sampler=Ancestral(num_steps=250, spacing="quadratic", variance="fixed_large"),
+    sampler_revision=Ancestral.revision,
+    seed=3,
+    num_classes=10,
+    shard_size=500,
+    batch_size=125,
+    image_size=(24, 40),
+    channels=3,
+    num_levels=256,
+)
+PLAIN_SPEC = dataclasses.replace(
+    SPEC, request=None, sampler=Heun(num_steps=18, churn=10.0), sampler_revision=Heun.revision, num_classes=None
+)
+
+RECORDS: dict[str, Any] = {
+    "dataset_manifest": DatasetManifest(
+        name="digits",
+        source="digits",
+        image_size=(24, 40),
+        channels=3,
+        class_names=("cat", "dog"),
+        splits={"train": Split(shards=(SHARD,))},
+        num_quarantined=1,
+    ),
+    "quarantine": Quarantine(reasons={"cat/broken.png": "png: does not decode"}),
+    "run": RunRecord(
+        run_id="0123456789abcdef",
+        identity=RunIdentity(
+            network=UNetConfig(),
+            schedule=ScheduleConfig(name="cosine"),
+            objective=ObjectiveConfig(),
+            class_conditional=True,
+            label_drop=0.1,
+            horizontal_flip=False,
+            global_batch=128,
+            seed=0,
+            optimizer=OptimizerConfig(),
+            data=DataIdentity(lanes=8, window_shards=4),
+            post_hoc_ema=PostHocEmaIdentity(sigma_rels=(0.05, 0.1)),
+            dataset_digest=SHA,
+        ),
+    ),
+    "checkpoint": CheckpointRecord(
+        step=400,
+        prefix="step-000000400-01234567",
+        files=(FileRecord(name="model.json", size_bytes=300, sha256=SHA),),
+    ),
+    "position": Position(step=400, skipped_steps=(17,), num_averaged_images=51_072),
+    "snapshots": SnapshotList(
+        snapshots=(
+            SnapshotRecord(
+                step=400,
+                num_images=51_072,
+                prefix="step-000000400-0123456789abcdef",
+                sigma_rels=(0.05,),
+                files=(FileRecord(name="sigma_rel-0.05.safetensors", size_bytes=300, sha256=SHA),),
+            ),
+        )
+    ),
+    "model_card": ModelCard(
+        config=ModelConfig(image_size=(32, 32), channels=3, num_classes=2),
+        class_names=("cat", "dog"),
+        dataset_digest=SHA,
+        train_step=400,
+        weights_sha256=SHA,
+    ),
+    "calibration": Calibration(
+        model_digest=SHA, dataset_digest=SHA, num_images=100, clip_x_0=True, x_0_error=(0.001, 0.5)
+    ),
+    "sampling_spec": PLAIN_SPEC,
+    "commit": CommitRecord(
+        index=0,
+        first_id=0,
+        num_samples=7,
+        key=TAR.key,
+        size_bytes=10240,
+        sha256=SHA,
+        model_digest=SHA,
+        spec_digest=SHA,
+        made=Provenance(
+            host="h", device="cpu", software="python 3, torch 2", started_at_utc="2026-11-27T00:00:00+00:00", wall_s=1.5
+        ),
+    ),
+    "generation_manifest": GenerationManifest(
+        spec=SPEC, spec_digest=SPEC.digest, class_names=("cat", "dog"), num_images=7, shards=(TAR,)
+    ),
+    "evaluation": EvaluationRecord(
+        model="models:/ddpm/1",
+        model_digest=SHA,
+        spec_digest=SHA,
+        dataset_digest=SHA,
+        num_images=7,
+        figures={"frechet_pixels": Figure(model=0.18, real=0.14, gaussian=0.22)},
+    ),
+    "sampler_comparison": SamplerComparison(
+        model="models:/ddpm/1",
+        model_digest=SHA,
+        dataset_digest=SHA,
+        num_images=7,
+        wall_s=60.0,
+        real_frechet_pixels=0.14,
+        real_label_agreement=0.99,
+        rows=(
+            SamplerRow(
+                sampler="heun",
+                max_evaluations=10,
+                num_evaluations=9,
+                frechet_pixels=0.2,
+                label_agreement=0.98,
+                rms_to_reference=0.01,
+            ),
+        ),
+    ),
+    "bound_comparison": BoundComparison(
+        model="models:/ddpm/2",
+        baseline="models:/ddpm/1",
+        dataset_digest=SHA,
+        num_images=7,
+        of_model={"bits_per_dim": ESTIMATE},
+        of_baseline={"bits_per_dim": ESTIMATE},
+        difference={"bits_per_dim": ESTIMATE},
+    ),
+    "ema_sweep": EmaSweep(
+        train="artifacts/train",
+        checkpoint="artifacts/train/checkpoints/step-000000400-01234567",
+        num_snapshots=16,
+        num_images=7,
+        rows=(EmaSweepRow(sigma_rel=0.05, residual=0.001, model_digest=SHA, figures={"eps_mse": 0.13}),),
+    ),
+}
+
+
+def path_of(name: str) -> Path:
+    return FOLDER / f"{name}.v{RECORDS[name].format_version}.json"
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_stored_sample_is_read(name: str) -> None:
+    record = RECORDS[name]
+    data = path_of(name).read_bytes()
+    assert read_record(type(record), data, name, remedy="make it again") == record
+    assert to_json(record) == data, "what is written now is what was written then"
+
+
+def test_digests_are_golden() -> None:
+    golden = json.loads((FOLDER / "digests.json").read_text())
+    assert {name: digest(record) for name, record in RECORDS.items()} == golden
+
+
+@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize(("version", "advice"), [(1, "make it again"), (999, "update this program"), (None, "again")])
+def test_another_version_is_refused_by_name(name: str, version: int | None, advice: str) -> None:
+    tree = json.loads(path_of(name).read_bytes())
+    del tree["format_version"]
+    if version is not None:
+        tree["format_version"] = version
+    with pytest.raises(FormatVersionError, match=rf"^place/{name}: has .*format_version.*{advice}"):
+        read_record(type(RECORDS[name]), json.dumps(tree).encode(), f"place/{name}", remedy="make it again")
+
+
+def test_every_record_with_a_version_is_here() -> None:
+    def versioned(cls: type) -> set[type]:
+        found = {cls} if "format_version" in getattr(cls, "__dataclass_fields__", {}) else set()
+        return found.union(*(versioned(sub) for sub in cls.__subclasses__()))
+
+    ours = {cls for cls in versioned(object) if cls.__module__.startswith("pipeline.")}
+    assert ours == {type(record) for record in RECORDS.values()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested:
+    format_version: int = 2
+    spec: SamplingSpec
+
+
+def test_versions_inside_a_record_are_compared_too() -> None:
+    tree = json.loads(to_json(Nested(spec=SPEC)))
+    tree["spec"]["format_version"] = 1
+    with pytest.raises(FormatVersionError, match="here: spec: has format_version 1"):
+        read_record(Nested, json.dumps(tree).encode(), "here", remedy="make it again")
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_damage_is_no_version(name: str) -> None:
+    with pytest.raises(ConfigError):
+        read_record(type(RECORDS[name]), path_of(name).read_bytes()[:-10], name, remedy="make it again")
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for each in RECORDS:
+        if not path_of(each).exists():
+            path_of(each).write_bytes(to_json(RECORDS[each]))
+    digests = {name: digest(record) for name, record in RECORDS.items()}
+    (FOLDER / "digests.json").write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n")
