@@ -33,6 +33,14 @@ def ray_session() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def ray_address(ray_session: None) -> str:
+    """Where other processes join the session's Ray, with the variable RAY_ADDRESS; a Ray of their own costs more."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m takes its choice
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what shares the Ray of the session: `--dist loadgroup` runs it in one process, one after the other."""
