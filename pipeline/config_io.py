@@ -43,7 +43,6 @@ from pipeline.config_fields import (
 from pipeline.errors import ConfigError, FormatVersionError
 
 __all__ = [
-    "complete",
     "digest",
     "from_json",
     "from_tables",
@@ -182,17 +181,6 @@ def identity(obj: Any) -> Any:
         ValueError: As `to_json`.
     """
     return _without_pins(type(obj), _plain(type(obj), obj)) if dataclasses.is_dataclass(obj) else obj
-
-
-def complete(cls: type[Any], recorded: dict[str, Any]) -> dict[str, Any]:
-    """A recorded `identity`, or a part of one, with the added fields that it lacks at their pins, at every level.
-
-    Args:
-        cls: The dataclass that it is of.
-        recorded: JSON values; keys that the class does not know are left as they are.
-    """
-    filled: dict[str, Any] = _fill_pins(cls, recorded)
-    return filled
 
 
 def digest(obj: Any) -> str:

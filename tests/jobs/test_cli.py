@@ -1,19 +1,20 @@
 """The jobs as a user meets them on the command line: one line per mistake, exit code 2, nothing written."""
 
-import importlib
 import re
 import subprocess
 import sys
-import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jobs import benchmark
-from jobs.cli import run_job
+from jobs import benchmark, evaluate, sample, train
+from jobs.cli import Job, run_job, run_subcommand
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
-from pipeline.training.train import describe_plan, train
+from pipeline.presets import PRESETS
+from pipeline.project import parse_project
+from tests.jobs.every_job import EVERY_JOB, describes_nothing, resolve
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +34,7 @@ def train_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
     def run(*flags: str) -> Finished:
         capsys.readouterr()
-        code = run_job(flags, lambda preset: preset.train, lambda config: print(train(config)), describe_plan)
+        code = run_job(train.JOB, flags)
         printed = capsys.readouterr()
         return Finished(returncode=code, stdout=printed.out, stderr=printed.err)
 
@@ -53,7 +54,7 @@ def test_a_job_is_a_program(tmp_path: Path) -> None:
         (["--stepz", "3"], ["Unrecognized", "--stepz"]),
         (["--steps", "many"], ["--steps", "many"]),
         (["--steps", "0"], ["error: steps: ", "above 0", "got 0"]),
-        (["--unet.dropout", "3"], ["error: unet.dropout: ", "3.0"]),
+        (["--network.dropout", "3"], ["error: network.dropout: ", "3.0"]),
         (["--post-hoc-ema.snapshot-interval-steps", "-1"], ["error: post_hoc_ema.snapshot_interval_steps: ", "-1"]),
         (["--preset", "mnist"], ["--preset", "digits", "mnist"]),
         (["--config", "nothing.toml"], ["--config", "nothing.toml"]),
@@ -71,10 +72,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(train_job, flags: list[str], word
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("stepz = 3", ["mine.toml", "stepz", "steps"]),
-        ('steps = "many"', ["mine.toml", "steps", "many"]),
-        ("[unet]\ndropout = 3.0", ["mine.toml", "dropout"]),
-        ("steps = ", ["mine.toml", "TOML"]),
+        ("[train]\nstepz = 3", ["mine.toml: train.stepz: ", "did you mean 'steps'?"]),
+        ('[train]\nsteps = "many"', ["mine.toml: train.steps: ", "many"]),
+        ("[train.network]\ndropout = 3.0", ["mine.toml: train.network.dropout: ", "3.0"]),
+        ("[train.network]\ndropuot = 0.5", ["mine.toml: train.network.dropuot: ", "did you mean 'dropout'?"]),
+        ("[tracking]\nurl = 'x'", ["mine.toml: tracking.url: ", "did you mean 'uri'?"]),
+        ("steps = 3", ["mine.toml: steps: ", "write it below [train]"]),
+        ('preset = "mnist"', ["--preset: one of digits, ", "got 'mnist'"]),
+        ("[train]\nsteps = ", ["mine.toml", "TOML"]),
     ],
 )
 def test_a_mistake_in_a_file_names_the_file(train_job, text: str, words: list[str], tmp_path: Path) -> None:
@@ -88,25 +93,68 @@ def test_a_mistake_in_a_file_names_the_file(train_job, text: str, words: list[st
 def test_preset_then_file_then_flags(train_job, tmp_path: Path) -> None:
     config = PrepareConfig(source="digits", dataset="dataset", shard_size=250)
     prepare_source(config, open_source(config), map)
-    text = 'dataset = "dataset"\nsteps = 7\nglobal_batch = 64\n[unet]\nbase_channels = 16\nnum_groups = 4\n'
-    (tmp_path / "mine.toml").write_text(text)
+    text = 'dataset = "dataset"\n[train]\nsteps = 7\nglobal_batch = 64\n'
+    (tmp_path / "mine.toml").write_text(text + "[train.network]\nbase_channels = 16\nnum_groups = 4\n")
     finished = train_job("--config", "mine.toml", "--steps", "9", "--dry-run")
     assert finished.returncode == 0, finished.stderr
-    resolved = tomllib.loads(finished.stdout)
-    assert (resolved["steps"], resolved["global_batch"], resolved["schedule"]["name"]) == (9, 64, "cosine")
+    resolved = parse_project(finished.stdout, "printed")
+    section = resolved["train"]
+    assert (resolved["preset"], resolved["dataset"]) == ("digits", "dataset")
+    assert (section["steps"], section["global_batch"], section["schedule"]["name"]) == (9, 64, "cosine")
+    assert (section["network"]["name"], section["network"]["base_channels"]) == ("unet", 16)
     assert "# images        576 " in finished.stdout
     assert not (tmp_path / "artifacts").exists(), "a dry run writes nothing"
 
 
-@pytest.mark.parametrize("name", ["prepare_data", "train", "sample", "evaluate"])
+def test_the_flag_names_the_preset_before_the_file_does(train_job, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('preset = "digits_dit"\n')
+    nothing = ["--config", "mine.toml", "--dataset", "nothing"]
+    assert resolve(train.JOB, *nothing).run_name == "digits_dit"
+    assert resolve(train.JOB, *nothing, "--preset", "cifar10").run_name == "cifar10"
+    assert resolve(train.JOB, "--dataset", "nothing").run_name == "digits"
+
+
+FLAGS = {
+    "calibrate": ["--no-clip-x-0", "--dataset", "d"],
+    "compare samplers": [
+        "--evaluations",
+        "3",
+        "9",
+        "--sample.images-per-class",
+        "4000",
+        "--sample.sampler.name",
+        "heun",
+    ],
+    "ema sweep": ["--sigma-rels", "0.1", "--evaluate.seed", "3", "--sample.seed", "4", "--cluster.num-cpus", "2"],
+    "evaluate": ["--sample.request.name", "partial", "--sample.request.inputs", "x", "--bound.num-steps", "5"],
+    "sample": ["--sampler.name", "heun", "--sampler.churn", "3", "--tracking.uri", "sqlite:///x.db"],
+    "train": ["--network.num-head-channels", "None", "--grid-sampler.name", "ancestral", "--optimizer.beta-1", "0.5"],
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", EVERY_JOB)
+def test_a_dry_run_prints_the_file_that_would_do_the_same(
+    name: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    job, flags = EVERY_JOB[name], ["--preset", preset, *FLAGS.get(name, [])]
+    if name == "train" and "dit" in preset:
+        flags = [*flags, "--network.name", "unet"]
+    assert run_job(describes_nothing(job), [*flags, "--dry-run"]) == 0
+    (tmp_path / "printed.toml").write_text(capsys.readouterr().out)
+    assert resolve(job, "--config", str(tmp_path / "printed.toml")) == resolve(job, *flags)
+
+
+@pytest.mark.parametrize("name", EVERY_JOB)
 def test_help_documents_every_field(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    part = "prepare" if name == "prepare_data" else name
-    importlib.import_module(f"jobs.{name}")
     with pytest.raises(SystemExit) as stop:
-        run_job(["--help"], lambda preset: getattr(preset, part), lambda config: None, lambda config: [])
+        run_job(EVERY_JOB[name], ["--help"], program=name)
     assert not stop.value.code
     text = capsys.readouterr().out
-    assert "--preset" in text and "--dry-run" in text
+    assert text.startswith(f"usage: {name} [-h]")
+    assert all(flag in text for flag in ("--preset", "--config", "--dry-run", "--traceback"))
+    assert f"[{EVERY_JOB[name].section}]" in text, "which sections of the file it reads"
     blocks = re.split(r"^ *[│|]? *(?=--[a-z])", text, flags=re.MULTILINE)[1:]
     words = {
         block.split()[0]: re.sub(r"\(default.*?\)|[│|╰─╯-]", "", block, flags=re.DOTALL).split() for block in blocks
@@ -118,29 +166,35 @@ def test_help_documents_every_field(name: str, capsys: pytest.CaptureFixture[str
     ("flags", "words"),
     [
         (["--model", ""], "error: model: must not be empty"),
-        (["--request.split", ""], "error: request.split: must not be empty"),
-        (["--request.kind", "partial"], "error: request.inputs: partial needs images"),
+        (["--request.name", "partial", "--request.inputs", "x", "--request.split", ""],
+         "error: request.split: must not be empty"),
+        (["--request.name", "partial", "--request.inputs", ""], "error: request.inputs: must not be empty"),
         (["--sampler.eta", "2"], "error: sampler.eta: must be in [0, 1]"),
         (["--sampler.eta", "x"], "error: Error parsing --sampler.eta: "),
+        (["--sampler.name", "hein"], "error: sampler.name: must be one of"),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_is_named_by_its_path(
     flags: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    assert run_job(flags, lambda preset: preset.sample, lambda config: None, lambda config: []) == 2
+    assert run_job(does_nothing(sample.JOB), flags) == 2
     assert capsys.readouterr().err.startswith(words)
     nested = [flag.replace("--", "--sample.") for flag in flags]
-    assert run_job(nested, lambda preset: preset.evaluate, lambda config: None, lambda config: []) == 2
+    assert run_job(does_nothing(evaluate.JOB), nested) == 2
     words = words.replace("error: Error parsing --", "error: Error parsing --sample.")
     if "parsing" not in words:
         words = words.replace("error: ", "error: sample.")
     assert capsys.readouterr().err.startswith(words)
 
 
+def does_nothing(job: Job[Any]) -> Job[Any]:
+    return replace(job, run=lambda config: None)
+
+
 def test_a_file_with_one_job_names_it_too(capsys: pytest.CaptureFixture[str]) -> None:
     for flags, code in ((["--help"], 0), (["draw"], 2)):
-        assert benchmark.main(flags) == code
+        assert run_subcommand(benchmark.JOBS, flags, program="jobs/benchmark.py", doc=benchmark.__doc__) == code
     printed = capsys.readouterr()
     assert "  jobs/benchmark.py train  " in printed.out
     assert printed.err.startswith("error: jobs/benchmark.py: must be followed by train, got 'draw'")

@@ -107,8 +107,8 @@ def test_a_project_of_rectangles(
     assert (made.spec.sampler.name, made.num_images) == ("heun", 6)
     shapes = {decode_png(one.png).shape for shard in made.shards for one in read_shard(store, shard)}
     assert shapes == {(24, 40, 3)}
-    sheet = PIL.Image.open(prefix / "contact_sheet.png")
-    assert sheet.width > sheet.height, "three wide images beside each other, two classes"
+    with PIL.Image.open(prefix / "contact_sheet.png") as sheet:
+        assert sheet.width > sheet.height, "three wide images beside each other, two classes"
 
     figures = json.loads((prefix / "evaluation.json").read_text())["figures"]
     bound, *terms = (figures[f"bits_per_dim{term}"]["model"] for term in ("", "_prior", "_denoising", "_decoder"))

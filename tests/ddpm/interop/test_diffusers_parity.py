@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ddpm import (
+    DDIM,
+    Ancestral,
     NetworkDenoiser,
     NoiseSchedule,
     ScheduleConfig,
@@ -100,14 +102,13 @@ def test_ancestral_trajectory_over_a_subset(name: str, variance: Variance) -> No
     for t in scheduler.timesteps:
         x_t = scheduler.step(network(x_t, t.expand(2), None), t, x_t, generator=generator).prev_sample
     ours_generator = torch.Generator().manual_seed(3)
-    ours = ancestral_sample(
+    ours = Ancestral(variance=variance).sample(
         NetworkDenoiser(network=network, schedule=schedule),
         schedule,
         randn(1),
         None,
         timesteps=spaced_timesteps(1000, 20, "linspace"),
         noise=lambda draw: torch.randn(SHAPE, generator=ours_generator, dtype=torch.float64),
-        variance=variance,
     )
     assert_agrees(ours, x_t, 1e-8)
 
@@ -129,14 +130,13 @@ def test_ddim_trajectory_over_a_subset(name: str, eta: float) -> None:
             use_clipped_model_output=True,
             variance_noise=randn(100 + draw),
         ).prev_sample
-    ours = ddim_sample(
+    ours = DDIM(eta=eta).sample(
         NetworkDenoiser(network=network, schedule=schedule),
         schedule,
         randn(1),
         None,
         timesteps=spaced_timesteps(1000, 20, "leading"),
         noise=lambda draw: randn(100 + draw),
-        eta=eta,
     )
     assert_agrees(ours, x_t, 1e-8)
 

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from ddpm import ScheduleConfig, make_schedule
+from ddpm import DDIM, Ancestral, DPMSolver2M, DPMSolver2MSDE, DPMSolver3MCommon, Sampler, ScheduleConfig, make_schedule
 from ddpm.interop.diffusers_scheduler import TIMESTEP_SPACINGS, VARIANCE_TYPES, from_diffusers_scheduler
 
 SCHEDULERS: dict[str, Any] = {
@@ -28,13 +28,13 @@ def test_defaults() -> None:
     for config in (written_by("DDPMScheduler"), {}):
         got = from_diffusers_scheduler(config, num_steps=30)
         assert got.schedule == ScheduleConfig() and got.prediction_type == "eps" and not got.learned_variance
-        assert got.sampler == SamplerConfig(name="ancestral", num_steps=30, spacing="leading")
+        assert got.sampler == Ancestral(num_steps=30, spacing="leading")
     for config in (written_by("DDIMScheduler"), {"_class_name": "DDIMScheduler"}):
         got = from_diffusers_scheduler(config, num_steps=30)
-        assert got.sampler == SamplerConfig(name="ddim", eta=0.0, num_steps=30, spacing="leading")
+        assert got.sampler == DDIM(eta=0.0, num_steps=30, spacing="leading")
     for config in (written_by("DPMSolverMultistepScheduler"), {"_class_name": "DPMSolverMultistepScheduler"}):
         got = from_diffusers_scheduler(config, num_steps=30)
-        assert got.sampler == SamplerConfig(name="dpm_solver_2m", num_steps=30, spacing="linspace", clip_x_0=False)
+        assert got.sampler == DPMSolver2M(num_steps=30, spacing="linspace", clip_x_0=False)
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("epsilon", "eps"), ("sample", "x_0"), ("v_prediction", "v")])
@@ -46,7 +46,7 @@ def test_prediction_type(name: str, theirs: str, ours: str) -> None:
 @pytest.mark.parametrize("variance_type", sorted(VARIANCE_TYPES))
 def test_variance_type(variance_type: str) -> None:
     got = from_diffusers_scheduler(written_by("DDPMScheduler", variance_type=variance_type), num_steps=5)
-    assert got.sampler.variance == VARIANCE_TYPES[variance_type]
+    assert got.sampler == Ancestral(variance=VARIANCE_TYPES[variance_type], num_steps=5, spacing="leading")
     assert got.learned_variance is (variance_type == "learned_range")
     solver = written_by("DPMSolverMultistepScheduler", variance_type="learned_range")
     assert from_diffusers_scheduler(solver, num_steps=5).learned_variance
@@ -82,7 +82,7 @@ def test_schedule_is_the_one_that_diffusers_builds(name: str, options: dict[str,
 
 
 def test_limits_and_solvers() -> None:
-    def sampler(name: str, **options: Any) -> SamplerConfig:
+    def sampler(name: str, **options: Any) -> Sampler:
         return from_diffusers_scheduler(written_by(name, **options), num_steps=5).sampler
 
     assert not sampler("DDPMScheduler", clip_sample=False).clip_x_0
@@ -90,9 +90,9 @@ def test_limits_and_solvers() -> None:
     assert sampler("DDPMScheduler", thresholding=True).dynamic_threshold is None
     dynamic = sampler("DDPMScheduler", thresholding=True, sample_max_value=math.inf, dynamic_thresholding_ratio=0.9)
     assert dynamic.clip_x_0 and dynamic.dynamic_threshold == 0.9
-    assert sampler("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++").name == "dpm_solver_2m_sde"
-    assert sampler("DPMSolverMultistepScheduler", solver_order=3).name == "dpm_solver_3m_common"
-    assert sampler("DPMSolverMultistepScheduler", lower_order_final=False).name == "dpm_solver_2m"
+    assert isinstance(sampler("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"), DPMSolver2MSDE)
+    assert isinstance(sampler("DPMSolverMultistepScheduler", solver_order=3), DPMSolver3MCommon)
+    assert isinstance(sampler("DPMSolverMultistepScheduler", lower_order_final=False), DPMSolver2M)
 
 
 @pytest.mark.parametrize(

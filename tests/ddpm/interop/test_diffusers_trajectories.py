@@ -16,6 +16,11 @@ import torch
 from torch import Tensor
 
 from ddpm import (
+    DDIM,
+    Ancestral,
+    DPMSolver2M,
+    DPMSolver2MSDE,
+    DPMSolver3MCommon,
     NetworkDenoiser,
     NoiseSchedule,
     PredictionType,
@@ -97,14 +102,13 @@ def test_ddpm(
     for t in scheduler.timesteps if final_step else scheduler.timesteps[:-1]:
         x_t = scheduler.step(network(x_t, t.expand(2), None), t, x_t, generator=generator).prev_sample
     ours_generator = torch.Generator().manual_seed(3)
-    ours = ancestral_sample(
+    ours = Ancestral(variance=variance).sample(
         denoiser(schedule, kind, clip),
         schedule,
         randn(1),
         None,
         timesteps=spaced_timesteps(schedule, num_steps, spacing),
         noise=lambda draw: torch.randn(SHAPE, generator=ours_generator, dtype=torch.float64),
-        variance=variance,
         final_step=final_step,
     )
     assert_agrees(ours, x_t, 1e-9)
@@ -122,14 +126,13 @@ def test_ddim(eta: float, kind: PredictionType, clip: bool, spacing: Spacing, ze
         x_t = scheduler.step(
             answer, int(t), x_t, eta=eta, use_clipped_model_output=True, variance_noise=randn(100 + draw)
         ).prev_sample
-    ours = ddim_sample(
+    ours = DDIM(eta=eta).sample(
         denoiser(schedule, kind, clip),
         schedule,
         randn(1),
         None,
         timesteps=spaced_timesteps(schedule, num_steps, spacing),
         noise=lambda draw: randn(100 + draw),
-        eta=eta,
     )
     assert_agrees(ours, x_t, 1e-9)
 
@@ -152,12 +155,8 @@ def test_dpm_solver_2m(
     timesteps = scheduler.timesteps.tolist()[::-1]
     assert spacing == "leading" or timesteps == spaced_timesteps(schedule, num_steps, spacing)
     denoise = denoiser(schedule, kind, clip)
-    if algorithm == "dpmsolver++":
-        ours = dpm_solver_2m_sample(denoise, schedule, randn(1), None, timesteps=timesteps)
-    else:
-        ours = dpm_solver_2m_sde_sample(
-            denoise, schedule, randn(1), None, timesteps=timesteps, noise=lambda draw: randn(100 + draw)
-        )
+    sampler = DPMSolver2M() if algorithm == "dpmsolver++" else DPMSolver2MSDE()
+    ours = sampler.sample(denoise, schedule, randn(1), None, timesteps=timesteps, noise=lambda draw: randn(100 + draw))
     assert_agrees(ours, x_t, 1e-5)
 
 
@@ -173,7 +172,7 @@ def test_the_common_form_of_dpm_solver_3m(
     for t in scheduler.timesteps:
         x_t = scheduler.step(network(x_t, t.expand(2), None), t, x_t).prev_sample
     denoise, timesteps = denoiser(schedule, kind, clip), scheduler.timesteps.tolist()[::-1]
-    ours = dpm_solver_3m_common_sample(denoise, schedule, randn(1), None, timesteps=timesteps)
+    ours = DPMSolver3MCommon().sample(denoise, schedule, randn(1), None, timesteps=timesteps)
     assert_agrees(ours, x_t, 1e-5)
 
 
@@ -194,14 +193,13 @@ def test_ddpm_with_a_learned_variance(num_steps: int, name: Any, clip: bool) -> 
     for t in scheduler.timesteps:
         x_t = scheduler.step(answer(x_t, t.expand(2), None), t, x_t, generator=generator).prev_sample
     ours_generator = torch.Generator().manual_seed(3)
-    ours = ancestral_sample(
+    ours = Ancestral(variance="learned_range").sample(
         NetworkDenoiser(network=answer, schedule=schedule, learned_variance=True, clip_x_0=clip),
         schedule,
         randn(1),
         None,
         timesteps=spaced_timesteps(schedule, num_steps, "linspace"),
         noise=lambda draw: torch.randn(SHAPE, generator=ours_generator, dtype=torch.float64),
-        variance="learned_range",
     )
     assert_agrees(ours, x_t, 1e-8)
 
@@ -216,13 +214,11 @@ def test_dynamic_thresholding() -> None:
     for t in scheduler.timesteps:
         answer = network(x_t, t.expand(2), None)
         x_t = scheduler.step(answer, int(t), x_t, use_clipped_model_output=True).prev_sample
-    ours = ddim_sample(
+    ours = DDIM(eta=0.0).sample(
         NetworkDenoiser(network=network, schedule=schedule, prediction_type="v", dynamic_threshold=0.8),
         schedule,
         randn(1),
         None,
         timesteps=spaced_timesteps(schedule, 10, "trailing"),
-        noise=randn,
-        eta=0.0,
     )
     assert_agrees(ours, x_t, 1e-9)

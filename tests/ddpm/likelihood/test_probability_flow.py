@@ -1,5 +1,6 @@
 """Log-densities of the flow against exact ones: Gaussians, correlated or not, and mixtures."""
 
+import dataclasses
 import math
 
 import pytest
@@ -14,6 +15,7 @@ from ddpm import (
     PredictionType,
     ScheduleConfig,
     Stream,
+    Variance,
     make_schedule,
     probability_flow_bits_per_dim,
     standard_normal,
@@ -236,6 +238,25 @@ def test_impossible_flows_are_refused() -> None:
             measure(**options)
     with pytest.raises(ValueError, match=r"^network: "):
         measure(nn.Identity())
+
+
+def test_the_decoder_has_the_model_s_own_variance() -> None:
+    """Unless another is asked for: learned where it is, the posterior's where not."""
+    x_0 = torch.full((6, 1, 2, 2), 1.0, dtype=torch.float64)
+    fixed = model_of(lambda x_t, t, label: 0.5 * x_t)
+    learned = dataclasses.replace(
+        fixed, network=lambda x_t, t, label: torch.cat((0.5 * x_t, x_t), dim=1), learned_variance=True
+    )
+
+    def bits(model: DiffusionModel, variance: Variance | None) -> Tensor:
+        return probability_flow_bits_per_dim(
+            model, seed=1, sample_ids=IDS, x_0=x_0, label=None, variance=variance, num_steps=5
+        )
+
+    assert torch.equal(bits(fixed, None), bits(fixed, "fixed_small"))
+    assert torch.equal(bits(learned, None), bits(learned, "learned_range"))
+    assert torch.equal(bits(learned, "fixed_small"), bits(fixed, None))
+    assert not torch.equal(bits(learned, None), bits(learned, "fixed_small"))
 
 
 def test_few_nodes_and_the_exact_divergence_of_images() -> None:

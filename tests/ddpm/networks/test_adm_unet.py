@@ -18,7 +18,7 @@ SMALL = UNetConfig(
 )
 
 
-def adm(base_channels: int, multipliers: tuple[int, ...], num_res_blocks: int, **changes: Any) -> UNetConfig:
+def adm(base_channels: int, multipliers: tuple[int, ...], num_res_blocks: int) -> UNetConfig:
     return UNetConfig(
         base_channels=base_channels,
         channel_multipliers=multipliers,
@@ -27,7 +27,7 @@ def adm(base_channels: int, multipliers: tuple[int, ...], num_res_blocks: int, *
         num_head_channels=64,
         adaptive_group_norm=True,
         residual_resampling=True,
-        **changes,
+        learned_variance=True,
     )
 
 
@@ -81,9 +81,9 @@ def parameters_from_the_paper(base: int, multipliers: tuple[int, ...], num_res_b
 @pytest.mark.parametrize("image_size", PUBLISHED)
 def test_the_papers_parameters_and_gflops(image_size: int) -> None:
     unet, published_millions, published_gflops = PUBLISHED[image_size]
-    config = ModelConfig(unet=unet, image_size=image_size, channels=3, num_classes=1000, learned_variance=True)
+    config = ModelConfig(network=unet, image_size=(image_size, image_size), channels=3, num_classes=1000)
     with torch.device("meta"):
-        net = UNet(unet, image_size=image_size, channels=3, num_classes=1000, learned_variance=True)
+        net = UNet(unet, image_size=(image_size, image_size), channels=3, num_classes=1000)
     parameters = count_parameters(net)
     null_label = 4 * unet.base_channels  # one row more than the paper's: the class "no label"
     print(f"ADM {image_size}: {parameters:,} parameters, {null_label} of them for the null label")
@@ -98,7 +98,7 @@ def test_the_papers_parameters_and_gflops(image_size: int) -> None:
 def test_the_imagenet_64_network_exactly() -> None:
     unet = PUBLISHED[64][0]
     with torch.device("meta"):
-        net = UNet(unet, image_size=64, channels=3, num_classes=1000, learned_variance=True)
+        net = UNet(unet, image_size=(64, 64), channels=3, num_classes=1000)
     assert count_parameters(net) == 295_904_454 + 768
 
 
@@ -106,10 +106,10 @@ def test_without_the_improvements_the_network_is_that_of_ho_et_al() -> None:
     for field in ("num_head_channels", "adaptive_group_norm", "residual_resampling"):
         assert not getattr(UNetConfig(), field)
     torch.manual_seed(0)
-    plain = UNet(SMALL, image_size=8, channels=1, num_classes=None)
+    plain = UNet(SMALL, image_size=(8, 8), channels=1, num_classes=None)
     assert not [name for name in plain.state_dict() if "sample" in name and name.split(".")[-2] != "conv"]
     torch.manual_seed(0)
-    headed = UNet(dataclasses.replace(SMALL, num_head_channels=8), image_size=8, channels=1, num_classes=None)
+    headed = UNet(dataclasses.replace(SMALL, num_head_channels=8), image_size=(8, 8), channels=1, num_classes=None)
     assert all(torch.equal(tensor, headed.state_dict()[name]) for name, tensor in plain.state_dict().items())
 
 
@@ -118,7 +118,7 @@ def test_all_improvements_train() -> None:
     config = dataclasses.replace(
         SMALL, num_head_channels=8, adaptive_group_norm=True, residual_resampling=True, dropout=0.0
     )
-    net = UNet(config, image_size=8, channels=1, num_classes=2)
+    net = UNet(config, image_size=(8, 8), channels=1, num_classes=2)
     x_t, t, label = torch.randn(4, 1, 8, 8), torch.tensor([3, 200, 500, 999]), torch.tensor([0, 1, 2, 1])
     assert torch.equal(net(x_t, t, label), torch.zeros_like(x_t))  # as before: every block begins as its shortcut
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
@@ -187,8 +187,8 @@ def test_heads_must_divide_the_widths_that_they_attend_to() -> None:
     with pytest.raises(ValueError, match=r"^num_head_channels: must be at least 1, got 0"):
         UNetConfig(num_head_channels=0)
     config = dataclasses.replace(SMALL, base_channels=24, channel_multipliers=(1, 2, 4), num_head_channels=32)
-    assert level_resolutions(dataclasses.replace(config, attention_resolutions=()), 16) == (16, 8, 4)
+    assert level_resolutions(dataclasses.replace(config, attention_resolutions=()), (16, 16)) == (16, 8, 4)
     with pytest.raises(ValueError, match=r"^num_head_channels: must divide 24, the width of a level .*, got 32"):
-        level_resolutions(dataclasses.replace(config, attention_resolutions=(16, 8)), 16)
+        level_resolutions(dataclasses.replace(config, attention_resolutions=(16, 8)), (16, 16))
     with pytest.raises(ValueError, match=r"^num_head_channels: must divide 96, the width of a level .*, got 64"):
-        level_resolutions(dataclasses.replace(config, num_head_channels=64, attention_resolutions=()), 16)
+        level_resolutions(dataclasses.replace(config, num_head_channels=64, attention_resolutions=()), (16, 16))

@@ -7,13 +7,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ddpm import DiT, DiTConfig, ModelConfig, count_parameters, flops_per_image
 from ddpm.networks.dit import grid_size
-from ddpm.networks.dit_layers import patchify, position_embedding, unpatchify
+from ddpm.networks.dit_layers import position_embedding
+from ddpm.networks.model_config import construct
 
 DiTTransformer2DModel: Any = diffusers.DiTTransformer2DModel  # its constructor is not typed
 SMALL = DiTConfig(patch_size=2, hidden_size=24, depth=2, num_heads=3, mlp_ratio=2.5)
@@ -29,24 +28,21 @@ PUBLISHED = {
 
 def latents(config: DiTConfig) -> ModelConfig:
     """What the paper's figures are for: 32x32x4 latents, 1000 classes, a learned variance."""
-    return ModelConfig(model="dit", dit=config, image_size=32, channels=4, num_classes=1000, learned_variance=True)
+    network = dataclasses.replace(config, learned_variance=True)
+    return ModelConfig(network=network, image_size=(32, 32), channels=4, num_classes=1000)
 
 
-def small_dit(num_classes: int | None = None, **changes: Any) -> DiT:
+def small_dit(num_classes: int | None = None, *, num_timesteps: int = 1000, **changes: Any) -> DiT:
     torch.manual_seed(0)
-    arguments: dict[str, Any] = {"image_size": 8, "channels": 3, "num_classes": num_classes}
-    return DiT(SMALL, **{**arguments, **changes})
+    config = dataclasses.replace(SMALL, **changes)
+    return DiT(config, image_size=(8, 8), channels=3, num_classes=num_classes, num_timesteps=num_timesteps)
 
 
 def on_meta(config: ModelConfig) -> DiT:
     with torch.device("meta"):
-        return DiT(
-            config.dit,
-            image_size=config.image_size,
-            channels=config.channels,
-            num_classes=config.num_classes,
-            learned_variance=config.learned_variance,
-        )
+        network = construct(config)
+    assert isinstance(network, DiT)
+    return network
 
 
 def randomise(net: nn.Module) -> None:
@@ -154,14 +150,15 @@ def diffusers_weights(net: DiT) -> dict[str, Tensor]:
 
 
 def diffusers_dit(config: ModelConfig) -> Any:
-    dit = config.dit
+    dit = config.network
+    assert isinstance(dit, DiTConfig)
     return DiTTransformer2DModel(
         num_attention_heads=dit.num_heads,
         attention_head_dim=dit.hidden_size // dit.num_heads,
         in_channels=config.channels,
-        out_channels=config.channels * (2 if config.learned_variance else 1),
+        out_channels=config.channels * (2 if dit.learned_variance else 1),
         num_layers=dit.depth,
-        sample_size=config.image_size,
+        sample_size=config.image_size[0],
         patch_size=dit.patch_size,
         num_embeds_ada_norm=config.num_classes,
         norm_eps=1e-6,  # of the second norm; the first has it anyway
@@ -171,11 +168,9 @@ def diffusers_dit(config: ModelConfig) -> Any:
 @pytest.mark.parametrize("learned_variance", [False, True])
 @pytest.mark.parametrize("patch_size", [2, 4])
 def test_outputs_equal_diffusers(patch_size: int, learned_variance: bool) -> None:
-    dit = DiTConfig(patch_size=patch_size, hidden_size=48, depth=3, num_heads=4)
-    config = ModelConfig(
-        model="dit", dit=dit, image_size=16, channels=3, num_classes=10, learned_variance=learned_variance
-    )
-    net = DiT(dit, image_size=16, channels=3, num_classes=10, learned_variance=learned_variance).eval()
+    dit = DiTConfig(patch_size=patch_size, hidden_size=48, depth=3, num_heads=4, learned_variance=learned_variance)
+    config = ModelConfig(network=dit, image_size=(16, 16), channels=3, num_classes=10)
+    net = DiT(dit, image_size=(16, 16), channels=3, num_classes=10).eval()
     randomise(net)
     oracle = diffusers_dit(config).eval()
     oracle.load_state_dict(diffusers_weights(net), strict=True)
@@ -199,7 +194,7 @@ def test_parameters_of_the_published_networks_equal_diffusers(name: str) -> None
     shapes = {key: tensor.shape for key, tensor in diffusers_weights(net).items()}
     assert shapes == {key: tensor.shape for key, tensor in oracle.state_dict().items()}
     repeated = sum(tensor.numel() for key, tensor in oracle.state_dict().items() if ".norm1.emb." in key)
-    depth = config.dit.depth
+    depth = PUBLISHED[name][0].depth
     assert count_parameters(net) == count_parameters(oracle) - repeated // depth * (depth - 1)
 
 
@@ -216,7 +211,7 @@ def test_first_prediction_is_zero_and_every_block_the_identity() -> None:
 
 
 def test_initial_weights() -> None:
-    net = DiT(DiTConfig(hidden_size=96, depth=1, num_heads=4), image_size=8, channels=3, num_classes=50)
+    net = DiT(DiTConfig(hidden_size=96, depth=1, num_heads=4), image_size=(8, 8), channels=3, num_classes=50)
     for name, parameter in net.state_dict().items():
         if name.endswith("bias") or "emb_projection" in name or name == "final.projection.weight":
             assert not parameter.any(), name
@@ -321,57 +316,50 @@ def test_impossible_configs_are_refused(fields: dict[str, Any], message: str) ->
 
 
 def test_patches_must_fill_the_image() -> None:
-    assert grid_size(DiTConfig(patch_size=4), 64) == 16
-    for image_size in (0, 30):
-        with pytest.raises(ValueError, match=r"^image_size: must be a multiple of dit.patch_size \(4\), got"):
+    assert grid_size(DiTConfig(patch_size=4), (64, 64)) == (16, 16)
+    assert grid_size(DiTConfig(patch_size=4), (24, 40)) == (6, 10)
+    for image_size, side in (((0, 64), 0), ((30, 64), 30), ((64, 30), 30), ((24, 42), 42)):
+        with pytest.raises(
+            ValueError, match=rf"^image_size: must be a multiple of network.patch_size \(4\), got {side}; "
+        ):
             grid_size(DiTConfig(patch_size=4), image_size)
+        with pytest.raises(ValueError, match=rf"^image_size: .* got {side}; "):
+            DiTConfig(patch_size=4).check_fits(image_size)
 
 
-# --- layers -----------------------------------------------------------------------------------------------------------
+# --- rectangles -------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
-def test_unpatchify_undoes_patchify(channels: int, side: int, patch_size: int, batch: int) -> None:
-    images = torch.randn(batch, channels, side * patch_size, side * patch_size)
-    patches = patchify(images, patch_size)
-    assert patches.shape == (batch, side**2, channels * patch_size**2)
-    assert torch.equal(unpatchify(patches, patch_size), images)
-    assert torch.equal(patches[:, side - 1].reshape(batch, channels, patch_size, patch_size),
-                       images[:, :, :patch_size, -patch_size:])  # fmt: skip
+def turned(net: DiT) -> DiT:
+    """The network that does with rows what this one does with columns, and the other way round."""
+    channels, height, width = net.image_shape
+    patch, other = net.patch_size, DiT(SMALL, image_size=(width, height), channels=channels, num_classes=None)
+    state = net.state_dict()
+    entries = state["patch_embedding.weight"].unflatten(1, (channels, patch, patch))
+    state["patch_embedding.weight"] = entries.mT.flatten(1)
+    for kind in ("weight", "bias"):
+        rows = state[f"final.projection.{kind}"].unflatten(0, (channels, patch, patch))
+        state[f"final.projection.{kind}"] = rows.transpose(1, 2).flatten(0, 2)
+    other.load_state_dict(state)
+    down, across = net.grid
+    table = net.position_embedding.unflatten(0, (down, across)).transpose(0, 1).flatten(0, 1)
+    other.position_embedding.copy_(table.roll(table.shape[1] // 2, dims=1))
+    return other
 
 
-def test_position_embedding_is_the_formula() -> None:
-    side, width = 3, 16
-    table = position_embedding(side, width)
-    assert table.dtype == torch.float32 and table.shape == (9, 16)
-    frequencies = [10_000 ** (-i / 4) for i in range(4)]
-    for row in range(side):
-        for column in range(side):
-            expected = [f(place * w) for place in (column, row) for f in (math.sin, math.cos) for w in frequencies]
-            assert table[row * side + column].tolist() == pytest.approx(expected, abs=1e-7)
-
-
-def test_a_block_is_the_papers_formula() -> None:
-    torch.manual_seed(0)
-    block = DiT(dataclasses.replace(SMALL, depth=1), image_size=8, channels=3, num_classes=None).blocks[0].double()
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    x, emb = torch.randn(2, 5, 24, dtype=torch.float64), torch.randn(2, 24, dtype=torch.float64)
-    silu = emb / (1 + torch.exp(-emb))
-    pieces = block.emb_projection(silu).reshape(2, 6, 1, 24).unbind(1)
-
-    def normed(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        deviation = (h.var(dim=-1, correction=0, keepdim=True) + 1e-6).sqrt()
-        return (h - h.mean(dim=-1, keepdim=True)) / deviation * (1 + scale) + shift
-
-    h = normed(x, pieces[0], pieces[1])
-    attention = block.attention
-    heads = []
-    for head in range(3):
-        part = slice(8 * head, 8 * head + 8)
-        query, key, value = (one(h)[..., part] for one in (attention.query, attention.key, attention.value))
-        heads.append(torch.softmax(query @ key.mT / math.sqrt(8), dim=-1) @ value)
-    middle = x + pieces[2] * attention.projection(torch.cat(heads, dim=-1))
-    h = block.mlp_1(normed(middle, pieces[3], pieces[4]))
-    gelu = h / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
-    torch.testing.assert_close(block(x, emb), middle + pieces[5] * block.mlp_2(gelu), rtol=1e-12, atol=1e-12)
+def test_rectangles() -> None:
+    """Rows and columns are treated alike, and are not confused, though there are as many patches either way."""
+    net = DiT(SMALL, image_size=(24, 40), channels=3, num_classes=None).eval()
+    randomise(net)
+    assert net.grid == (12, 20) and net.image_shape == (3, 24, 40)
+    assert torch.equal(net.position_embedding, position_embedding((12, 20), 24))
+    x_t, t = torch.randn(2, 3, 24, 40), torch.tensor([10, 700])
+    with torch.no_grad():
+        expected = net(x_t, t)
+        assert expected.shape == (2, 3, 24, 40) and expected.std() > 0.3
+        torch.testing.assert_close(turned(net)(x_t.mT, t).mT, expected, rtol=0, atol=1e-5)
+        upright = DiT(SMALL, image_size=(40, 24), channels=3, num_classes=None).eval()
+        upright.load_state_dict(net.state_dict())  # nothing in it is of a size
+        assert (upright(x_t.mT, t).mT - expected).abs().max() > 0.1
+    with pytest.raises(ValueError, match=r"^x_t: must be \[B, 3, 24, 40\], got \[2, 3, 40, 24\]"):
+        net(x_t.mT, t)

@@ -4,7 +4,6 @@ import os
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ddpm import DiT, DiTConfig, ModelConfig, UNet, UNetConfig, build_model
+from ddpm import DiTConfig, ModelConfig, UNetConfig, build_network
 from ddpm.networks.gradient_checkpointing import run_block, switch_on_checkpointing
+from ddpm.networks.model_config import construct
 
 UNET = UNetConfig(
     base_channels=16,
@@ -28,18 +28,18 @@ UNET = UNetConfig(
     num_groups=4,
     dropout=0.3,
 )
-ADM = replace(UNET, num_head_channels=8, adaptive_group_norm=True, residual_resampling=True)
+ADM = replace(UNET, num_head_channels=8, adaptive_group_norm=True, residual_resampling=True, learned_variance=True)
 DIT = DiTConfig(hidden_size=32, depth=4, num_heads=2)
 NETWORKS = {
-    "unet": ModelConfig(unet=UNET, image_size=16, channels=3, num_classes=3),
-    "adm": ModelConfig(unet=ADM, image_size=16, channels=3, num_classes=3, learned_variance=True),
-    "dit": ModelConfig(model="dit", dit=DIT, image_size=16, channels=3, num_classes=3),
+    "unet": ModelConfig(network=UNET, image_size=(16, 16), channels=3, num_classes=3),
+    "adm": ModelConfig(network=ADM, image_size=(16, 16), channels=3, num_classes=3),
+    "dit": ModelConfig(network=DIT, image_size=(16, 16), channels=3, num_classes=3),
 }
 
 
 def trained(config: ModelConfig, *, gradient_checkpointing: bool) -> nn.Module:
     """A network without the zeros that would hide most gradients."""
-    network = build_model(config, gradient_checkpointing=gradient_checkpointing)
+    network = build_network(config, gradient_checkpointing=gradient_checkpointing)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -168,12 +168,12 @@ class LiveBytes(TorchDispatchMode):
 def memory_of_a_step(config: ModelConfig, *, batch: int, gradient_checkpointing: bool) -> tuple[int, int]:
     """Bytes of activations at the end of the forward pass, and the peak of a step without weights and gradients."""
     with torch.device("meta"):
-        network = build_on_meta(config)
+        network = construct(config)  # shapes only: the memory of a network of any size is known without having it
         network.gradient_checkpointing = gradient_checkpointing  # type: ignore[assignment]
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter)
         inputs = (
-            torch.zeros(batch, config.channels, config.image_size, config.image_size),
+            torch.zeros(batch, config.channels, *config.image_size),
             torch.zeros(batch),
             torch.zeros(batch, dtype=torch.int64),
         )
@@ -183,18 +183,6 @@ def memory_of_a_step(config: ModelConfig, *, batch: int, gradient_checkpointing:
             kept = live.now
             loss.backward()
     return kept, live.peak
-
-
-def build_on_meta(config: ModelConfig) -> nn.Module:
-    """Shapes only: the memory of a network of any size is known without having it."""
-    make: Any = partial(UNet, config.unet) if config.model == "unet" else partial(DiT, config.dit)
-    network: nn.Module = make(
-        image_size=config.image_size,
-        channels=config.channels,
-        num_classes=config.num_classes,
-        learned_variance=config.learned_variance,
-    )
-    return network
 
 
 def test_the_meter_counts_what_is_held() -> None:
@@ -219,13 +207,12 @@ IMAGENET64_UNET = UNetConfig(
     residual_resampling=True,
 )
 REAL = {  # name: network, most of the plain peak that may be left
-    "CIFAR-10 U-Net of Ho et al.": (ModelConfig(image_size=32, channels=3, num_classes=10), 0.3),
-    "ImageNet-64 ADM": (ModelConfig(unet=IMAGENET64_UNET, image_size=64, channels=3, num_classes=1000), 0.22),
+    "CIFAR-10 U-Net of Ho et al.": (ModelConfig(image_size=(32, 32), channels=3, num_classes=10), 0.3),
+    "ImageNet-64 ADM": (ModelConfig(network=IMAGENET64_UNET, image_size=(64, 64), channels=3, num_classes=1000), 0.22),
     "DiT-B/4 at 64 pixels": (
         ModelConfig(
-            model="dit",
-            dit=DiTConfig(patch_size=4, hidden_size=768, depth=12, num_heads=12),
-            image_size=64,
+            network=DiTConfig(patch_size=4, hidden_size=768, depth=12, num_heads=12),
+            image_size=(64, 64),
             channels=3,
             num_classes=1000,
         ),

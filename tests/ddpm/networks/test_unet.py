@@ -1,5 +1,6 @@
 """The U-Net against the paper's numbers and, piece by piece, against what its parts must do."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -23,7 +24,7 @@ SMALL = UNetConfig(
 
 def small_unet(num_classes: int | None = None, config: UNetConfig = SMALL) -> UNet:
     torch.manual_seed(0)
-    return UNet(config, image_size=8, channels=1, num_classes=num_classes)
+    return UNet(config, image_size=(8, 8), channels=1, num_classes=num_classes)
 
 
 def train(net: UNet, num_steps: int, num_classes: int | None = None) -> None:
@@ -50,8 +51,8 @@ def train(net: UNet, num_steps: int, num_classes: int | None = None) -> None:
 def test_the_papers_parameter_counts(channel_multipliers: tuple[int, ...], image_size: int, expected: int) -> None:
     with torch.device("meta"):
         config = UNetConfig(channel_multipliers=channel_multipliers)
-        net = UNet(config, image_size=image_size, channels=3, num_classes=None)
-        conditional = UNet(config, image_size=image_size, channels=3, num_classes=10)
+        net = UNet(config, image_size=(image_size, image_size), channels=3, num_classes=None)
+        conditional = UNet(config, image_size=(image_size, image_size), channels=3, num_classes=10)
     assert sum(parameter.numel() for parameter in net.parameters()) == expected
     assert not [name for name in net.state_dict() if "label" in name]
     # One vector of 4 x 128 per class, one more for "no label", and nothing else.
@@ -61,7 +62,7 @@ def test_the_papers_parameter_counts(channel_multipliers: tuple[int, ...], image
 
 
 def test_a_learned_variance_takes_as_many_channels_again() -> None:
-    net = UNet(SMALL, image_size=8, channels=1, num_classes=None, learned_variance=True)
+    net = UNet(dataclasses.replace(SMALL, learned_variance=True), image_size=(8, 8), channels=1, num_classes=None)
     assert net(torch.randn(2, 1, 8, 8), torch.tensor([3, 700])).shape == (2, 2, 8, 8)
     plain = {name: parameter.shape for name, parameter in small_unet().named_parameters()}
     wider = {name for name, parameter in net.named_parameters() if parameter.shape != plain[name]}
@@ -71,7 +72,7 @@ def test_a_learned_variance_takes_as_many_channels_again() -> None:
 def test_the_embedding_of_t_is_scaled_with_the_length_of_the_chain() -> None:
     """Step t of 250 has about the noise of step 4 t of 1000, and the same embedding; floats go between the steps."""
     torch.manual_seed(0)
-    long, short = (UNet(SMALL, image_size=8, channels=1, num_classes=None, num_timesteps=T) for T in (1000, 250))
+    long, short = (UNet(SMALL, image_size=(8, 8), channels=1, num_classes=None, num_timesteps=T) for T in (1000, 250))
     train(long, 3)
     short.load_state_dict(long.state_dict())
     x_t, t = torch.randn(3, 1, 8, 8), torch.tensor([0, 70, 249])
@@ -85,7 +86,7 @@ def test_the_embedding_of_t_is_scaled_with_the_length_of_the_chain() -> None:
 def test_labels_are_looked_at_on_the_cpu_only() -> None:
     """Elsewhere a look would wait for the device; on "meta" there is nothing to look at."""
     with torch.device("meta"):
-        net = UNet(SMALL, image_size=8, channels=1, num_classes=3)
+        net = UNet(SMALL, image_size=(8, 8), channels=1, num_classes=3)
         label = torch.tensor([0, 3])
         assert net(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), label).shape == (2, 1, 8, 8)
 
@@ -104,7 +105,7 @@ def test_first_prediction_is_zero_and_every_block_its_shortcut() -> None:
 
 def test_initial_weights_are_glorots() -> None:
     torch.manual_seed(0)
-    net = UNet(UNetConfig(), image_size=32, channels=3, num_classes=None)
+    net = UNet(UNetConfig(), image_size=(32, 32), channels=3, num_classes=None)
     num_zero = 0
     for name, module in net.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):
@@ -195,7 +196,7 @@ def test_skips_reach_the_way_up_in_reverse_order() -> None:
         base_channels=8, channel_multipliers=(1, 2, 3), num_res_blocks=2, attention_resolutions=(), num_groups=8
     )
     with torch.device("meta"):
-        net = UNet(config, image_size=8, channels=2, num_classes=None)
+        net = UNet(config, image_size=(8, 8), channels=2, num_classes=None)
         out = net(torch.zeros(3, 2, 8, 8), torch.zeros(3, dtype=torch.int64))
     assert out.shape == (3, 2, 8, 8)
     in_channels = [
@@ -250,12 +251,66 @@ def test_impossible_configs_are_refused(fields: dict[str, Any], message: str) ->
 
 
 def test_level_resolutions() -> None:
-    assert level_resolutions(UNetConfig(), 32) == (32, 16, 8, 4)
-    assert level_resolutions(UNetConfig(attention_resolutions=()), 8) == (8, 4, 2, 1)
+    assert level_resolutions(UNetConfig(), (32, 32)) == (32, 16, 8, 4)
+    assert level_resolutions(UNetConfig(attention_resolutions=()), (8, 8)) == (8, 4, 2, 1)
     with pytest.raises(ValueError, match=r"^image_size: must be a multiple of 8 for 4 levels, got 28"):
-        level_resolutions(UNetConfig(), 28)
+        level_resolutions(UNetConfig(), (28, 28))
     with pytest.raises(ValueError, match=r"^attention_resolutions: must be among \[48, 24, 12, 6\].* got 16"):
-        level_resolutions(UNetConfig(), 48)
+        level_resolutions(UNetConfig(), (48, 48))
+
+
+# --- rectangles -------------------------------------------------------------------------------------------------------
+
+
+THREE_LEVELS = UNetConfig(
+    base_channels=16, channel_multipliers=(1, 2, 2), num_res_blocks=1, attention_resolutions=(12,), num_groups=4
+)
+
+
+def rectangular(image_size: tuple[int, int]) -> UNet:
+    torch.manual_seed(0)
+    net = UNet(THREE_LEVELS, image_size=image_size, channels=2, num_classes=None).eval()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2)
+    return net
+
+
+def test_levels_go_by_the_shorter_side() -> None:
+    for image_size in ((24, 40), (40, 24)):
+        assert level_resolutions(THREE_LEVELS, image_size) == (24, 12, 6)
+        net, seen = rectangular(image_size), list[tuple[int, ...]]()
+        for level in net.down_levels:
+            level.get_submodule("res_blocks.0").register_forward_hook(
+                lambda block, inputs, h: seen.append(tuple(h.shape[2:]))
+            )
+        assert [len(level.get_submodule("attentions")) for level in net.down_levels] == [0, 1, 0]
+        assert [len(level.get_submodule("attentions")) for level in net.up_levels] == [0, 2, 0]
+        with torch.no_grad():
+            assert net(torch.zeros(2, 2, *image_size), torch.tensor([3, 700])).shape == (2, 2, *image_size)
+        assert seen == [(image_size[0] // n, image_size[1] // n) for n in (1, 2, 4)]
+    with pytest.raises(ValueError, match=r"^attention_resolutions: must be among \[24, 12, 6\], .*24-pixel.* got 20"):
+        level_resolutions(dataclasses.replace(THREE_LEVELS, attention_resolutions=(20,)), (24, 40))
+
+
+@pytest.mark.parametrize(("image_size", "side"), [((24, 42), 42), ((42, 24), 42), ((26, 40), 26), ((24, 0), 0)])
+def test_a_side_that_does_not_fit_is_named(image_size: tuple[int, int], side: int) -> None:
+    for check in (lambda: level_resolutions(THREE_LEVELS, image_size), lambda: THREE_LEVELS.check_fits(image_size)):
+        with pytest.raises(ValueError, match=rf"^image_size: must be a multiple of 4 for 3 levels, got {side}; "):
+            check()
+
+
+def test_rows_and_columns_are_treated_alike_and_not_confused() -> None:
+    """With its kernels turned, the network of turned images gives turned predictions."""
+    net, other = rectangular((24, 40)), rectangular((40, 24))
+    x_t, t = torch.randn(2, 2, 24, 40), torch.tensor([10, 700])
+    with torch.no_grad():
+        expected = net(x_t, t)
+        assert expected.std() > 0.3
+        assert (other(x_t.mT, t).mT - expected).abs().max() > 0.1  # the same weights, and another function
+        other.load_state_dict({k: w.mT if w.ndim == 4 else w for k, w in net.state_dict().items()})
+        torch.testing.assert_close(other(x_t.mT, t).mT, expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"^x_t: must be \[B, 2, 24, 40\], got \[2, 2, 40, 24\]"):
+        net(x_t.mT, t)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------

@@ -131,6 +131,21 @@ def test_vlb_is_t_times_the_unclipped_term(prediction_type: PredictionType, lear
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0.0)
 
 
+def test_the_decoder_has_as_many_levels_as_the_model() -> None:
+    """L_0 alone depends on them; the finer the levels, the less likely the one."""
+    batch, network = every_t(), lambda x_t, t, label: 0.9 * x_t
+    coarse, fine = (
+        per_sample_loss(model_of(network, num_levels=levels), batch, objective=VLB) for levels in (256, 65536)
+    )
+    assert torch.equal(coarse[1:], fine[1:])
+    denoise = NetworkDenoiser(network=network, schedule=SCHEDULE, clip_x_0=False)
+    expected = 40 * bound_term(
+        SCHEDULE, denoise, batch.x_0, batch.t, None, variance="fixed_small", eps=batch.eps, num_levels=65536
+    )
+    torch.testing.assert_close(fine, expected, rtol=1e-12, atol=0.0)
+    assert float(fine[0]) > float(coarse[0]) + 40 * 5
+
+
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_vlb_of_eps_is_ho_s_weighted_loss(variance: Variance) -> None:
     """Eq. 12: beta^2 / (2 sigma^2 alpha (1 - alpha_bar)) |eps - eps_hat|^2, and its gradient, for t > 0.
