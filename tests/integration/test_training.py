@@ -22,7 +22,7 @@ pytestmark = pytest.mark.services
 
 # The choice of t by importance has a state: it must be the same for any number of workers, and kept in checkpoints.
 HYBRID = [
-    "--learned-variance", "--objective.name", "hybrid", "--objective.t-choice", "importance",
+    "--network.learned-variance", "--objective.name", "hybrid", "--objective.t-choice", "importance",
     "--schedule.num-timesteps", "30",
 ]  # fmt: skip
 # Everything that a checkpoint may hold.
