@@ -14,9 +14,10 @@ JOBS = ROOT / "jobs"
 
 # A network small enough that starting Ray is most of a run.
 TINY = [
-    "--unet.base-channels", "8", "--unet.channel-multipliers", "1", "2", "--unet.num-res-blocks", "1",
-    "--unet.num-groups", "4", "--log-interval-steps", "1", "--grid-interval-steps", "1000",
+    "--network.base-channels", "8", "--network.channel-multipliers", "1", "2", "--network.num-res-blocks", "1",
+    "--network.num-groups", "4",
 ]  # fmt: skip
+EVERY_STEP = ["--log-interval-steps", "1", "--grid-interval-steps", "1000"]
 
 
 def run_job(name: str, *flags: str, check: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -60,6 +61,8 @@ class ScaledNoise(nn.Module):
         return x_t * self.scale[index][:, None, None, None]
 
 
-def scaled_noise(*, image_size: int, channels: int, num_classes: int | None, scale: float = 0.5) -> nn.Module:
+def scaled_noise(
+    *, image_size: tuple[int, int], channels: int, num_classes: int | None, scale: float = 0.5
+) -> nn.Module:
     """Factory of `ScaledNoise`."""
     return ScaledNoise(num_classes, scale)

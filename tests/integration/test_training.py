@@ -3,13 +3,14 @@
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.tracking.mlflow_client import connect
-from tests.integration.jobs import TINY, records, run_job, start_job
+from tests.integration.jobs import EVERY_STEP, TINY, records, run_job, start_job
 
 pytestmark = pytest.mark.services
 
@@ -21,11 +22,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(output)
 
 
-def flags(folder: Path, dataset: str, *, steps: int, workers: int = 2) -> list[str]:
+def flags(
+    folder: Path, dataset: str, *, steps: int, workers: int = 2, network: Sequence[str] = tuple(TINY)
+) -> list[str]:
     return [
         "--dataset", dataset, "--output", str(folder / "run"), "--steps", str(steps),
         "--workers.num-workers", str(workers),
-        "--tracking.uri", f"sqlite:///{folder / 'mlflow.db'}", "--cluster.num-cpus", str(workers), *TINY,
+        "--tracking.uri", f"sqlite:///{folder / 'mlflow.db'}", "--cluster.num-cpus", str(workers), *network, *EVERY_STEP,
     ]  # fmt: skip
 
 
@@ -57,7 +60,7 @@ def test_one_and_two_workers_train_alike(dataset: str, tmp_path: Path) -> None:
 def test_a_learned_variance_with_chosen_t_trains_alike_too(dataset: str, tmp_path: Path) -> None:
     """The choice of t by importance has a state: equal for any number of workers, and kept in checkpoints."""
     hybrid = [
-        "--learned-variance", "--objective.name", "hybrid", "--objective.t-choice", "importance",
+        "--network.learned-variance", "--objective.name", "hybrid", "--objective.t-choice", "importance",
         "--schedule.num-timesteps", "30", "--checkpoint-interval-steps", "15",
     ]  # fmt: skip
     curves = []
@@ -136,8 +139,9 @@ def test_a_diverging_run_stops_and_says_where(dataset: str, tmp_path: Path) -> N
 
 
 def test_a_network_of_ones_own(dataset: str, tmp_path: Path) -> None:
-    own = ["--model", "tests.integration.jobs:scaled_noise", "--model-options", "scale", "0.25"]
-    trained = run_job("train", *flags(tmp_path, dataset, steps=5, workers=1), *own)
+    own = ["--network.name", "own", "--network.factory", "tests.integration.jobs:scaled_noise"]
+    own += ["--network.options", "scale", "0.25"]
+    trained = run_job("train", *flags(tmp_path, dataset, steps=5, workers=1, network=own))
     assert "registered models:/ddpm-digits/1" in trained.stdout
     made = run_job(
         "sample", "--model", "models:/ddpm-digits@candidate", "--output", str(tmp_path / "samples"),
