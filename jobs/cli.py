@@ -138,7 +138,10 @@ def _resolve(job: Job[C], argv: Sequence[str], program: str | None) -> tuple[boo
     if name not in PRESETS:
         raise ConfigError(f"--preset: one of {', '.join(PRESETS)}, got {name!r}")
     preset = read_preset(PRESETS[name](), tables, str(common.config), job.reads)
-    config = job.of_preset(preset)
+    try:
+        config = job.of_preset(preset)
+    except ValueError as error:  # a rule of the job's about what other sections say
+        raise ConfigError(f"{common.config}: {error}") from None
     if job.section not in job.reads:
         config = read_section(config, job.section, tables, str(common.config))
     return common.dry_run, name, _parse_flags(job, config, flags, program)
@@ -146,9 +149,9 @@ def _resolve(job: Job[C], argv: Sequence[str], program: str | None) -> tuple[boo
 
 def _parse_flags(job: Job[C], config: C, flags: Sequence[str], program: str | None) -> C:
     reads = ", ".join(f"[{section}]" for section in dict.fromkeys((*job.reads, job.section)))
-    description = (type(config).__doc__ or "") + describe_variants(config)
-    description += _COMMON.format(presets=", ".join(PRESETS), default=_DEFAULT_PRESET, reads=reads)
     start, rest = take_variants(config, flags)
+    description = (type(config).__doc__ or "") + describe_variants(start)
+    description += _COMMON.format(presets=", ".join(PRESETS), default=_DEFAULT_PRESET, reads=reads)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

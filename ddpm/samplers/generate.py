@@ -1,7 +1,7 @@
 """Images of given sample ids: a sampler, run with their noise."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from ddpm.model import DiffusionModel
@@ -107,7 +107,7 @@ def run_sampler(
     )
 
 
-def visited_entries(table: Table | None, schedule: NoiseSchedule, timesteps: list[int]) -> Table | None:
+def visited_entries(table: Table | None, schedule: NoiseSchedule, timesteps: list[int]) -> Float64[Tensor, " n"] | None:
     """The entries of a table of the training chain that belong to the visited steps.
 
     Raises:

@@ -6,7 +6,8 @@ import ddpm
 
 
 def test_all_is_sorted_and_is_exactly_what_is_public() -> None:
-    assert ddpm.__all__ == sorted(ddpm.__all__)
+    constants_then_classes = sorted(ddpm.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name))
+    assert ddpm.__all__ == constants_then_classes  # the order that ruff keeps; DDIM looks like a constant to it
     public = {
         name
         for name, value in vars(ddpm).items()

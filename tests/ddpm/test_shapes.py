@@ -13,24 +13,37 @@ install_import_hook("ddpm", "beartype.beartype")
 import torch
 torch.set_num_threads(1)
 import ddpm
+from ddpm.process.spacing import continuous_timesteps
 
 schedule = ddpm.make_schedule(ddpm.ScheduleConfig(name="cosine", num_timesteps=50))
 config = ddpm.UNetConfig(base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, num_groups=4,
                          attention_resolutions=(4,))
-network = ddpm.UNet(config, image_size=8, channels=3, num_classes=4)
+network = ddpm.UNet(config, image_size=(8, 8), channels=3, num_classes=4)
+
+
+def model_of(network, **options):
+    return ddpm.DiffusionModel(network=network, schedule=schedule, image_shape=(3, 8, 8), **options)
+
+
+model = model_of(network, null_label=4)
 ids = torch.arange(5)
 x_0 = ddpm.images_to_x_0(torch.zeros(5, 8, 8, 3, dtype=torch.uint8))
-batch = ddpm.make_training_batch(schedule, x_0, ids % 4, seed=0, sample_ids=ids, epochs=ids, flip=True, label_drop=0.1,
-                                 null_label=4)
-ddpm.per_sample_loss(network, batch, schedule).mean().backward()
+fine = ddpm.images_to_x_0(torch.zeros(5, 8, 8, 3, dtype=torch.uint16), 65536)
+assert ddpm.x_0_to_images(fine, 65536).dtype == torch.uint16
+batch = ddpm.make_training_batch(model, x_0, ids % 4, seed=0, sample_ids=ids, epochs=ids, flip=True, label_drop=0.1)
+ddpm.per_sample_loss(model, batch).mean().backward()
 adm = ddpm.UNetConfig(base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, num_groups=4, num_head_channels=4,
                       attention_resolutions=(4,), adaptive_group_norm=True, residual_resampling=True)
 dit = ddpm.DiTConfig(hidden_size=16, depth=2, num_heads=2)
-for name in ("unet", "dit"):
-    model = ddpm.ModelConfig(model=name, unet=adm, dit=dit, image_size=8, channels=3, num_classes=4)
-    other = ddpm.build_model(model, gradient_checkpointing=True)
-    ddpm.per_sample_loss(other, batch, schedule).mean().backward()
-    other(x_0, ids.double() + 0.5)
+for own in (adm, dit):
+    described = ddpm.ModelConfig(network=own, image_size=(8, 8), channels=3, num_classes=4)
+    other = ddpm.DiffusionModel.of(described, ddpm.build_network(described, gradient_checkpointing=True))
+    noised = ddpm.make_training_batch(other, x_0, ids % 4, seed=0, sample_ids=ids, epochs=ids, flip=False,
+                                      label_drop=0.0)
+    ddpm.per_sample_loss(other, noised).mean().backward()
+    other.network(x_0, ids.double() + 0.5)
+    wide = ddpm.build_model(ddpm.ModelConfig(network=own, image_size=(8, 16), channels=3, num_levels=65536))
+    ddpm.generate(wide, ddpm.DDIM(num_steps=2), seed=0, sample_ids=ids, label=None)
 ddpm.Ema(network, 1000).update(network, 5)
 ddpm.EmaBank(network, (10, 1000), ramp_up_ratio=0.05).update(network, 5)
 tracked = ddpm.PowerEma(network, 0.1)
@@ -42,42 +55,52 @@ ddpm.combine_snapshots(network, [tracked.state_dict()] * 2, fit.weights)
 sampler_of_t = ddpm.ImportanceSampler(50)
 for chosen in (ddpm.stratified_timesteps(50, seed=0, step=3, slots=ids, global_batch=8),
                sampler_of_t.draw(seed=0, step=3, slots=ids)):
-    batch = ddpm.make_training_batch(schedule, x_0, None, seed=0, sample_ids=ids, epochs=ids, flip=False,
-                                     label_drop=0.0, null_label=None, timesteps=chosen)
+    batch = ddpm.make_training_batch(model, x_0, None, seed=0, sample_ids=ids, epochs=ids, flip=False, label_drop=0.0,
+                                     timesteps=chosen)
     sampler_of_t.update(batch.t, batch.weight)
-    for variance, factor, objective in [("fixed_large", 1, ddpm.ObjectiveConfig(name="vlb")),
-                                        ("learned_range", 2, ddpm.ObjectiveConfig(name="hybrid", weighting="min_snr"))]:
-        ddpm.per_sample_loss(lambda x_t, t, label: torch.cat([0 * x_t] * factor, dim=1), batch, schedule,
-                             objective=objective, prediction_type="v", variance=variance)
+    for learned, objective in [(False, ddpm.ObjectiveConfig(name="vlb")),
+                               (True, ddpm.ObjectiveConfig(name="hybrid", weighting="min_snr"))]:
+        zeros = lambda x_t, t, label: torch.cat([0 * x_t] * (2 if learned else 1), dim=1)
+        ddpm.per_sample_loss(model_of(zeros, prediction_type="v", learned_variance=learned), batch,
+                             objective=objective)
 network.eval()
-bound = ddpm.bound_of_images(network, schedule, ddpm.LikelihoodConfig(num_steps=4), seed=0, sample_ids=ids, x_0=x_0,
+bound = ddpm.bound_of_images(model, ddpm.LikelihoodConfig(num_steps=4), seed=0, sample_ids=ids, x_0=x_0,
                              label=ids % 4)
 stratified = ddpm.LikelihoodConfig(terms="stratified", terms_per_image=2, num_steps=4)
-ddpm.bound_of_images(network, schedule, stratified, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4)
+ddpm.bound_of_images(model, stratified, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4)
 few = ddpm.LikelihoodConfig(terms="importance", terms_per_image=2, num_steps=4)
 statistics = ddpm.BoundStatistics.of(bound) + ddpm.BoundStatistics.of(bound)
-ddpm.bound_of_images(network, schedule, few, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4,
-                     probabilities=statistics.importance())
-ddpm.probability_flow_bits_per_dim(network, schedule, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4, num_steps=4)
-for options in ({}, {"name": "ancestral"}, {"name": "dpm_solver_2m", "guidance_scale": 2.0, "guidance_rescale": 0.5},
-                {"name": "dpm_solver_2m_sde", "dynamic_threshold": 0.9, "spacing": "log_snr"},
-                {"name": "dpm_solver_3m", "spacing": "trailing"}, {"name": "dpm_solver_3m_common"},
-                {"name": "heun", "churn": 5.0, "guidance_scale": 2.0, "guidance_interval": (0.1, 9.0)}):
-    sampler = ddpm.SamplerConfig(num_steps=3, **options)
-    ddpm.num_evaluations(schedule, sampler)
+ddpm.bound_of_images(model, few, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4, probabilities=statistics.importance())
+ddpm.probability_flow_bits_per_dim(model, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4, num_steps=4)
+
+
+def told(step, t, x_t, x_0_hat):
+    assert x_t.shape == x_0_hat.shape == (5, 3, 8, 8) and t.shape == (5,)
+
+
+for sampler in (ddpm.DDIM(num_steps=3), ddpm.Ancestral(num_steps=3),
+                ddpm.DPMSolver2M(num_steps=3, guidance_scale=2.0, guidance_rescale=0.5),
+                ddpm.DPMSolver2MSDE(num_steps=3, dynamic_threshold=0.9, spacing="log_snr"),
+                ddpm.DPMSolver3M(num_steps=3, spacing="trailing"), ddpm.DPMSolver3MCommon(num_steps=3),
+                ddpm.Heun(num_steps=3, churn=5.0, guidance_scale=2.0, guidance_interval=(0.1, 9.0))):
+    sampler.num_evaluations(schedule)
     images = ddpm.x_0_to_images(
-        ddpm.generate(network, schedule, sampler, seed=0, sample_ids=ids, label=ids % 4, image_shape=(3, 8, 8),
-                      null_label=4))
-errors = ddpm.x_0_errors(network, schedule, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4)
-ddpm.generate(network, schedule, ddpm.SamplerConfig(name="ancestral", variance="analytic", num_steps=3), seed=0,
-              sample_ids=ids, label=ids % 4, image_shape=(3, 8, 8),
+        ddpm.generate(model, sampler, seed=0, sample_ids=ids, label=ids % 4, callback=told))
+    ddpm.partial_diffusion(model, sampler, x_0, ids % 4, strength=0.5, seed=0, sample_ids=ids)
+ddpm.generate(model, ddpm.DDIM(num_steps=3, guidance_scale=2.0), seed=0, sample_ids=ids, label=ids % 4, guide=model)
+ddpm.repaint(model, ddpm.Ancestral(num_steps=3), x_0, x_0 > 0, ids % 4, jump_length=1, num_resamples=2, seed=0,
+             sample_ids=ids)
+ddpm.interpolate_images(model, ddpm.DDIM(num_steps=3, eta=0.0), x_0, x_0, torch.rand(5), first_label=ids % 4,
+                        second_label=ids % 4, sample_ids=ids)
+errors = ddpm.x_0_errors(model, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4)
+ddpm.generate(model, ddpm.Ancestral(variance="analytic", num_steps=3), seed=0, sample_ids=ids, label=ids % 4,
               x_0_error=ddpm.x_0_error_table(errors + errors))
 denoise = ddpm.NetworkDenoiser(network=lambda x_t, t, label: x_t.repeat(1, 2, 1, 1), schedule=schedule,
                                prediction_type="v", learned_variance=True)
 x_t = ddpm.q_sample(schedule, x_0, ids, x_0)
 ddpm.p_mean_variance(schedule, denoise, x_t, ids, None, variance="learned_range")
-between = ddpm.continuous_timesteps(schedule, 4, "log_snr")
-for sample in (ddpm.dpm_solver_2m_sample, ddpm.dpm_solver_3m_sample, ddpm.ddim_invert):
+between = continuous_timesteps(schedule, 4, "log_snr")
+for sample in (ddpm.DPMSolver2M().sample, ddpm.DPMSolver3M().sample, ddpm.ddim_invert):
     sample(denoise, schedule, x_0, None, timesteps=between)
 zero = ddpm.make_schedule(ddpm.ScheduleConfig(shift=2.0, zero_terminal_snr=True))
 zero.t_at_log_snr(zero.log_snr(torch.tensor([3.5, 999.0], dtype=torch.float64)))

@@ -4,17 +4,15 @@ import contextlib
 import importlib
 import io
 import json
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from jobs import cli
+from tests.processes import environment
 
 ROOT = Path(__file__).parents[2]
 JOBS = ROOT / "jobs"
@@ -22,8 +20,9 @@ JOBS = ROOT / "jobs"
 # A network small enough that starting Ray is most of a run.
 TINY = [
     "--network.base-channels", "8", "--network.channel-multipliers", "1", "2", "--network.num-res-blocks", "1",
-    "--network.num-groups", "4", "--log-interval-steps", "1", "--grid-interval-steps", "1000",
+    "--network.num-groups", "4",
 ]  # fmt: skip
+EVERY_STEP = ["--log-interval-steps", "1", "--grid-interval-steps", "1000"]
 
 
 def run_job(name: str, *flags: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -53,33 +52,8 @@ def start_job(name: str, *flags: str) -> subprocess.Popen[str]:
     """Start a job with a Ray of its own, to be killed."""
     return subprocess.Popen(
         [sys.executable, str(JOBS / f"{name}.py"), *flags],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environment(None),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environment(),
     )  # fmt: skip
-
-
-def kill_with_its_machine(job: subprocess.Popen[str]) -> None:
-    """SIGKILL to the job, its Ray and its workers, as when a machine is lost."""
-    driver = psutil.Process(job.pid)
-    victims = [*driver.children(recursive=True), driver]
-    for victim in victims:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            victim.kill()
-    job.wait()
-    while any(_runs(victim) for victim in victims):
-        time.sleep(0.05)
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def environment(address: str | None) -> dict[str, str]:
-    """This process's environment, with the address of a Ray that is to be joined, or none."""
-    without = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return without if address is None else without | {"RAY_ADDRESS": address}
 
 
 def records(run: Path) -> list[dict[str, object]]:
@@ -99,6 +73,8 @@ class ScaledNoise(nn.Module):
         return x_t * self.scale[index][:, None, None, None]
 
 
-def scaled_noise(*, image_size: int, channels: int, num_classes: int | None, scale: float = 0.5) -> nn.Module:
+def scaled_noise(
+    *, image_size: tuple[int, int], channels: int, num_classes: int | None, scale: float = 0.5
+) -> nn.Module:
     """Factory of `ScaledNoise`."""
     return ScaledNoise(num_classes, scale)

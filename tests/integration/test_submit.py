@@ -9,7 +9,7 @@ import pytest
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
 from tests.fixtures_services import RayCluster, mlflow_server
-from tests.integration.jobs import ROOT, TINY
+from tests.integration.jobs import EVERY_STEP, ROOT, TINY
 from tests.pipeline.webdataset_reader import read_with_webdataset
 
 pytestmark = pytest.mark.services
@@ -38,7 +38,7 @@ def test_train_and_sample_on_a_cluster(
         # Three workers do not fit on one node.
         trained = submit(
             ray_cluster, environment, "train", "--dataset", f"s3://{bucket}/digits", "--output", f"s3://{bucket}/run",
-            "--steps", "40", "--checkpoint-interval-steps", "20", "--workers.num-workers", "3", *TINY,
+            "--steps", "40", "--checkpoint-interval-steps", "20", "--workers.num-workers", "3", *TINY, *EVERY_STEP,
         )  # fmt: skip
         assert "registered models:/ddpm-digits/1" in trained
         sampling = [

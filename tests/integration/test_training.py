@@ -1,7 +1,7 @@
 """Training for real: worker counts, kills, damaged checkpoints, refusals."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +9,8 @@ import pytest
 
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
 from pipeline.tracking.mlflow_client import connect
-from tests.integration.jobs import (
-    TINY,
-    kill_with_its_machine,
-    records,
-    run_job,
-    run_job_process,
-    start_job,
-)
+from tests.integration.jobs import EVERY_STEP, TINY, records, run_job, run_job_process, start_job
+from tests.processes import kill_with_its_machine
 
 pytestmark = pytest.mark.services
 
@@ -40,11 +34,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return config.dataset
 
 
-def flags(folder: Path, dataset: str, *, steps: int, workers: int = 2) -> list[str]:
+def flags(
+    folder: Path, dataset: str, *, steps: int, workers: int = 2, network: Sequence[str] = tuple(TINY)
+) -> list[str]:
     return [
         "--dataset", dataset, "--output", str(folder / "run"), "--steps", str(steps),
-        "--workers.num-workers", str(workers),
-        "--tracking.uri", f"sqlite:///{folder / 'mlflow.db'}", "--cluster.num-cpus", str(workers), *TINY,
+        "--workers.num-workers", str(workers), "--cluster.num-cpus", str(workers),
+        "--tracking.uri", f"sqlite:///{folder / 'mlflow.db'}", *network, *EVERY_STEP,
     ]  # fmt: skip
 
 
@@ -141,12 +137,9 @@ def test_a_diverging_run_stops_and_says_where(dataset: str, tmp_path: Path, ray_
 
 
 def test_a_network_of_ones_own(dataset: str, tmp_path: Path, ray_address: str) -> None:
-    own = [
-        "--network.name", "own", "--network.factory", "tests.integration.jobs:scaled_noise",
-        "--network.options", "scale", "0.25", "--log-interval-steps", "1",
-    ]  # fmt: skip
-    where = flags(tmp_path, dataset, steps=5, workers=1)[: -len(TINY)]
-    trained = run_job_process("train", *where, *own, address=ray_address)
+    own = ["--network.name", "own", "--network.factory", "tests.integration.jobs:scaled_noise"]
+    own += ["--network.options", "scale", "0.25"]
+    trained = run_job_process("train", *flags(tmp_path, dataset, steps=5, workers=1, network=own), address=ray_address)
     assert "registered models:/ddpm-digits/1" in trained.stdout
     made = run_job_process(
         "sample", "--model", "models:/ddpm-digits@candidate", "--output", str(tmp_path / "samples"),

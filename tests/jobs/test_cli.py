@@ -114,6 +114,20 @@ def test_the_flag_names_the_preset_before_the_file_does(train_job, tmp_path: Pat
     assert resolve(train.JOB, "--dataset", "nothing").run_name == "digits"
 
 
+@pytest.mark.parametrize("name", ["compare samplers", "figures", "ema sweep"])
+def test_a_rule_of_a_job_about_another_section_is_one_line_too(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """[sample] asks for edits, and these jobs measure images from nothing."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "mine.toml").write_text('[sample.request]\nname = "partial"\ninputs = "x"\n')
+    file = str(tmp_path / "mine.toml")
+    assert run_job(does_nothing(EVERY_JOB[name]), ["--config", file]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: {file}: sample.request.name: ") and "got partial" in line
+    assert resolve(sample.JOB, "--config", file).request.name == "partial"
+
+
 FLAGS = {
     "calibrate": ["--no-clip-x-0", "--dataset", "d"],
     "compare samplers": [

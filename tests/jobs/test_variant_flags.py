@@ -190,14 +190,17 @@ def test_help_has_a_line_for_every_variant(
 
 
 def test_help_shows_the_options_of_the_variant_that_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
-    def flags(*given: str) -> set[str]:
+    def shown(*given: str) -> str:
         with pytest.raises(SystemExit):
             run_job(sample.JOB, [*given, "--help"])
-        return set(re.findall(r"--sampler\.[\w-]+", capsys.readouterr().out))
+        return capsys.readouterr().out
 
-    assert "--sampler.eta" in flags() and "--sampler.churn" not in flags()
-    heun = flags("--sampler.name", "heun")
-    assert "--sampler.churn" in heun and "--sampler.eta" not in heun
+    ddim, heun = shown(), shown("--sampler.name", "heun", "--request.name", "inpaint")
+    assert "--sampler.eta" in ddim and "--sampler.churn" not in ddim
+    assert "--sampler.name NAME   (now ddim, whose options are below)" in ddim
+    assert "--sampler.churn" in heun and "--sampler.eta" not in heun and "--request.mask" in heun
+    assert "--sampler.name NAME   (now heun, whose options are below)" in heun
+    assert "--request.name NAME   (now inpaint, whose options are below)" in heun
 
 
 def test_the_fields_with_variants_are_found_at_every_depth() -> None:

@@ -23,14 +23,14 @@ def write_model(
     num_classes: int | None = 3,
     channels: int = 1,
     num_timesteps: int = 100,
-    image_size: int = 8,
+    image_size: tuple[int, int] = (8, 8),
     answers: bool = False,
 ) -> str:
     """Write an untrained model's files; returns the folder as a URI. It answers 0, unless it is to answer something."""
     config = ModelConfig(
         network=network,
         schedule=ScheduleConfig(name="cosine", num_timesteps=num_timesteps),
-        image_size=(image_size, image_size),
+        image_size=image_size,
         channels=channels,
         num_classes=num_classes,
     )

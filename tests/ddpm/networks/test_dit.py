@@ -331,7 +331,7 @@ def test_patches_must_fill_the_image() -> None:
 
 
 def turned(net: DiT) -> DiT:
-    """The network that does with rows what this one does with columns, and the other way round."""
+    """The network that does with rows what this one does with columns: its patches and their places turned."""
     channels, height, width = net.image_shape
     patch, other = net.patch_size, DiT(SMALL, image_size=(width, height), channels=channels, num_classes=None)
     state = net.state_dict()
@@ -342,8 +342,7 @@ def turned(net: DiT) -> DiT:
         state[f"final.projection.{kind}"] = rows.transpose(1, 2).flatten(0, 2)
     other.load_state_dict(state)
     down, across = net.grid
-    table = net.position_embedding.unflatten(0, (down, across)).transpose(0, 1).flatten(0, 1)
-    other.position_embedding.copy_(table.roll(table.shape[1] // 2, dims=1))
+    other.position_embedding.copy_(net.position_embedding.unflatten(0, (down, across)).transpose(0, 1).flatten(0, 1))
     return other
 
 
@@ -353,6 +352,8 @@ def test_rectangles() -> None:
     randomise(net)
     assert net.grid == (12, 20) and net.image_shape == (3, 24, 40)
     assert torch.equal(net.position_embedding, position_embedding((12, 20), 24))
+    # Of turned images it has the same halves, the other one first.
+    assert torch.equal(turned(net).position_embedding.roll(12, dims=1), position_embedding((20, 12), 24))
     x_t, t = torch.randn(2, 3, 24, 40), torch.tensor([10, 700])
     with torch.no_grad():
         expected = net(x_t, t)

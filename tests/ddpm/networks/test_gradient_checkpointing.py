@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from ddpm import DiTConfig, ModelConfig, UNetConfig, build_network
 from ddpm.networks.gradient_checkpointing import run_block, switch_on_checkpointing
@@ -78,15 +79,12 @@ def test_gradients_are_bit_equal_with_dropout_too(name: str) -> None:
 
 def test_without_the_generators_state_dropout_would_spoil_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison above does see a mask that differs."""
-    from ddpm.networks import gradient_checkpointing
-
-    whole = gradient_checkpointing.checkpoint
 
     def careless(block: Any, *inputs: Any, preserve_rng_state: bool, **options: Any) -> Any:
-        return whole(block, *inputs, preserve_rng_state=False, **options)
+        return checkpoint(block, *inputs, preserve_rng_state=False, **options)
 
     expected = gradients(trained(NETWORKS["unet"], gradient_checkpointing=False))
-    monkeypatch.setattr(gradient_checkpointing, "checkpoint", careless)
+    monkeypatch.setattr("ddpm.networks.gradient_checkpointing.checkpoint", careless)
     found = gradients(trained(NETWORKS["unet"], gradient_checkpointing=True))
     assert not all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 

@@ -270,21 +270,28 @@ THREE_LEVELS = UNetConfig(
 def rectangular(image_size: tuple[int, int]) -> UNet:
     torch.manual_seed(0)
     net = UNet(THREE_LEVELS, image_size=image_size, channels=2, num_classes=None).eval()
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2)
+    for name, parameter in net.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        else:
+            nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.2)
     return net
 
 
 def test_levels_go_by_the_shorter_side() -> None:
+    seen = list[tuple[int, ...]]()
+
+    def note(block: nn.Module, inputs: Any, h: torch.Tensor) -> None:
+        seen.append(tuple(h.shape[2:]))
+
     for image_size in ((24, 40), (40, 24)):
         assert level_resolutions(THREE_LEVELS, image_size) == (24, 12, 6)
-        net, seen = rectangular(image_size), list[tuple[int, ...]]()
+        net = rectangular(image_size)
+        seen.clear()
         for level in net.down_levels:
-            level.get_submodule("res_blocks.0").register_forward_hook(
-                lambda block, inputs, h: seen.append(tuple(h.shape[2:]))
-            )
-        assert [len(level.get_submodule("attentions")) for level in net.down_levels] == [0, 1, 0]
-        assert [len(level.get_submodule("attentions")) for level in net.up_levels] == [0, 2, 0]
+            level.get_submodule("res_blocks.0").register_forward_hook(note)
+        for levels, expected in ((net.down_levels, [0, 1, 0]), (net.up_levels, [0, 2, 0])):
+            assert [len(list(level.get_submodule("attentions").children())) for level in levels] == expected
         with torch.no_grad():
             assert net(torch.zeros(2, 2, *image_size), torch.tensor([3, 700])).shape == (2, 2, *image_size)
         assert seen == [(image_size[0] // n, image_size[1] // n) for n in (1, 2, 4)]

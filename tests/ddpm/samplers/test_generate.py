@@ -145,7 +145,8 @@ def test_every_sampler_makes_the_data_it_was_given_the_network_of(name: str) -> 
     """Two modes, each of eps, x_0 and v: the same images, and of the 3,200 pixels as many in each mode as should be."""
     ids = torch.arange(50)
     schedule = make_schedule(ScheduleConfig(name="cosine"))
-    sampler = SAMPLERS[name](num_steps=100, clip_x_0=False, spacing="log_snr" if name == "heun" else "linspace")
+    spacing: Spacing = "log_snr" if name == "heun" else "linspace"
+    sampler = SAMPLERS[name](num_steps=100, clip_x_0=False, spacing=spacing)  # type: ignore[call-arg]
 
     def made(kind: PredictionType) -> Tensor:
         exact = TWO_MODES.network(schedule, kind)

@@ -35,6 +35,11 @@ VLB, HYBRID = ObjectiveConfig(name="vlb"), ObjectiveConfig(name="hybrid", vlb_we
 PREDICTIONS: tuple[PredictionType, ...] = ("eps", "x_0", "v")
 
 
+def unasked(x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+    """To make a batch."""
+    raise AssertionError("the network is asked")
+
+
 def model_of(network: Network, schedule: NoiseSchedule = SCHEDULE, **changes: Any) -> DiffusionModel:
     return DiffusionModel(network=network, schedule=schedule, image_shape=(2, 3, 2), **changes)
 
@@ -254,7 +259,7 @@ def test_t_that_is_chosen_elsewhere_is_used_with_its_weight() -> None:
         sampler.draw(seed=5, step=2, slots=slots),
     ):
         batch = make_training_batch(
-            model_of(pytest.fail),
+            model_of(unasked),
             x_0,
             None,
             seed=5,
@@ -273,7 +278,7 @@ def test_flips_reach_x_0_and_no_choice_is_uniform_with_weight_one() -> None:
     ids = torch.arange(64)
     x_0 = torch.linspace(-1, 1, 6).reshape(1, 1, 2, 3).expand(64, 1, 2, 3)
     batch = make_training_batch(
-        model_of(pytest.fail), x_0, None, seed=5, sample_ids=ids, epochs=ids, flip=True, label_drop=0.0
+        model_of(unasked), x_0, None, seed=5, sample_ids=ids, epochs=ids, flip=True, label_drop=0.0
     )
     flipped = (batch.x_0 == x_0.flip(-1)).all(dim=(1, 2, 3))
     assert bool((flipped ^ (batch.x_0 == x_0).all(dim=(1, 2, 3))).all()) and 10 < int(flipped.sum()) < 54

@@ -25,11 +25,13 @@ SCHEDULE = make_schedule(ScheduleConfig(name="cosine", num_timesteps=200))
 SEED, NULL = 17, 10
 
 
+def unasked(x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+    """To make a batch."""
+    raise AssertionError("the network is asked")
+
+
 def model_of(network: Network | None = None, null_label: int | None = NULL) -> DiffusionModel:
-    """To make a batch the network is not asked."""
-    return DiffusionModel(
-        network=network or pytest.fail, schedule=SCHEDULE, image_shape=(1, 3, 4), null_label=null_label
-    )
+    return DiffusionModel(network=network or unasked, schedule=SCHEDULE, image_shape=(1, 3, 4), null_label=null_label)
 
 
 def batch_of(ids: Tensor, epochs: Tensor, *, flip: bool = False, label_drop: float = 0.0) -> TrainingBatch:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import scipy.linalg
 import sklearn.datasets
 import sklearn.svm
 
-from ddpm import SamplerConfig, ScheduleConfig, make_schedule
+from ddpm import DDIM, ScheduleConfig, make_schedule
 from pipeline.config_io import from_json, to_json
 from pipeline.data.image_stream import read_images
 from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
@@ -21,11 +22,11 @@ from pipeline.errors import ConfigError, DatasetMissingError
 from pipeline.evaluation.evaluate import EvaluateConfig, describe_plan, evaluate
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
 from pipeline.generation.inventory import load_generation_manifest
-from pipeline.generation.sample import SampleConfig
+from pipeline.generation.sample_job import ImagesConfig
 from pipeline.models.registry import register_model, resolve_model
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun
-from tests.pipeline.generation.test_sample import make_in_process, snapshot
+from tests.pipeline.runs_in_process import make_in_process, snapshot
 from tests.pipeline.tiny_models import write_model
 
 NUM_IMAGES = 200
@@ -46,11 +47,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def config_of(dataset: str, model: str, output: Path, **changes: object) -> EvaluateConfig:
-    sample = SampleConfig(
+    sample = ImagesConfig(
         model=model,
         output=str(output),
         images_per_class=NUM_IMAGES // 10,
-        sampler=SamplerConfig(num_steps=3),
+        sampler=DDIM(num_steps=3),
         shard_size=64,
         batch_size=64,
     )
@@ -59,7 +60,7 @@ def config_of(dataset: str, model: str, output: Path, **changes: object) -> Eval
 
 def run(config: EvaluateConfig) -> Evaluation:
     """Evaluate, with the images made in this process: nothing is missing, so no Ray is started."""
-    make_in_process(config.sample)
+    make_in_process(config.sampling)
     return evaluate(config)
 
 
@@ -171,7 +172,7 @@ def test_without_classes_the_figures_without_labels_are_measured(tmp_path: Path)
 
 def test_of_large_images_only_the_eps_error_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = write_dataset(tmp_path / "data", size=40)
-    model = write_model(tmp_path / "model", num_classes=None, channels=3, image_size=40, num_timesteps=30)
+    model = write_model(tmp_path / "model", num_classes=None, channels=3, image_size=(40, 40), num_timesteps=30)
     config = config_of(dataset, model, tmp_path / "out", images_per_class=2)
     found = run(config)
     assert list(found.record.figures) == ["eps_mse", *BOUND] and found.record.figures["eps_mse"].gaussian is None
@@ -188,14 +189,19 @@ def test_without_a_held_out_split_there_is_nothing_to_measure_on(tmp_path: Path,
 
 @pytest.mark.parametrize(
     "other",
-    [{"num_classes": 7}, {"num_classes": 10, "channels": 3}, {"num_classes": 10, "image_size": 16}],
-    ids=["classes", "channels", "size"],
+    [
+        {"num_classes": 7},
+        {"num_classes": 10, "channels": 3},
+        {"num_classes": 10, "image_size": (16, 16)},
+        {"num_classes": 10, "image_size": (8, 16)},
+    ],
+    ids=["classes", "channels", "size", "width"],
 )
 def test_a_model_of_other_images_is_refused_before_any_is_made(
-    digits: str, tmp_path: Path, other: dict[str, int]
+    digits: str, tmp_path: Path, other: dict[str, Any]
 ) -> None:
-    model = write_model(tmp_path / "model", **other)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"dataset: .* holds images of 8 pixels, 1 channels, 10 classes"):
+    model = write_model(tmp_path / "model", **other)
+    with pytest.raises(ConfigError, match=r"^dataset: .* holds images of 8 x 8 pixels .*, 1 channels, 256 levels, 10"):
         evaluate(config_of(digits, model, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -216,8 +222,8 @@ def test_figures_are_logged_to_the_registered_version(digits: str, model: str, t
     training = TrackingRun.create(tracking, "training")
     version = register_model(training, files, "digits")
     training.finish()
-    config = config_of(digits, "models:/digits@candidate", tmp_path / "out", tracking=tracking)
-    config = dataclasses.replace(config, eps_images_per_t=2)
+    config = config_of(digits, "models:/digits@candidate", tmp_path / "out")
+    config = dataclasses.replace(config, eps_images_per_t=2, tracking=tracking)
     found = run(config)
     assert found.record.model == version.uri == "models:/digits/1"
     client = mlflow.MlflowClient(version.tracking_uri)

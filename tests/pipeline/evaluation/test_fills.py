@@ -5,25 +5,25 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ddpm import SamplerConfig
+from ddpm import DDIM
 from pipeline.data.image_stream import LabelledImages, join_images
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
 from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
 from pipeline.evaluation.fills import Fills
 from pipeline.generation.edit_inputs import EditRequest, resolve_request
-from pipeline.generation.requests import RequestConfig
-from pipeline.generation.sample import SampleConfig
+from pipeline.generation.requests import Inpaint
+from pipeline.generation.sample_job import ImagesConfig
 from pipeline.models.model_files import read_card, read_model_files
 from pipeline.stores.storage import open_store
 from tests.pipeline.edit_fixtures import write_editing_model
-from tests.pipeline.generation.test_sample import make_in_process
+from tests.pipeline.runs_in_process import make_in_process
 from tests.pipeline.small_datasets import make_dataset
 
 
 def edit_of(tmp_path: Path, *, label: int | None = None, num_classes: int | None = 7) -> tuple[EditRequest, np.ndarray]:
     data = make_dataset(tmp_path / "data", [7, 5])
     model = write_editing_model(tmp_path / "model", num_classes=num_classes)
-    request = RequestConfig(kind="inpaint", inputs=data.uri, mask="left_half", label=label)
+    request = Inpaint(inputs=data.uri, mask="left_half", label=label)
     edit = resolve_request(request, read_card(read_model_files(open_store(model))), "model")
     assert edit is not None
     return edit, data.images
@@ -75,12 +75,11 @@ def test_an_inpainting_is_evaluated_beside_its_fills(tmp_path: Path) -> None:
     prepare_source(prepared, open_source(prepared), map)
     config = EvaluateConfig(
         dataset=prepared.dataset,
-        sample=SampleConfig(
+        sample=ImagesConfig(
             model=write_editing_model(tmp_path / "model", num_classes=10, class_names="0123456789"),
             output=str(tmp_path / "out"),
-            sampler=SamplerConfig(num_steps=2),
-            request=RequestConfig(
-                kind="inpaint",
+            sampler=DDIM(num_steps=2),
+            request=Inpaint(
                 inputs=prepared.dataset,
                 split="held_out",
                 mask="lower_half",
@@ -94,7 +93,7 @@ def test_an_inpainting_is_evaluated_beside_its_fills(tmp_path: Path) -> None:
         eps_images_per_t=2,
         max_bound_images=4,
     )
-    make_in_process(config.sample)
+    make_in_process(config.sampling)
     found = evaluate(config)
     figures = found.figures
     assert found.record.num_images == 60

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm import SamplerConfig, generate, images_to_x_0, make_schedule, x_0_error_table, x_0_errors, x_0_to_images
+from ddpm import DDIM, Ancestral, generate, images_to_x_0, x_0_error_table, x_0_errors, x_0_to_images
 from pipeline.config_io import from_json, to_json
-from pipeline.data.image_stream import read_images
 from pipeline.errors import ConfigError, FormatVersionError
 from pipeline.evaluation.studies.calibration import CalibrateConfig, calibrate, describe_plan
-from pipeline.generation.inventory import load_generation_manifest
-from pipeline.generation.sample import SampleConfig, sample
+from pipeline.generation.sample import sample
+from pipeline.generation.sample_job import SampleConfig
 from pipeline.models.calibration import Calibration, read_calibration
-from pipeline.models.model_files import load_network, read_model_files
+from pipeline.models.model_files import load_model, read_model_files
 from pipeline.stores.storage import open_store
 from tests.pipeline.edit_fixtures import write_editing_model
-from tests.pipeline.generation.test_sample import make_in_process
+from tests.pipeline.runs_in_process import run
 from tests.pipeline.small_datasets import make_dataset
 
 
@@ -39,7 +38,7 @@ def sample_config(config: CalibrateConfig, output: Path, **changes: Any) -> Samp
         model=config.model,
         output=str(output),
         images_per_class=1,
-        sampler=SamplerConfig(name="ancestral", num_steps=5, variance="analytic"),
+        sampler=Ancestral(num_steps=5, variance="analytic"),
         calibration=config.output,
         shard_size=7,
         batch_size=7,
@@ -50,10 +49,8 @@ def sample_config(config: CalibrateConfig, output: Path, **changes: Any) -> Samp
 def test_the_file_holds_what_the_library_measures_on_the_training_images(config: CalibrateConfig) -> None:
     made = calibrate(config)
     data = make_dataset(Path(config.dataset).parent / "copy", [7, 5, 9])
-    card, network = load_network(read_model_files(open_store(config.model)))
     errors = x_0_errors(
-        network,
-        make_schedule(card.config.schedule),
+        load_model(read_model_files(open_store(config.model)))[1],
         seed=0,
         sample_ids=torch.arange(21),
         x_0=images_to_x_0(torch.from_numpy(data.images)),
@@ -74,32 +71,26 @@ def test_the_file_holds_what_the_library_measures_on_the_training_images(config:
 def test_the_analytic_variance_makes_images_with_it(config: CalibrateConfig, tmp_path: Path) -> None:
     calibration = calibrate(config)
     analytic = sample_config(config, tmp_path / "images")
-    make_in_process(analytic)
-    result = sample(analytic)
-    manifest = load_generation_manifest(open_store(result.uri))
-    assert manifest is not None and manifest.spec.calibration_digest == calibration.digest
-    made = read_images(open_store(result.uri), manifest.shards).images
-    card, network = load_network(read_model_files(open_store(config.model)))
+    result, made = run(analytic)
+    assert result.manifest.spec.calibration_digest == calibration.digest
     by_hand = generate(
-        network,
-        make_schedule(card.config.schedule),
+        load_model(read_model_files(open_store(config.model)))[1],
         analytic.sampler,
         seed=0,
         sample_ids=torch.arange(7),
         label=torch.arange(7),
-        image_shape=(1, 8, 8),
         x_0_error=torch.tensor(calibration.x_0_error, dtype=torch.float64),
     )
-    assert (x_0_to_images(by_hand).numpy() == made).all()
+    assert (x_0_to_images(by_hand).numpy() == made.images).all()
 
 
 def test_what_does_not_belong_together_is_refused(config: CalibrateConfig, tmp_path: Path) -> None:
     made = calibrate(config)
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"calibration": None}, r"calibration: goes with .*analytic, got None with analytic; make it with"),
-        ({"sampler": SamplerConfig(num_steps=5)}, r"calibration: goes with .*with fixed_small"),
+        ({"calibration": None}, r"calibration: goes with .*analytic, got None with ancestral; make it with"),
+        ({"sampler": DDIM(num_steps=5)}, r"calibration: goes with .*with ddim"),
         (
-            {"sampler": SamplerConfig(name="ancestral", num_steps=5, variance="analytic", clip_x_0=False)},
+            {"sampler": Ancestral(num_steps=5, variance="analytic", clip_x_0=False)},
             r"measured with clip_x_0 True, sampler.clip_x_0 is False",
         ),
         ({"calibration": str(tmp_path / "x.json")}, r"calibration: no file .*x.json; make it with jobs/calibrate.py"),
@@ -132,7 +123,7 @@ def test_mistakes_are_found_before_anything_is_measured(
 
 def test_another_dataset_is_refused(config: CalibrateConfig, tmp_path: Path) -> None:
     wide = make_dataset(tmp_path / "wide", [3], image_size=(16, 16))
-    with pytest.raises(ConfigError, match=r"^dataset: .*other images or classes"):
+    with pytest.raises(ConfigError, match=r"^dataset: .* holds images of 16 x 16 pixels .*; .* makes images of 8 x 8"):
         calibrate(dataclasses.replace(config, dataset=wide.uri))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ddpm import DiTConfig, ModelConfig, ScheduleConfig, UNetConfig, build_model
+from ddpm import DiffusionModel, DiTConfig, ModelConfig, ScheduleConfig, UNetConfig, build_network
 from pipeline.errors import CheckpointError, FormatVersionError, ModelMissingError
 from pipeline.models.model_files import (
     MODEL_JSON,
@@ -21,7 +21,7 @@ from pipeline.models.model_files import (
     ModelCard,
     ModelFiles,
     encode_model,
-    load_network,
+    load_model,
     pack_model,
     read_card,
     read_model_files,
@@ -29,14 +29,16 @@ from pipeline.models.model_files import (
 from pipeline.stores.storage import open_store
 
 _UNET = UNetConfig(base_channels=8, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=4)
-CONFIG = ModelConfig(unet=_UNET, schedule=ScheduleConfig(name="cosine"), image_size=8, channels=1, num_classes=3)
+CONFIG = ModelConfig(
+    network=_UNET, schedule=ScheduleConfig(name="cosine"), image_size=(8, 8), channels=1, num_classes=3
+)
 CARD = ModelCard(config=CONFIG, class_names=("a", "b", "c"), dataset_digest="d" * 64, train_step=7)
 SOURCE = b'{"nets.py":"x = 1\\n"}\n'
 
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    return build_model(CONFIG, seed=3)
+    return build_network(CONFIG, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +47,31 @@ def files(network: nn.Module) -> ModelFiles:
 
 
 def test_round_trip_is_bit_exact(network: nn.Module, files: ModelFiles) -> None:
-    card, loaded = load_network(files)
+    card, loaded = load_model(files)
     assert (card.config, card.class_names, card.train_step) == (CONFIG, CARD.class_names, 7)
-    assert not loaded.training
+    assert isinstance(loaded.network, nn.Module) and not loaded.network.training
     x_t, t, label = torch.randn(2, 1, 8, 8), torch.tensor([0, 999]), torch.tensor([0, 2])
     network.eval()
-    assert torch.equal(loaded(x_t, t, label), network(x_t, t, label))
+    assert torch.equal(loaded.network(x_t, t, label), network(x_t, t, label))
+
+
+def test_a_model_is_what_its_card_says() -> None:
+    """Everything that a sampler has to know beside the weights comes from the card."""
+    config = ModelConfig(
+        network=dataclasses.replace(_UNET, prediction_type="v", learned_variance=True),
+        schedule=ScheduleConfig(name="linear", num_timesteps=30),
+        image_size=(8, 16),
+        channels=3,
+        num_levels=65_536,
+        num_classes=5,
+    )
+    card, loaded = load_model(encode_model(ModelCard(config=config), build_network(config).state_dict(), None))
+    expected = DiffusionModel.of(config, loaded.network)
+    assert card.config == config
+    for name in ("image_shape", "prediction_type", "learned_variance", "null_label", "num_levels", "variance"):
+        assert getattr(loaded, name) == getattr(expected, name), name
+    assert (loaded.image_shape, loaded.null_label, loaded.num_levels) == ((3, 8, 16), 5, 65_536)
+    assert torch.equal(loaded.schedule.alpha_bar, expected.schedule.alpha_bar)
 
 
 def test_equal_models_have_equal_bytes_whatever_the_order_of_their_tensors(
@@ -94,7 +115,7 @@ def test_no_changed_byte_gets_through(data: st.DataObject) -> None:
 @pytest.mark.parametrize("length", [0, 1, 8, -1])
 def test_weights_cut_short_are_refused(files: ModelFiles, length: int) -> None:
     with pytest.raises(CheckpointError, match=r"weights.safetensors .* sha256 differs"):
-        load_network(dataclasses.replace(files, weights=files.weights[:length]))
+        load_model(dataclasses.replace(files, weights=files.weights[:length]))
 
 
 @pytest.mark.parametrize(
@@ -107,13 +128,14 @@ def test_a_card_that_is_none_is_refused_in_one_line(files: ModelFiles, card_json
 
 
 def test_a_dit_is_stored_and_loaded() -> None:
-    dit = DiTConfig(hidden_size=16, depth=1, num_heads=2)
-    config = dataclasses.replace(CONFIG, model="dit", dit=dit, learned_variance=True)
-    network = build_model(config, seed=3)
+    dit = DiTConfig(hidden_size=16, depth=1, num_heads=2, learned_variance=True)
+    config = dataclasses.replace(CONFIG, network=dit)
+    network = build_network(config, seed=3).eval()
     torch.nn.init.normal_(network.get_parameter("final.projection.weight"))
-    card, loaded = load_network(encode_model(ModelCard(config=config), network.state_dict(), None))
+    card, loaded = load_model(encode_model(ModelCard(config=config), network.state_dict(), None))
     x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
-    assert card.config == config and torch.equal(loaded(x_t, t), network(x_t, t)) and loaded(x_t, t).any()
+    answer = loaded.network(x_t, t, None)
+    assert card.config == config and torch.equal(answer, network(x_t, t)) and answer.any()
 
 
 @pytest.mark.parametrize(("version", "advice"), [(1, "train the model again"), (3, "update this program")])
@@ -138,14 +160,14 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(1), "bomb": Bomb()}, archive)
     for weights in (pickled, archive.getvalue()):
         with pytest.raises(CheckpointError, match="do not fit"):
-            load_network(pack_model(CARD, weights, None))
+            load_model(pack_model(CARD, weights, None))
     assert not proof.exists()
 
 
 def test_weights_of_another_network_are_refused(network: nn.Module) -> None:
     other = dataclasses.replace(CONFIG, num_classes=5)
     with pytest.raises(CheckpointError, match="do not fit the network 'unet'") as caught:
-        load_network(encode_model(ModelCard(config=other), network.state_dict(), None))
+        load_model(encode_model(ModelCard(config=other), network.state_dict(), None))
     assert "\n" not in str(caught.value)
 
 

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from ddpm import DiTConfig, OwnNetworkConfig, UNetConfig
 from pipeline.models import model_source
-from pipeline.models.model_source import activate_source, collect_source, required_distribution
+from pipeline.models.model_source import activate_source, collect_source, required_distribution, requirements
+
+
+def own(factory: str) -> OwnNetworkConfig:
+    return OwnNetworkConfig(factory=factory)
 
 
 @pytest.fixture
@@ -34,7 +39,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_package_is_collected_whole_and_nothing_else(package: Path) -> None:
-    source = collect_source("my_nets.small:make")
+    source = collect_source(own("my_nets.small:make"))
     assert source is not None
     files = json.loads(source)
     assert sorted(files) == [
@@ -44,38 +49,40 @@ def test_a_package_is_collected_whole_and_nothing_else(package: Path) -> None:
         "my_nets/small.py",
     ]
     assert files["my_nets/parts/block.py"] == "VALUE = 'größer'\n"
-    assert collect_source("my_nets.parts.block:VALUE") == source, "one package, one source, whatever the factory"
+    assert collect_source(own("my_nets.parts.block:VALUE")) == source, "one package, one source, whatever the factory"
 
 
 @pytest.mark.parametrize(("factory", "names"), [("single:make", ["single.py"]), ("spread.net:make", ["spread/net.py"])])
 def test_a_module_and_a_package_without_init(package: Path, factory: str, names: list[str]) -> None:
-    source = collect_source(factory)
+    source = collect_source(own(factory))
     assert source is not None
     assert sorted(json.loads(source)) == names
-    activate_source(source, factory)  # importable already: nothing changes
+    activate_source(source, own(factory))  # importable already: nothing changes
     assert not any("ddpm-source" in entry for entry in sys.path)
 
 
 def test_what_needs_no_source() -> None:
-    assert collect_source("unet") is None and collect_source("dit") is None
-    assert collect_source("ddpm.networks.unet:UNet") is None
-    assert collect_source("diffusers:UNet2DModel") is None
-    requirement = required_distribution("diffusers.models:UNet2DModel")
+    assert collect_source(UNetConfig()) is None and collect_source(DiTConfig()) is None
+    assert collect_source(own("ddpm.networks.unet:UNet")) is None
+    assert collect_source(own("diffusers:UNet2DModel")) is None
+    requirement = required_distribution(own("diffusers.models:UNet2DModel"))
     assert requirement is not None
     assert requirement.startswith("diffusers==")
-    assert required_distribution("unet") is None and required_distribution("dit") is None
-    assert required_distribution("json:loads") is None, "the standard library is no distribution"
+    assert required_distribution(UNetConfig()) is None and required_distribution(DiTConfig()) is None
+    assert required_distribution(own("json:loads")) is None, "the standard library is no distribution"
+    assert requirements(own("diffusers.models:UNet2DModel")) == [*requirements(UNetConfig()), requirement]
+    assert requirements(own("json:loads")) == requirements(UNetConfig())
 
 
 def test_too_much_source_is_refused(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_source, "_MAX_SOURCE_BYTES", 10)
-    with pytest.raises(ValueError, match=r"model: the package 'my_nets' .* more than 10"):
-        collect_source("my_nets.small:make")
+    with pytest.raises(ValueError, match=r"^network\.factory: the package 'my_nets' .* more than 10"):
+        collect_source(own("my_nets.small:make"))
 
 
 def test_a_missing_module_is_named() -> None:
-    with pytest.raises(ValueError, match="model: no module named 'no_such_nets'"):
-        collect_source("no_such_nets.unet:make")
+    with pytest.raises(ValueError, match=r"^network\.factory: no module named 'no_such_nets'"):
+        collect_source(own("no_such_nets.unet:make"))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +103,7 @@ def test_source_that_is_none_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(ValueError, match="model source: "):
-        activate_source(source, "a:make")
+        activate_source(source, own("a:make"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,20 +116,23 @@ def _run(code: str, *arguments: str, cwd: Path) -> str:
 
 
 def test_activated_where_the_package_is_not_installed(package: Path, tmp_path: Path) -> None:
-    source = collect_source("my_nets.small:make")
+    source = collect_source(own("my_nets.small:make"))
     assert source is not None
     (tmp_path / "source.json").write_bytes(source)
     code = """
         import importlib.util, sys
         from pathlib import Path
         from pipeline.models.model_source import activate_source, collect_source
+        from ddpm import OwnNetworkConfig
+        def own(factory):
+            return OwnNetworkConfig(factory=factory)
         assert importlib.util.find_spec("my_nets") is None
         source = Path("source.json").read_bytes()
-        activate_source(source, "my_nets.small:make")
-        activate_source(source, "my_nets.small:make")
+        activate_source(source, own("my_nets.small:make"))
+        activate_source(source, own("my_nets.small:make"))
         from my_nets.small import make
         assert make() == "größer"
-        assert collect_source("my_nets.small:make") == source
+        assert collect_source(own("my_nets.small:make")) == source
         print(Path(sys.modules["my_nets"].__file__).parents[1])
     """
     folder = Path(_run(code, cwd=tmp_path).strip())
@@ -131,7 +141,7 @@ def test_activated_where_the_package_is_not_installed(package: Path, tmp_path: P
 
 
 def test_the_kept_source_wins_over_code_that_changed_since(package: Path, tmp_path: Path) -> None:
-    source = collect_source("single:make")
+    source = collect_source(own("single:make"))
     assert source is not None
     (tmp_path / "source.json").write_bytes(source)
     (package / "single.py").write_text("def make():\n    return 'changed'\n")
@@ -139,10 +149,13 @@ def test_the_kept_source_wins_over_code_that_changed_since(package: Path, tmp_pa
         import sys
         from pathlib import Path
         from pipeline.models.model_source import activate_source
+        from ddpm import OwnNetworkConfig
+        def own(factory):
+            return OwnNetworkConfig(factory=factory)
         sys.path.insert(0, sys.argv[1])
         {before}
         try:
-            activate_source(Path("source.json").read_bytes(), "single:make")
+            activate_source(Path("source.json").read_bytes(), own("single:make"))
         except ValueError as error:
             print(error)
         else:

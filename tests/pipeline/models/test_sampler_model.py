@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm import SamplerConfig, UNetConfig, generate, make_schedule, x_0_to_images
-from pipeline.models.model_files import ModelFiles, load_network
+from ddpm import SAMPLERS, OwnNetworkConfig, generate, x_0_to_images
+from pipeline.models.model_files import ModelFiles, load_model
 from pipeline.models.model_source import collect_source
 from pipeline.models.registry import register_model
 from pipeline.tracking.mlflow_client import connect
@@ -97,22 +97,20 @@ def predict_alone(
 
 
 def expected(files: ModelFiles, rows: dict[str, list[float]], params: dict[str, object]) -> np.ndarray:
-    card, network = load_network(files)
+    model = load_model(files)[1]
     options = {"num_steps": 20} | params
     seed, batch_size = int(str(options.pop("seed", 0))), int(str(options.pop("batch_size", 64)))
-    options["name"] = options.pop("sampler", "ddim")
+    sampler = SAMPLERS[str(options.pop("sampler", "ddim"))](**options)  # type: ignore[arg-type]
     ids = torch.tensor(rows["sample_id"])
     label = torch.tensor(rows["label"]) if "label" in rows else None
     images = [
         x_0_to_images(
             generate(
-                network,
-                make_schedule(card.config.schedule),
-                SamplerConfig(**options),  # type: ignore[arg-type]
+                model,
+                sampler,
                 seed=seed,
                 sample_ids=ids[start : start + batch_size],
                 label=None if label is None else label[start : start + batch_size],
-                image_shape=(card.config.channels, card.config.image_size, card.config.image_size),
             )
         )
         for start in range(0, len(ids), batch_size)
@@ -135,6 +133,8 @@ def test_the_pyfunc_stands_alone(run: TrackingRun, tmp_path: Path) -> None:
         (rows, {}),
         (rows, {"seed": 2**40, "batch_size": 2, "num_steps": 7, "eta": 0.0, "spacing": "trailing", "clip_x_0": False}),
         (rows, {"sampler": "ancestral", "variance": "fixed_large", "num_steps": 20}),
+        (rows, {"sampler": "heun", "churn": 4.0, "churn_interval": [0.1, 9.0], "num_steps": 6}),
+        (rows, {"sampler": "dpm_solver_3m", "guidance_scale": 2.0, "guidance_interval": [0.5, 5.0], "num_steps": 5}),
     ]
     ok: dict[str, list[float]] = {"sample_id": [1], "label": [1]}
     bad: list[tuple[Call, str]] = [
@@ -149,6 +149,9 @@ def test_the_pyfunc_stands_alone(run: TrackingRun, tmp_path: Path) -> None:
         ((ok, {"num_steps": 0}), "num_steps: must be at least 1"),
         ((ok, {"eta": 1.5}), "eta: must be in [0, 1]"),
         ((ok, {"sampler": "euler"}), "ddim"),
+        ((ok, {"churn": 3.0}), "churn: is no option of ddim, got 3.0; leave it out or choose another sampler"),
+        ((ok, {"sampler": "heun", "eta": 0.5}), "eta: is no option of heun, got 0.5"),
+        ((ok, {"sampler": "heun", "churn_interval": [1.0]}), "churn_interval: must be two numbers, got [1.0]"),
         ((ok, {"seed": -1}), "seed: must not be negative"),
         ((ok, {"batch_size": 0}), "batch_size: must be at least 1"),
         ((ok, {"num_steps": "many"}), "num_steps"),
@@ -187,15 +190,9 @@ def test_a_network_of_your_own_travels_with_its_source(
         """)
     )
     monkeypatch.syspath_prepend(str(package.parent))
-    config = dataclasses.replace(
-        CONFIG,
-        model="my_network.layers:make",
-        model_options={"gain": 0.5},
-        unet=UNetConfig(),
-        channels=3,
-        num_classes=None,
-    )
-    files = model_files(7, config, collect_source(config.model))
+    network = OwnNetworkConfig(factory="my_network.layers:make", options={"gain": 0.5})
+    config = dataclasses.replace(CONFIG, network=network, channels=3, num_classes=None)
+    files = model_files(7, config, collect_source(network))
     assert files.source is not None
     register_model(run, files, "own")
     calls: list[Call] = [({"sample_id": [3, 1, 4]}, {"seed": 9})]

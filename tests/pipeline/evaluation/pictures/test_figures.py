@@ -15,11 +15,10 @@ from pipeline.evaluation.pictures.figures import (
     draw_figures,
     draw_trajectory,
 )
-from pipeline.evaluation.studies.sampler_comparison import SamplerComparisonConfig
-from pipeline.generation.sample import SampleConfig
+from pipeline.generation.sample_job import ImagesConfig
 from pipeline.measuring.bound import BoundMeter
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
-from pipeline.models.model_files import load_network
+from pipeline.models.model_files import load_model
 from pipeline.models.registry import register_model, resolve_model
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
 from tests.pipeline.evaluation.studies.test_sampler_comparison import digits  # noqa: F401
@@ -36,16 +35,18 @@ def test_every_picture_is_in_the_folder_and_in_the_run(digits: str, tmp_path: Pa
     run = TrackingRun.create(tracking)
     folder = write_model(tmp_path / "model", num_classes=10, num_timesteps=30)
     version = register_model(run, resolve_model(folder, tracking).files, "pictured")
-    sample = SampleConfig(
-        model=version.uri,
-        output=str(tmp_path / "samples"),
-        images_per_class=2,
-        shard_size=20,
-        batch_size=20,
+    images = ImagesConfig(
+        model=version.uri, output=str(tmp_path / "samples"), images_per_class=2, shard_size=20, batch_size=20
+    )
+    config = FiguresConfig(
+        dataset=digits,
+        sample=images,
+        samplers=("ddim, eta 0",),
+        evaluations=(3,),
+        output=str(tmp_path / "figures"),
+        max_bound_images=20,
         tracking=tracking,
     )
-    samplers = SamplerComparisonConfig(dataset=digits, sample=sample, samplers=("ddim, eta 0",), evaluations=(3,))
-    config = FiguresConfig(output=str(tmp_path / "figures"), samplers=samplers, max_bound_images=20)
     assert dict(describe_plan(config))["pictures"] == config.output
     uris = draw_figures(config)
     drawn = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
@@ -64,10 +65,10 @@ def test_every_picture_is_in_the_folder_and_in_the_run(digits: str, tmp_path: Pa
 
 def test_a_trajectory_goes_from_noise_to_the_prediction(tmp_path: Path) -> None:
     files = resolve_model(write_model(tmp_path / "model", num_classes=10, num_timesteps=30), TrackingConfig()).files
-    card, network = load_network(files)
-    picture = decode_png(draw_trajectory(card, network, seed=1, device=CPU))
-    assert np.array_equal(picture, decode_png(draw_trajectory(card, network, seed=1, device=CPU)))
-    assert not np.array_equal(picture, decode_png(draw_trajectory(card, network, seed=2, device=CPU)))
+    model = load_model(files)[1]
+    picture = decode_png(draw_trajectory(model, seed=1, device=CPU))
+    assert np.array_equal(picture, decode_png(draw_trajectory(model, seed=1, device=CPU)))
+    assert not np.array_equal(picture, decode_png(draw_trajectory(model, seed=2, device=CPU)))
     side = 4 * 9  # images of 8 pixels, enlarged four times, with a gap
     assert picture.shape[:2] == (8 * side - 4, 10 * side - 4)
     # The last x_t holds almost no noise: it is close to the x_0_hat below it, which the first is not.
@@ -80,10 +81,10 @@ def test_a_trajectory_goes_from_noise_to_the_prediction(tmp_path: Path) -> None:
 
 def test_where_the_bits_are_is_drawn_from_the_bound(digits: str, tmp_path: Path) -> None:  # noqa: F811
     files = resolve_model(write_model(tmp_path / "model", num_classes=10, num_timesteps=30), TrackingConfig()).files
-    card, network = load_network(files)
+    model = load_model(files)[1]
     pictures = set()
     for seed in (0, 1):
-        meter = BoundMeter(network=network, model=card.config, seed=seed, batch_size=20, device=CPU)
+        meter = BoundMeter(model=model, seed=seed, batch_size=20, device=CPU)
         bound = meter.bound(EvaluationDataset(digits).stream("held_out", 20), LikelihoodConfig())
         pictures |= {draw_bits_by_t(bound)}
     assert len(pictures) == 2

@@ -9,9 +9,9 @@ from ddpm import (
     ScheduleConfig,
     bound_term,
     make_schedule,
-    predict_eps_from_x_0,
     prediction_target,
 )
+from ddpm.process.prediction import predict_eps_from_x_0
 from pipeline.evaluation.pictures.method_charts import (
     draw_loss_weights,
     draw_posterior_variance,

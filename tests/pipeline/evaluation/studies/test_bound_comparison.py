@@ -1,11 +1,12 @@
 """Two models on the same noise: what they share cancels, and a better one is told from a worse one."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
-from ddpm import LikelihoodConfig, ModelConfig, ScheduleConfig, build_model
+from ddpm import LikelihoodConfig, ModelConfig, ScheduleConfig, build_network
 from pipeline.config_io import from_json
 from pipeline.data.prepare import PrepareConfig, prepare
 from pipeline.errors import ConfigError, ModelMissingError
@@ -29,14 +30,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 def write_model(folder: Path, *, shift: float = 0.0, image_size: int = 8, learned_variance: bool = False) -> str:
     """An untrained model, which answers 0 plus a shift."""
     config = ModelConfig(
-        unet=TINY_UNET,
+        network=dataclasses.replace(TINY_UNET, learned_variance=learned_variance),
         schedule=ScheduleConfig(name="cosine", num_timesteps=30),
-        image_size=image_size,
+        image_size=(image_size, image_size),
         channels=1,
         num_classes=10,
-        learned_variance=learned_variance,
     )
-    weights = build_model(config).state_dict()
+    weights = build_network(config).state_dict()
     last = [name for name, tensor in weights.items() if name.endswith("bias") and len(tensor) == 1 + learned_variance]
     weights[last[-1]] = torch.full_like(weights[last[-1]], shift)
     folder.mkdir(parents=True)
@@ -79,7 +79,7 @@ def test_each_model_has_its_own_variance(dataset: str, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused_in_one_line(dataset: str, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
-    with pytest.raises(ConfigError, match=r"dataset: .* 8 pixels"):
+    with pytest.raises(ConfigError, match=r"^dataset: .* 8 x 8 pixels .* makes images of 16 x 16 pixels"):
         compare_bounds(config(dataset, tmp_path, model=model, baseline=write_model(tmp_path / "big", image_size=16)))
     with pytest.raises(ModelMissingError):
         compare_bounds(config(dataset, tmp_path, model=model, baseline=str(tmp_path / "nowhere")))

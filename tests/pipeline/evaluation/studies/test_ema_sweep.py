@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddpm import SamplerConfig
+from ddpm import DDIM
 from pipeline.config_io import from_json
+from pipeline.config_sections import write_section
 from pipeline.data.prepare import PrepareConfig, prepare
-from pipeline.evaluation.evaluate import EvaluateConfig
+from pipeline.evaluation.evaluate import MeasuresConfig
 from pipeline.evaluation.studies.ema_sweep import (
     EmaSweep,
     EmaSweepConfig,
@@ -19,37 +20,39 @@ from pipeline.evaluation.studies.ema_sweep import (
     draw_sweep,
     sweep_ema,
 )
-from pipeline.generation.requests import RequestConfig
-from pipeline.generation.sample import SampleConfig
+from pipeline.generation.requests import Partial
+from pipeline.generation.sample_job import ImagesConfig
 from pipeline.tracking.mlflow_client import connect
-from pipeline.tracking.tracking import TrackingConfig
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun
+from tests.pipeline.registered_models import download_artifacts
 from tests.pipeline.training.small_runs import make_run
+
+IMAGES = ImagesConfig(model="m", output="o")
 
 
 @pytest.fixture
 def config(tmp_path: Path, ray_session: None) -> EmaSweepConfig:
     prepare(PrepareConfig(source="digits", dataset=str(tmp_path / "dataset"), shard_size=500))
     make_run(tmp_path / "train", steps=64)
-    sample = SampleConfig(
-        model="is not used",
-        output="is not used",
-        images_per_class=10,
-        sampler=SamplerConfig(num_steps=3),
-        shard_size=100,
-        batch_size=50,
+    return EmaSweepConfig(
+        run=str(tmp_path / "train"),
+        output=str(tmp_path / "ema"),
+        dataset=str(tmp_path / "dataset"),
+        sample=ImagesConfig(
+            model="is not used",
+            output="is not used",
+            images_per_class=10,
+            sampler=DDIM(num_steps=3),
+            shard_size=100,
+            batch_size=50,
+        ),
+        evaluate=MeasuresConfig(eps_images_per_t=2, max_bound_images=2),
+        sigma_rels=(0.15, 0.05),
         tracking=TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"),
     )
-    return EmaSweepConfig(
-        train=str(tmp_path / "train"),
-        output=str(tmp_path / "ema"),
-        evaluate=EvaluateConfig(
-            dataset=str(tmp_path / "dataset"), sample=sample, eps_images_per_t=2, max_bound_images=2
-        ),
-        sigma_rels=(0.15, 0.05),
-    )
 
 
-def test_a_sweep(config: EmaSweepConfig) -> None:
+def test_a_sweep(config: EmaSweepConfig, tmp_path: Path) -> None:
     assert dict(describe_plan(config))["snapshots"].startswith("16, the newest behind 1,024 images")
     sweep = sweep_ema(config)
     assert [row.sigma_rel for row in sweep.rows] == [None, 0.0, 0.05, 0.15]
@@ -60,7 +63,7 @@ def test_a_sweep(config: EmaSweepConfig) -> None:
 
     output = Path(config.output)
     assert from_json(EmaSweep, (output / "ema_sweep.json").read_bytes(), "") == sweep
-    client = connect(str(config.evaluate.sample.tracking.uri))
+    client = connect(str(config.tracking.uri))
     (run,) = client.search_runs([client.get_experiment_by_name("ddpm").experiment_id])
     assert run.info.status == "FINISHED"
     history = client.get_metric_history(run.info.run_id, "frechet_pixels")
@@ -70,6 +73,9 @@ def test_a_sweep(config: EmaSweepConfig) -> None:
         if row.sigma_rel is not None
     ]
     assert {"ema_sweep.json", "ema_sweep.png"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+    joined = TrackingRun.join(config.tracking, run.info.run_id)
+    stored = download_artifacts(joined, "config.toml", tmp_path / "logged").read_text()
+    assert stored == write_section(config, "ema_sweep")
 
     # Images are made once: a longer sweep makes those of the new length only.
     made = {path: path.stat().st_mtime_ns for path in (output / "samples").rglob("*.tar")}
@@ -102,20 +108,17 @@ def test_the_picture_and_the_table_show_what_was_measured() -> None:
 
 @pytest.mark.parametrize("sigma_rels", [(), (0.1, 0.1), (0.0,), (0.5,)])
 def test_impossible_lengths_are_refused(sigma_rels: tuple[float, ...], tmp_path: Path) -> None:
-    evaluate = EvaluateConfig(dataset="d", sample=SampleConfig(model="m", output="o"))
     with pytest.raises(ValueError, match=r"^sigma_rels: "):
-        EmaSweepConfig(train="t", output="o", evaluate=evaluate, sigma_rels=sigma_rels)
+        EmaSweepConfig(run="t", output="o", dataset="d", sample=IMAGES, sigma_rels=sigma_rels)
 
 
-@pytest.mark.parametrize("field", ["train", "output", "run_name"])
+@pytest.mark.parametrize("field", ["run", "output", "run_name"])
 def test_empty_texts_are_refused_by_name(field: str) -> None:
-    evaluate = EvaluateConfig(dataset="d", sample=SampleConfig(model="m", output="o"))
     with pytest.raises(ValueError, match=f"^{field}: must not be empty"):
-        EmaSweepConfig(**{"train": "t", "output": "o", "evaluate": evaluate, field: ""})
+        EmaSweepConfig(**{"run": "t", "output": "o", "dataset": "d", "sample": IMAGES, field: ""})
 
 
 def test_averages_are_not_measured_on_edits() -> None:
-    request = RequestConfig(kind="partial", inputs="x")
-    evaluate = EvaluateConfig(dataset="d", sample=SampleConfig(model="m", output="o", request=request))
-    with pytest.raises(ValueError, match=r"^evaluate\.sample\.request\.kind: .*got partial"):
-        EmaSweepConfig(train="t", output="o", evaluate=evaluate)
+    edited = dataclasses.replace(IMAGES, request=Partial(inputs="x"))
+    with pytest.raises(ValueError, match=r"^sample\.request\.name: .*got partial"):
+        EmaSweepConfig(run="t", output="o", dataset="d", sample=edited)

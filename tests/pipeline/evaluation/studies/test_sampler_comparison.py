@@ -6,24 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm import SamplerConfig, ScheduleConfig, frechet_distance, make_schedule, num_evaluations
+from ddpm import DDIM, Sampler, ScheduleConfig, frechet_distance, make_schedule
 from pipeline.config_io import from_json
-from pipeline.data.image_stream import LabelledImages, read_images
+from pipeline.data.image_stream import LabelledImages, join_images, read_images
 from pipeline.data.manifest import load_manifest
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation.studies.sampler_comparison import (
+    COMPARED,
     REFERENCE,
-    SAMPLERS,
     SamplerComparisonConfig,
     compare_samplers,
     describe_plan,
     most_steps,
 )
 from pipeline.evaluation.studies.sampler_table import SamplerComparison, SamplerRow, draw_comparison
-from pipeline.generation.inventory import load_generation_manifest
-from pipeline.generation.requests import RequestConfig
-from pipeline.generation.sample import SampleConfig, resolve_job
+from pipeline.generation.requests import Partial
+from pipeline.generation.sample import sample
+from pipeline.generation.sample_job import ImagesConfig, SampleConfig
 from pipeline.measuring.measures import pixel_moments
 from pipeline.stores.storage import open_store
 from tests.pipeline.tiny_models import write_model
@@ -42,16 +42,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def config_of(dataset: str, model: str, output: Path, **changes: object) -> SamplerComparisonConfig:
-    sample = SampleConfig(model=model, output=str(output), images_per_class=4, shard_size=20, batch_size=20)
+    images = ImagesConfig(model=model, output=str(output), images_per_class=4, shard_size=20, batch_size=20)
     options: dict[str, object] = {"samplers": ("ddim, eta 0", "ddim, eta 1", "heun"), "evaluations": (8,)}
-    return SamplerComparisonConfig(dataset=dataset, sample=sample, **{**options, **changes})  # type: ignore[arg-type]
+    return SamplerComparisonConfig(dataset=dataset, sample=images, **{**options, **changes})  # type: ignore[arg-type]
 
 
-def images_of(config: SamplerComparisonConfig, sampler: SamplerConfig) -> LabelledImages:
-    job = resolve_job(dataclasses.replace(config.sample, sampler=sampler))
-    manifest = load_generation_manifest(job.store)
-    assert manifest is not None
-    return read_images(job.store, manifest.shards)
+def images_of(config: SamplerComparisonConfig, sampler: Sampler) -> LabelledImages:
+    """The images of one sampler, which must be there."""
+    images = dataclasses.replace(config.sample, sampler=sampler)  # type: ignore[arg-type]
+    made = sample(SampleConfig.of(images, config.tracking, config.cluster))
+    assert made.num_made == 0
+    return join_images(list(made.images()))
 
 
 def bytes_of_shards(output: Path) -> dict[str, tuple[bytes, int]]:
@@ -67,7 +68,7 @@ def test_figures_are_those_of_the_images_and_are_made_once(digits: str, model: s
         ("ddim, eta 1", 8, 8),
         ("heun", 8, 8),
     ]
-    made = images_of(config, dataclasses.replace(SAMPLERS["ddim, eta 0"], num_steps=8))
+    made = images_of(config, dataclasses.replace(COMPARED["ddim, eta 0"], num_steps=8))
     reference = images_of(config, dataclasses.replace(REFERENCE, num_steps=40)).images / 255
     row = found.rows[0]
     assert row.rms_to_reference == pytest.approx(np.sqrt(((made.images / 255 - reference) ** 2).mean()), abs=1e-12)
@@ -89,15 +90,15 @@ def test_figures_are_those_of_the_images_and_are_made_once(digits: str, model: s
     assert len(after) == len(before) + 2
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", COMPARED)
 @pytest.mark.parametrize("evaluations", [1, 2, 5, 10, 250, 1000])
 def test_a_sampler_takes_all_the_steps_that_it_may(name: str, evaluations: int) -> None:
     schedule = make_schedule(ScheduleConfig(name="cosine"))
-    steps = most_steps(schedule, SAMPLERS[name], evaluations)
-    taken = num_evaluations(schedule, dataclasses.replace(SAMPLERS[name], num_steps=steps))
+    steps = most_steps(schedule, COMPARED[name], evaluations)
+    taken = dataclasses.replace(COMPARED[name], num_steps=steps).num_evaluations(schedule)
     assert evaluations - 1 <= taken <= evaluations
     if steps < schedule.num_timesteps:
-        assert num_evaluations(schedule, dataclasses.replace(SAMPLERS[name], num_steps=steps + 1)) > evaluations
+        assert dataclasses.replace(COMPARED[name], num_steps=steps + 1).num_evaluations(schedule) > evaluations
 
 
 def test_wrong_use_is_one_line(digits: str, model: str, tmp_path: Path) -> None:
@@ -105,9 +106,9 @@ def test_wrong_use_is_one_line(digits: str, model: str, tmp_path: Path) -> None:
         config_of(digits, model, tmp_path, samplers=("dimm",))
     with pytest.raises(ValueError, match="evaluations: "):
         config_of(digits, model, tmp_path, evaluations=())
-    with pytest.raises(ValueError, match=r"sample\.request\.kind: .* got partial"):
+    with pytest.raises(ValueError, match=r"sample\.request\.name: .* got partial"):
         config = config_of(digits, model, tmp_path)
-        request = RequestConfig(kind="partial", inputs=digits)
+        request = Partial(inputs=digits)
         dataclasses.replace(config, sample=dataclasses.replace(config.sample, request=request))
     for name, reason in (("ancestral, learned_range", "not learned"), ("ancestral, analytic", "sample.calibration")):
         with pytest.raises(ConfigError, match=reason):
@@ -122,7 +123,7 @@ def test_what_a_later_run_needs_is_looked_up_before_the_first(
     digits: str, model: str, tmp_path: Path, change: dict[str, str]
 ) -> None:
     config = config_of(digits, model, tmp_path / "out", samplers=())
-    guided = SamplerConfig(guidance_scale=2.0) if "guide_model" in change else SamplerConfig()
+    guided = DDIM(guidance_scale=2.0) if "guide_model" in change else DDIM()
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, sampler=guided, **change))
     for act in (describe_plan, compare_samplers):
         with pytest.raises(PipelineError, match="nowhere"):
