@@ -46,9 +46,13 @@ def shared_fields(old: type, new: type) -> list[str]:
     return [name for name in fields_of(new) if name in fields_of(old) and name != NAME]
 
 
-@functools.cache
 def fields_of(cls: Any) -> dict[str, Any]:
     """Names and types of a dataclass's fields; empty for other types."""
+    return _fields_of(cls)
+
+
+@functools.cache
+def _fields_of(cls: Any) -> dict[str, Any]:
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         return {}
     hints = get_type_hints(cls)

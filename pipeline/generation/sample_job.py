@@ -56,7 +56,7 @@ class ImagesConfig:
     max_shard_retries: int = 4
     """Times that a shard is tried again after its process or its machine has died."""
     contact_sheet_columns: int = 10
-    """Images of each class on the contact sheet; of an edit, images in all."""
+    """Images of each class on the contact sheet; without classes as many rows of as many, of an edit one row."""
     orphan_age_s: float = 86_400.0
     """Age, seconds, from which the files of killed attempts are removed; longer than making and storing any shard."""
 

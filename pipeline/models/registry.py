@@ -170,6 +170,11 @@ def _found(
 ) -> "Iterator[tuple[MlflowClient, ModelVersion, RegisteredVersion]]":
     """The version that a registry's URI names, while its server is asked."""
     registry_uri = tracking_uri(tracking)
+    database = Path(registry_uri.removeprefix("sqlite:///"))
+    if registry_uri.startswith("sqlite:///") and not database.exists():  # MLflow would make one to look into
+        raise ModelMissingError(
+            f"{uri.text}: there is no registry at {registry_uri} yet; train a model, or name a server"
+        )
     with mlflow_errors(registry_uri):
         client = connect(registry_uri)
         try:

@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
-from ddpm import SAMPLERS, Sampler
-from ddpm.samplers.ddim import DDIM
+from ddpm import DDIM, SAMPLERS, Sampler
 
 DEFAULT_SAMPLER = DDIM()
 """What makes the images if nothing is asked for."""

@@ -27,8 +27,8 @@ def flags(
 ) -> list[str]:
     return [
         "--dataset", dataset, "--output", str(folder / "run"), "--steps", str(steps),
-        "--workers.num-workers", str(workers),
-        "--tracking.uri", f"sqlite:///{folder / 'mlflow.db'}", "--cluster.num-cpus", str(workers), *network, *EVERY_STEP,
+        "--workers.num-workers", str(workers), "--cluster.num-cpus", str(workers),
+        "--tracking.uri", f"sqlite:///{folder / 'mlflow.db'}", *network, *EVERY_STEP,
     ]  # fmt: skip
 
 

@@ -71,6 +71,10 @@ def test_the_main_path(config: TrainConfig) -> None:
     linked = client.search_logged_models([run.info.experiment_id], filter_string="name LIKE 'step-%'")
     assert {model.name for model in linked} == {"step-000000005", "step-000000010", "step-000000012"}
     assert all(model.tags["ddpm.uri"] and model.tags["ddpm.digest"] for model in linked)
+    stored = Path(result.checkpoint_uri, "config.toml").read_text()
+    (logged,) = client.list_artifacts(result.run_id, "config.toml") or client.list_artifacts(result.run_id)[:1]
+    tables = parse_project(stored, "config.toml")
+    assert read_preset(imagenet64(), tables, "config.toml", ("train",)).train == config, "a project file"
     kept = sorted(path.parent.name[:14] for path in Path(config.output, "checkpoints").glob("step-*/model.json"))
     assert kept == ["step-000000010", "step-000000012"]
 
