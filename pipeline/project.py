@@ -10,9 +10,8 @@
     [evaluate]                            jobs/evaluate.py
     [compare_samplers] ...                one for each further job
 
-A job reads what is shared, its own section and those that it builds on; of the others only the names are checked. In
-Python a job's configuration is one object: shared fields have the names `dataset`, `tracking` and `cluster`, and a field
-with the name of a section is that section. What a file leaves out is the preset's.
+A job reads what is shared, its own section and those that it builds on; of the others only the names are checked. What
+a file leaves out is the preset's. In Python a job's configuration is one object (config_sections.py).
 """
 
 import dataclasses
