@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: one Ray session, a quiet environment."""
+"""Fixtures that all tests share: one Ray session, a quiet environment; what runs beside what, and from which seeds."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 import torch
+
+from tests.seeds import COMMIT, COMMIT_SEED
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +19,9 @@ hypothesis.settings.load_profile("reproducible")
 
 pytest_plugins = ["tests.fixtures_s3", "tests.fixtures_services"]
 
+SLOW_TESTS = pytest.StashKey[frozenset[str]]()
+COLLECTED_FILES = pytest.StashKey[frozenset[str]]()
+
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
@@ -26,3 +31,28 @@ def ray_session() -> Iterator[None]:
 
     with session(ClusterConfig(num_cpus=2)):
         yield
+
+
+@pytest.fixture
+def ray_address(ray_session: None) -> str:
+    """Where other processes join the session's Ray, with the variable RAY_ADDRESS; a Ray of their own costs more."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m takes its choice
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what shares the Ray of the session: `--dist loadgroup` runs it in one process, one after the other."""
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    config.stash[SLOW_TESTS] = frozenset(item.nodeid for item in items if item.get_closest_marker("slow"))
+    config.stash[COLLECTED_FILES] = frozenset(item.nodeid.partition("::")[0] for item in items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Not in the header, which -q leaves out."""
+    terminalreporter.write_line(f"seeds: 0 and {COMMIT_SEED}, of commit {COMMIT}")

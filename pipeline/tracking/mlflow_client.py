@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _SCHEMES = frozenset({"http", "https", "sqlite", "postgresql", "mysql", "mssql"})
 _CHECK_S = 9.0
+_ANSWER_S = 8
 _SQLITE_START = b"SQLite format 3\0"
 
 # Answers that will be the same next time. Others, a proxy's 404 among them, may pass.
@@ -103,7 +104,7 @@ def check_server(config: TrackingConfig) -> None:
         except Exception as error:
             failures.append(error)
 
-    with environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT="8"):
+    with environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT=str(_ANSWER_S)):
         thread = threading.Thread(target=probe, name="mlflow-check", daemon=True)  # a database may hang for minutes
         thread.start()
         thread.join(None if uri.startswith("sqlite") else _CHECK_S)

@@ -1,13 +1,18 @@
-"""How the integration tests run jobs as a user would: as processes, with flags."""
+"""How the integration tests run jobs: with flags, as a user would, in a process of their own or in this one."""
 
+import contextlib
+import importlib
+import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from jobs import cli
+from tests.processes import environment
 
 ROOT = Path(__file__).parents[2]
 JOBS = ROOT / "jobs"
@@ -20,28 +25,35 @@ TINY = [
 EVERY_STEP = ["--log-interval-steps", "1", "--grid-interval-steps", "1000"]
 
 
-def run_job(name: str, *flags: str, check: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a job to its end; with `check`, a failure shows what it printed."""
+def run_job(name: str, *flags: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a job to its end in this process, which spares its start and that of a Ray; prints and exit code are kept."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.run_job(importlib.import_module(f"jobs.{name}").JOB, flags)
+    if check:
+        assert code == 0, out.getvalue() + err.getvalue()
+    return subprocess.CompletedProcess([name, *flags], code, out.getvalue(), err.getvalue())
+
+
+def run_job_process(
+    name: str, *flags: str, check: bool = True, cwd: Path = ROOT, address: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a job to its end as a process, on the Ray at `address` or one of its own; a failure shows what it printed."""
     finished = subprocess.run(
-        [sys.executable, str(JOBS / f"{name}.py"), *flags], capture_output=True, text=True, cwd=cwd, env=environment()
-    )
+        [sys.executable, str(JOBS / f"{name}.py"), *flags],
+        capture_output=True, text=True, cwd=cwd, env=environment(address),
+    )  # fmt: skip
     if check:
         assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished
 
 
 def start_job(name: str, *flags: str) -> subprocess.Popen[str]:
-    """Start a job in a process group of its own, to be killed."""
+    """Start a job with a Ray of its own, to be killed."""
     return subprocess.Popen(
         [sys.executable, str(JOBS / f"{name}.py"), *flags],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment(),
-        start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environment(),
     )  # fmt: skip
-
-
-def environment() -> dict[str, str]:
-    """This process's environment, without the address of a cluster that a test may have started."""
-    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
 def records(run: Path) -> list[dict[str, object]]:

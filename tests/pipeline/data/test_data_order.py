@@ -5,7 +5,6 @@ Everything else (worker counts, epochs, random access, cost) is a property of th
 
 import copy
 import pickle
-import time
 import tracemalloc
 from collections.abc import Sequence
 
@@ -239,7 +238,6 @@ def test_a_step_far_away_costs_no_walk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_thousand_lanes_over_ten_million_samples() -> None:
     order = make((1000,) * 10_000, lanes=1000, global_batch=8000, window_shards=4)
-    start_s = time.perf_counter()
     seen = np.zeros(order.num_samples, np.bool_)
     num_windows = 0
     for window in order.windows(range(1000), 0, order.lane_rows_per_epoch // order.lane_rows_per_step):
@@ -248,16 +246,13 @@ def test_a_thousand_lanes_over_ten_million_samples() -> None:
     assert bool(seen.all())
     assert 2500 <= num_windows <= 4000
     order.rank_rows(10**6, rank=17, world=1000)
-    assert time.perf_counter() - start_s < 30  # 2 s when alone on the machine
 
 
 def test_a_billion_samples_cost_a_shard_table() -> None:
     tracemalloc.start()
     try:
-        start_s = time.perf_counter()
         order = make((1000,) * 1_000_000, lanes=1000, global_batch=8000, window_shards=4)
         rows = order.rank_rows(10**6, rank=999, world=1000)
-        assert time.perf_counter() - start_s < 20  # 1 s when alone on the machine
         assert tracemalloc.get_traced_memory()[1] < 200e6
     finally:
         tracemalloc.stop()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -161,14 +160,12 @@ def test_requests_and_memory_grow_with_the_shards_alone() -> None:
     assert store.requests == {"PUT": 20}
     store.requests.clear()
     tracemalloc.start()
-    started_s = time.perf_counter()
     found = survey(store, plan, tars)
-    wall_s = time.perf_counter() - started_s
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 0 not in found.done
     assert set(store.requests) == {"LIST"} and store.requests["LIST"] == -(-len(store.objects) // 1000)
-    assert peak_bytes < 1000 * num_shards and wall_s < 20
+    assert peak_bytes < 1000 * num_shards
 
 
 def test_manifests_and_records_of_another_version_are_refused_by_name(store: ObjectStore) -> None:

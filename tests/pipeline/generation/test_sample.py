@@ -4,15 +4,16 @@ import dataclasses
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import PIL.Image
-import psutil
 import pytest
 import webdataset
 
@@ -31,6 +32,8 @@ from pipeline.project import parse_project, read_preset
 from pipeline.stores.storage import open_store
 from tests.pipeline.runs_in_process import digests, make_in_process, run, snapshot
 from tests.pipeline.tiny_models import write_model, write_own_model
+from tests.processes import environment, kill_with_its_machine
+from tests.seeds import SEEDS
 
 ROOT = Path(__file__).parents[3]
 
@@ -188,7 +191,6 @@ def test_what_an_actor_raises_reaches_the_operator_as_one_line(tmp_path: Path, m
     assert not list(tmp_path.glob("out/*/manifest.json"))
 
 
-@pytest.mark.services
 @pytest.mark.usefixtures("ray_session")
 def test_a_shard_that_kills_every_actor_ends_the_run_after_its_retries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -212,14 +214,10 @@ sample(read_toml(SampleConfig, Path(sys.argv[1]).read_text(), sys.argv[1]))
 """
 
 
-def start_driver(config: SampleConfig, file: Path) -> subprocess.Popen[bytes]:
+def start_driver(config: SampleConfig, file: Path, address: str | None) -> subprocess.Popen[bytes]:
+    """On the Ray at `address`, or on one of its own."""
     file.write_text(to_toml(config))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen([sys.executable, "-c", DRIVER, str(file)], cwd=ROOT, env=environment)
-
-
-def finish(config: SampleConfig, file: Path) -> None:
-    assert start_driver(config, file).wait(timeout=300) == 0
+    return subprocess.Popen([sys.executable, "-c", DRIVER, str(file)], cwd=ROOT, env=environment(address))
 
 
 def names(output: Path, pattern: str) -> set[str]:
@@ -238,43 +236,75 @@ def every_record_but_no_manifest(output: Path) -> bool:
     return len(names(output, "_parts/*.json")) == 4 and not names(output, "manifest.json")
 
 
+def tars(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in output.glob("*/*.tar")}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When a driver is killed, and whether its machine is lost with it."""
+
+    moment: Callable[[Path], bool]
+    machine: bool = False
+
+    @classmethod
+    def at_random(cls, seed: int) -> "Kill":
+        choice = random.Random(seed)
+        num_tars = choice.randint(1, 3)
+        return cls(lambda output: len(names(output, "*.tar")) >= num_tars, machine=choice.random() < 0.5)
+
+
+KILLS = [
+    pytest.param(Kill(tar_without_record, machine=True), id="tar_without_record"),
+    pytest.param(Kill(first_record), id="first_record"),
+    pytest.param(Kill(every_record_but_no_manifest), id="every_record_but_no_manifest"),
+    *(pytest.param(Kill.at_random(*seed.values), id=seed.id, marks=seed.marks) for seed in SEEDS),
+]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> SampleConfig:
+    """A run that nothing happens to, made in this process; slow enough for another to be killed at work."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    config = config_of(write_model(folder / "model"), folder / "out", sampler=Ancestral(num_steps=100))
+    make_in_process(config)
+    assert len(tars(folder / "out")) == 4
+    return config
+
+
 @pytest.mark.services
-def test_a_driver_killed_at_any_moment_changes_no_byte_of_the_result(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model")
-    sampler = Ancestral(num_steps=100)  # slow enough to be killed at work
-    unbroken = config_of(model, tmp_path / "unbroken", sampler=sampler)
-    finish(unbroken, tmp_path / "unbroken.toml")
-    expected = {path.name: path.read_bytes() for path in (tmp_path / "unbroken").glob("*/*.tar")}
-    assert len(expected) == 4
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_driver_killed_at_any_moment_changes_no_byte_of_the_result(
+    unbroken: SampleConfig, kill: Kill, tmp_path: Path, ray_address: str
+) -> None:
+    output = tmp_path / "out"
+    config = dataclasses.replace(unbroken, output=str(output))
+    driver = start_driver(config, tmp_path / "config.toml", None if kill.machine else ray_address)
+    while not kill.moment(output):
+        assert driver.poll() is None, "the moment never came"
+    if kill.machine:
+        kill_with_its_machine(driver)
+    else:
+        driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    assert not names(output, "manifest.json"), "killed before the end"
+    if kill.moment is tar_without_record and not tar_without_record(output):
+        # The worker was quicker than the kill. Without the record the disk is as a moment earlier.
+        next(output.glob("*/_parts/*.json")).unlink()
 
-    moments: list[Callable[[Path], bool]] = [tar_without_record, first_record, every_record_but_no_manifest]
-    for moment in moments:
-        output, file = tmp_path / moment.__name__, tmp_path / f"{moment.__name__}.toml"
-        config = dataclasses.replace(unbroken, output=str(output))
-        driver = start_driver(config, file)
-        deadline_s = time.monotonic() + 120
-        while not moment(output):
-            assert driver.poll() is None and time.monotonic() < deadline_s, f"{moment.__name__} never came"
-        victims = psutil.Process(driver.pid).children(recursive=True) if moment is tar_without_record else []
-        for process in [*victims, psutil.Process(driver.pid)]:  # a machine that is lost, or its driver alone
-            process.send_signal(signal.SIGKILL)
-        assert driver.wait() == -signal.SIGKILL
-        assert not names(output, "manifest.json"), "killed before the end"
-        if moment is tar_without_record and not tar_without_record(output):
-            # The worker was quicker than the kill. Without the record the disk is as a moment earlier.
-            next(output.glob("*/_parts/*.json")).unlink()
-        left = names(output, "_parts/*.json")
+    sample(config)
+    assert tars(output) == tars(Path(unbroken.output))
+    before = snapshot(output)
+    sample(config)
+    assert snapshot(output) == before, "a run after that writes nothing"
 
-        finish(config, file)
-        assert {path.name: path.read_bytes() for path in output.glob("*/*.tar")} == expected
-        assert (len(left) == 4) == (moment is every_record_but_no_manifest)
-        before = snapshot(output)
-        finish(config, file)
-        assert snapshot(output) == before, "a run after that writes nothing"
 
-    # Two drivers by mistake, at once: one result, and neither fails.
-    config = dataclasses.replace(unbroken, output=str(tmp_path / "twice"))
-    drivers = [start_driver(config, tmp_path / f"twice {number}.toml") for number in range(2)]
-    assert [driver.wait(timeout=300) for driver in drivers] == [0, 0]
-    assert {path.name: path.read_bytes() for path in (tmp_path / "twice").glob("*/*.tar")} == expected
-    assert names(tmp_path / "twice", "manifest.json")
+@pytest.mark.services
+def test_two_drivers_at_once_by_mistake_make_one_result(
+    unbroken: SampleConfig, tmp_path: Path, ray_address: str
+) -> None:
+    config = dataclasses.replace(unbroken, output=str(tmp_path / "out"), num_actors=1)
+    drivers = [start_driver(config, tmp_path / f"{number}.toml", ray_address) for number in range(2)]
+    assert [driver.wait() for driver in drivers] == [0, 0]
+    assert tars(tmp_path / "out") == tars(Path(unbroken.output))
+    assert names(tmp_path / "out", "manifest.json")

@@ -19,6 +19,7 @@ class Recorder:
         self.away = False
         self.refuses = refuses
         self.requests: list[Sequence[MetricPoint]] = []
+        self.num_refused_calls = 0
         self.done: list[str] = []
         self.lines: list[str] = []
 
@@ -30,6 +31,7 @@ class Recorder:
 
     def ping(self) -> None:
         if self.away:
+            self.num_refused_calls += 1
             raise ConnectionError("connection\nrefused")
 
     @property
@@ -81,12 +83,12 @@ def test_while_the_server_is_away_nothing_waits_and_nothing_is_lost() -> None:
     recorder = Recorder()
     recorder.away = True
     queue = recorder.queue()
-    started_s = time.monotonic()
     for step in range(3000):
         queue.put_points(points(step))
         if step == 1500:
+            before = recorder.num_refused_calls
             assert queue.flush(30) == 1501, "kept, and said so"
-    assert time.monotonic() - started_s < 2, "flush gives up on the first refusal instead of waiting"
+            assert recorder.num_refused_calls - before <= 2, "flush gives up on the first refusal instead of waiting"
     recorder.away = False
     assert queue.close(10) == 0
     assert recorder.steps == list(range(3000))
@@ -109,16 +111,15 @@ def test_what_does_not_fit_is_counted() -> None:
     assert sum("further metrics are lost" in line for line in recorder.lines) == 1
 
 
-def test_what_is_left_at_the_end_is_counted_within_the_time() -> None:
+def test_what_is_left_at_the_end_is_counted() -> None:
     recorder = Recorder()
     recorder.away = True
     queue = recorder.queue()
     for step in range(7):
         queue.put_points(points(step, 2))
     queue.put_task("a picture", lambda: None)
-    started_s = time.monotonic()
     assert queue.close(0.4) == 15
-    assert 0.3 < time.monotonic() - started_s < 2
+    assert recorder.num_refused_calls > 1, "it tries again for as long as it may"
     queue.put_points(points(8))
     assert queue.close(0.1) == 16, "what comes after the end is lost and counted, not an error"
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,8 +47,10 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_run_keeps_what_was_logged(config: TrackingConfig, tmp_path: Path, lines: list[str]) -> None:
     run = TrackingRun.create(config, "first", params={"lr": 1e-3, "unet.base": 8}, tags={"ddpm.output": "s3://b/o"})
+    began_ms = int(time.time() * 1000)
     for step in range(2500):
         run.log_metrics({"loss": 1 / (step + 1), "grad_norm": step}, step)
+    ended_ms = time.time() * 1000
     run.log_image(b"\x89PNG pixels", "samples/step-000000001.png")
     run.log_text("größe = 1\n", "config.toml")
     assert run.finish() == 0
@@ -55,8 +58,8 @@ def test_a_run_keeps_what_was_logged(config: TrackingConfig, tmp_path: Path, lin
     assert run.metric_history("grad_norm") == [(step, float(step)) for step in range(2500)]
     assert run.metric_history("nothing") == []
     client = connect(run.uri)
-    ages_s = [time.time() - point.timestamp / 1000 for point in client.get_metric_history(run.run_id, "loss")]
-    assert all(-1 < age_s < 120 for age_s in ages_s), "the time axis is the time of logging"
+    times_ms = [point.timestamp for point in client.get_metric_history(run.run_id, "loss")]
+    assert began_ms <= min(times_ms) <= max(times_ms) <= ended_ms, "the time axis is the time of logging"
     stored = client.get_run(run.run_id)
     assert stored.info.run_name == "first"
     assert stored.info.status == "FINISHED"
@@ -68,13 +71,24 @@ def test_a_run_keeps_what_was_logged(config: TrackingConfig, tmp_path: Path, lin
     assert lines == []
 
 
-def test_logging_a_step_takes_microseconds(config: TrackingConfig) -> None:
+def test_logging_a_step_waits_for_nothing(config: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server takes the first points and does not answer before the last are logged."""
     run = TrackingRun.create(config)
-    started_s = time.perf_counter()
-    for step in range(2000):
+    send, asked, may_answer = run._queue._send, threading.Event(), threading.Event()
+
+    def send_slowly(points: Any) -> None:
+        asked.set()
+        may_answer.wait()
+        send(points)
+
+    monkeypatch.setattr(run._queue, "_send", send_slowly)
+    run.log_metrics({"loss": 0.5}, 0)
+    assert asked.wait(60)
+    for step in range(1, 2000):
         run.log_metrics({"loss": 0.5, "lr": 0.1, "images_per_s": 3.0}, step)
-    assert (time.perf_counter() - started_s) / 2000 < 1e-3
+    may_answer.set()
     assert run.close() == 0
+    assert len(run.metric_history("loss")) == 2000
 
 
 def test_the_handle_travels_and_two_processes_write_at_once(config: TrackingConfig) -> None:
@@ -90,14 +104,15 @@ def test_the_handle_travels_and_two_processes_write_at_once(config: TrackingConf
         assert run.close() == 0
     """
     worker = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), pickle.dumps(run).hex()])
-    for step in range(1, 60):
-        run.log_metrics({"driver": step}, step)
+    num_steps = 1
+    while worker.poll() is None:
+        run.log_metrics({"driver": num_steps}, num_steps)
         run.flush()
-        time.sleep(0.05)
-    assert worker.wait(60) == 0
+        num_steps += 1
+    assert worker.returncode == 0
     assert run.finish() == 0
     assert [step for step, _ in run.metric_history("loss")] == list(range(300))
-    assert [step for step, _ in run.metric_history("driver")] == list(range(60))
+    assert [step for step, _ in run.metric_history("driver")] == list(range(num_steps))
 
 
 def test_a_resumed_run_logs_no_step_twice(config: TrackingConfig) -> None:
@@ -235,10 +250,8 @@ def test_a_job_without_a_server_goes_on(lines: list[str]) -> None:
         run.log_metrics({"loss": 1.0}, step)
     run.log_image(b"", "a.png")
     run.log_checkpoint(1, "s3://b/c", "d")
-    started_s = time.monotonic()
     assert run.flush(10) == 102
     assert run.finish("FAILED", timeout_s=1) == 103, "with the status, which did not arrive either"
-    assert time.monotonic() - started_s < 20
     assert len(lines) == 2
     assert "does not answer ([Errno 111] Connection refused)" in lines[0]
     assert "103 metrics or files of run" in lines[1]
