@@ -137,14 +137,16 @@ def _resolve(job: Job[C], argv: Sequence[str], program: str | None) -> tuple[boo
         tables = parse_project(text, str(common.config))
     name = common.preset or tables.get("preset", _DEFAULT_PRESET)
     if name not in PRESETS:
-        raise ConfigError(f"--preset: one of {', '.join(PRESETS)}, got {name!r}")
+        where = "--preset" if common.preset else f"{common.config}: preset"
+        raise ConfigError(f"{where}: one of {', '.join(PRESETS)}, got {name!r}")
     preset = read_preset(PRESETS[name](), tables, str(common.config), job.reads)
     try:
         config = job.of_preset(preset)
     except ValueError as error:  # a rule of the job's about what other sections say
         raise ConfigError(f"{common.config}: {error}") from None
-    if job.section not in job.reads:
-        config = read_section(config, job.section, tables, str(common.config))
+    if job.section not in job.reads:  # what it builds on is read already, and may have been changed by of_preset
+        own = {name: table for name, table in tables.items() if name not in SECTIONS or name == job.section}
+        config = read_section(config, job.section, own, str(common.config))
     return common.dry_run, name, _parse_flags(job, preset, config, flags, program)
 
 
@@ -189,6 +191,9 @@ def _first_sentence(box: str, owner: str) -> str:
     lines = [re.sub(r"[│╭╮╰╯─]|\x1b\[[0-9;]*m", "", line).strip() for line in box.splitlines()]
     sentence = " ".join(line for line in lines[1:] if line and not set(line) <= {"-"})
     sentence = re.split(r"Argument helptext:|For full helptext|Got errors:", sentence)[0].strip()
+    if sentence.startswith("Missing from"):
+        missing = ", ".join(re.findall(r"--[\w.-]+", sentence))
+        return f"{missing}: must be given, got nothing (--help lists every flag)"
     field = re.match(rf"Error parsing (?:{owner}|(?P<path>\w[\w.-]*)): (?P<rule>.+)", sentence)
     if field is not None:  # a rule of a config class, which knows its own fields, but not where it hangs
         path = field["path"]

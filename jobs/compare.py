@@ -8,6 +8,7 @@ from jobs.cli import Job, run_subcommand
 from pipeline.evaluation.studies import bound_comparison, sampler_comparison
 from pipeline.evaluation.studies.bound_comparison import BoundComparisonConfig, compare_bounds
 from pipeline.evaluation.studies.sampler_comparison import SamplerComparisonConfig, compare_samplers
+from pipeline.generation.requests import Generate
 from pipeline.presets import Preset
 from pipeline.progress import say
 from pipeline.stores.storage import join_uri
@@ -16,12 +17,12 @@ _MAX_IMAGES_PER_CLASS = 1000
 
 
 def samplers_of_preset(preset: Preset) -> SamplerComparisonConfig:
-    """The preset's model and images, a moderate number of them."""
+    """The preset's model and images from nothing, a moderate number of them."""
     base = preset.sample
     images_per_class = min(preset.sample.images_per_class, _MAX_IMAGES_PER_CLASS)
     return SamplerComparisonConfig(
         dataset=preset.evaluate.dataset,
-        sample=dataclasses.replace(base.images, images_per_class=images_per_class),
+        sample=dataclasses.replace(base.images, images_per_class=images_per_class, request=Generate()),
         tracking=base.tracking,
         cluster=base.cluster,
     )

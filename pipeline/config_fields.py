@@ -9,11 +9,10 @@ import dataclasses
 import functools
 import types
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ddpm.added_field import PIN
 
-T = TypeVar("T")
 NAME = "name"
 """The field that says which variant a value is."""
 
@@ -25,20 +24,6 @@ def variants_of(hint: Any) -> dict[str, type]:
         ValueError: If two of them have the same name.
     """
     return dict(_variants(hint))
-
-
-def switch_variant(old: Any, new: type[T]) -> T:
-    """Another variant with the options of the old one that it shares; its own start at their defaults.
-
-    Args:
-        old: A variant.
-        new: The class of the other one.
-
-    Raises:
-        ValueError: If a shared option breaks a rule of the new variant.
-    """
-    kept = {name: getattr(old, name) for name in shared_fields(type(old), new)}
-    return new(**kept)
 
 
 def shared_fields(old: type, new: type) -> list[str]:

@@ -62,8 +62,17 @@ def read_preset(preset: Preset, tables: Mapping[str, Any], where: str, sections:
     return dataclasses.replace(preset, **read)
 
 
+_MOVED = {
+    **dict.fromkeys(("unet", "dit", "prediction_type", "learned_variance"), "[train.network]"),
+    "model_options": "[train.network], as options",
+}
+"""Names of files from before there were sections, which sections have no more."""
+
+
 def _where_it_belongs(name: str) -> str:
     """What to do about a name that does not stand on top."""
+    if name in _MOVED:
+        return f"stands in a section, got it on top; write it below {_MOVED[name]}"
     homes = [
         section
         for section, hint in Preset.__annotations__.items()

@@ -28,6 +28,11 @@ class OwnNetworkConfig(NetworkConfig):
     options: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Further keywords for the factory."""
 
+    @property
+    def title(self) -> str:
+        """See NetworkConfig.title."""
+        return self.factory
+
     def check(self) -> None:
         """See NetworkConfig.check."""
         if not _FACTORY_PATH.fullmatch(self.factory):

@@ -247,6 +247,10 @@ def _resolve_guide(config: SampleConfig, card: ModelCard, model_uri: str) -> Res
 
 def _check_fits(config: SampleConfig, network: ModelConfig) -> None:
     sampler = config.sampler
+    if network.num_levels != 256:
+        raise ValueError(
+            f"model: images are stored with 256 levels, got a model of {network.num_levels}; choose another"
+        )
     if config.guide_model is not None:
         if sampler.guidance_scale == 1.0:
             raise ValueError("guide_model: has no effect where sampler.guidance_scale is 1; raise it, such as to 1.5")
