@@ -1,8 +1,8 @@
 """Fields that a stored format got after its first version.
 
 A record written before the field existed lacks it. What it means there is the *pin*: what the code did before the field
-existed, which need not be the default of today. Digests leave a field out while it is at its pin, so that everything
-stored under a digest from before keeps it.
+existed, which need not be the default of today. A field at its pin is left out of records and digests, so that what was
+stored before keeps its bytes and its digest.
 """
 
 import dataclasses

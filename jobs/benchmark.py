@@ -11,7 +11,10 @@ from pipeline.progress import say
 
 def _of_preset(preset: Preset) -> BenchmarkConfig:
     own_images = preset.prepare.source != "digits"
-    train = dataclasses.replace(preset.train, data=dataclasses.replace(preset.train.data, lanes=4, window_shards=2))
+    train = dataclasses.replace(
+        preset.train,
+        data=dataclasses.replace(preset.train.data, lanes=max(4, preset.train.workers.num_workers), window_shards=2),
+    )
     return BenchmarkConfig(train=train, image_size=preset.prepare.image_size if own_images else None)
 
 

@@ -6,13 +6,14 @@ from jobs.cli import Job, run_job
 from pipeline.evaluation.studies.calibration import CalibrateConfig, calibrate, describe_plan
 from pipeline.presets import Preset
 from pipeline.progress import say
+from pipeline.stores.storage import join_uri
 
 
 def _of_preset(preset: Preset) -> CalibrateConfig:
     return CalibrateConfig(
         model=preset.sample.model,
         dataset=preset.train.dataset,
-        output=f"{preset.train.output}/calibration.json",
+        output=join_uri(preset.train.output, "calibration.json"),
         tracking=preset.sample.tracking,
     )
 

@@ -9,7 +9,7 @@ import io
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,7 +17,8 @@ from typing import Any, Generic, TypeVar
 import tyro
 
 from jobs.variant_flags import describe_variants, take_variants
-from pipeline.config_sections import read_section, write_section
+from pipeline.config_fields import fields_of
+from pipeline.config_sections import SECTIONS, read_section, write_section
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.presets import PRESETS, Preset
 from pipeline.progress import say
@@ -31,7 +32,7 @@ _COMMON = """
 Before these flags come, in this order, a preset and a file:
   --preset NAME     one of {presets} (default: the file's, else {default})
   --config FILE     the project's TOML file; this job reads {reads}; unknown keys are refused
-  --dry-run         print the file that would do the same, and the plan; touch nothing
+  --dry-run         print the file that would do the same, and the plan; start nothing, write no output
   --traceback       show where an error came from"""
 
 
@@ -136,19 +137,30 @@ def _resolve(job: Job[C], argv: Sequence[str], program: str | None) -> tuple[boo
         tables = parse_project(text, str(common.config))
     name = common.preset or tables.get("preset", _DEFAULT_PRESET)
     if name not in PRESETS:
-        raise ConfigError(f"--preset: one of {', '.join(PRESETS)}, got {name!r}")
+        where = "--preset" if common.preset else f"{common.config}: preset"
+        raise ConfigError(f"{where}: one of {', '.join(PRESETS)}, got {name!r}")
     preset = read_preset(PRESETS[name](), tables, str(common.config), job.reads)
     try:
         config = job.of_preset(preset)
     except ValueError as error:  # a rule of the job's about what other sections say
         raise ConfigError(f"{common.config}: {error}") from None
-    if job.section not in job.reads:
-        config = read_section(config, job.section, tables, str(common.config))
-    return common.dry_run, name, _parse_flags(job, config, flags, program)
+    if job.section not in job.reads:  # what it builds on is read already, and may have been changed by of_preset
+        own = {name: table for name, table in tables.items() if name not in SECTIONS or name == job.section}
+        config = read_section(config, job.section, own, str(common.config))
+    return common.dry_run, name, _parse_flags(job, preset, config, flags, program)
 
 
-def _parse_flags(job: Job[C], config: C, flags: Sequence[str], program: str | None) -> C:
-    reads = ", ".join(f"[{section}]" for section in dict.fromkeys((*job.reads, job.section)))
+def _sections(job: Job[C], preset: Preset, config: C) -> Iterator[str]:
+    """The sections of the file that a job reads, those inside others first."""
+    for section in job.reads:
+        yield from (name for name in fields_of(type(getattr(preset, section))) if name in SECTIONS)
+        yield section
+    yield from (name for name in fields_of(type(config)) if name in SECTIONS)
+    yield job.section
+
+
+def _parse_flags(job: Job[C], preset: Preset, config: C, flags: Sequence[str], program: str | None) -> C:
+    reads = ", ".join(f"[{section}]" for section in dict.fromkeys(_sections(job, preset, config)))
     start, rest = take_variants(config, flags)
     description = (type(config).__doc__ or "") + describe_variants(start)
     description += _COMMON.format(presets=", ".join(PRESETS), default=_DEFAULT_PRESET, reads=reads)
@@ -179,6 +191,9 @@ def _first_sentence(box: str, owner: str) -> str:
     lines = [re.sub(r"[│╭╮╰╯─]|\x1b\[[0-9;]*m", "", line).strip() for line in box.splitlines()]
     sentence = " ".join(line for line in lines[1:] if line and not set(line) <= {"-"})
     sentence = re.split(r"Argument helptext:|For full helptext|Got errors:", sentence)[0].strip()
+    if sentence.startswith("Missing from"):
+        missing = ", ".join(re.findall(r"--[\w.-]+", sentence))
+        return f"{missing}: must be given, got nothing (--help lists every flag)"
     field = re.match(rf"Error parsing (?:{owner}|(?P<path>\w[\w.-]*)): (?P<rule>.+)", sentence)
     if field is not None:  # a rule of a config class, which knows its own fields, but not where it hangs
         path = field["path"]

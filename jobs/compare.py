@@ -8,6 +8,7 @@ from jobs.cli import Job, run_subcommand
 from pipeline.evaluation.studies import bound_comparison, sampler_comparison
 from pipeline.evaluation.studies.bound_comparison import BoundComparisonConfig, compare_bounds
 from pipeline.evaluation.studies.sampler_comparison import SamplerComparisonConfig, compare_samplers
+from pipeline.generation.requests import Generate
 from pipeline.presets import Preset
 from pipeline.progress import say
 from pipeline.stores.storage import join_uri
@@ -16,24 +17,24 @@ _MAX_IMAGES_PER_CLASS = 1000
 
 
 def samplers_of_preset(preset: Preset) -> SamplerComparisonConfig:
-    """The preset's model and images, a moderate number of them."""
-    base = preset.evaluate
+    """The preset's model and images from nothing, a moderate number of them."""
+    base = preset.sample
     images_per_class = min(preset.sample.images_per_class, _MAX_IMAGES_PER_CLASS)
     return SamplerComparisonConfig(
-        dataset=base.dataset,
-        sample=dataclasses.replace(preset.sample.images, images_per_class=images_per_class),
+        dataset=preset.evaluate.dataset,
+        sample=dataclasses.replace(base.images, images_per_class=images_per_class, request=Generate()),
         tracking=base.tracking,
         cluster=base.cluster,
     )
 
 
 def _bounds_of_preset(preset: Preset) -> BoundComparisonConfig:
-    base = preset.evaluate
+    base = preset.sample
     return BoundComparisonConfig(
-        dataset=base.dataset,
-        model=base.sample.model,
-        baseline=base.sample.model.replace("@candidate", "@champion"),
-        output=join_uri(base.sample.output, "bounds"),
+        dataset=preset.evaluate.dataset,
+        model=base.model,
+        baseline=base.model.replace("@candidate", "@champion"),
+        output=join_uri(base.output, "bounds"),
         tracking=base.tracking,
     )
 
@@ -51,14 +52,14 @@ def _run_bounds(config: BoundComparisonConfig) -> None:
 JOBS: dict[str, Job[Any]] = {
     "samplers": Job(
         section="compare_samplers",
-        reads=("sample", "evaluate"),
+        reads=("sample",),
         of_preset=samplers_of_preset,
         run=_run_samplers,
         describe=sampler_comparison.describe_plan,
     ),
     "bounds": Job(
         section="compare_bounds",
-        reads=("evaluate",),
+        reads=("sample",),
         of_preset=_bounds_of_preset,
         run=_run_bounds,
         describe=bound_comparison.describe_plan,

@@ -15,7 +15,7 @@ from typing import TypeVar
 from jobs.cli import one_line
 from pipeline.cluster import ray_session
 from pipeline.data.prepare import prepare
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.generation.sample import sample
 from pipeline.presets import digits
@@ -55,6 +55,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print("usage: jobs/demo.py, without flags\n\n" + str(__doc__), file=sys.stderr)
+        sys.exit(0 if sys.argv[1] in ("-h", "--help") else ConfigError.exit_code)
     try:
         main()
     except PipelineError as error:

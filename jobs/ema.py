@@ -12,20 +12,17 @@ from jobs.cli import Job, run_subcommand
 from pipeline.evaluation.evaluate import MeasuresConfig
 from pipeline.evaluation.studies import ema_sweep
 from pipeline.evaluation.studies.ema_sweep import EmaSweepConfig, sweep_ema
+from pipeline.generation.requests import Generate
 from pipeline.presets import Preset
 from pipeline.progress import say
+from pipeline.stores.storage import join_uri
 from pipeline.training import post_hoc_ema
 from pipeline.training.post_hoc_ema import ReconstructConfig, reconstruct
 
 
-def _beside(train: str) -> str:
-    """artifacts/digits/ema for artifacts/digits/train."""
-    return f"{train.rpartition('/')[0]}/ema"
-
-
 def _reconstruct_of_preset(preset: Preset) -> ReconstructConfig:
     return ReconstructConfig(
-        run=preset.train.output, output=_beside(preset.train.output), tracking=preset.train.tracking
+        run=preset.train.output, output=join_uri(preset.train.output, "ema"), tracking=preset.train.tracking
     )
 
 
@@ -34,9 +31,9 @@ def _sweep_of_preset(preset: Preset) -> EmaSweepConfig:
     measures = {field.name: getattr(base, field.name) for field in dataclasses.fields(MeasuresConfig)}
     return EmaSweepConfig(
         run=preset.train.output,
-        output=_beside(preset.train.output),
+        output=join_uri(preset.train.output, "ema"),
         dataset=base.dataset,
-        sample=preset.sample.images,
+        sample=dataclasses.replace(preset.sample.images, request=Generate()),
         evaluate=MeasuresConfig(**measures),
         tracking=base.tracking,
         cluster=base.cluster,

@@ -1,4 +1,4 @@
-"""Draw the method's and a model's pictures: `python jobs/figures.py --sample.model models:/ddpm@candidate`."""
+"""Draw the method's and a model's pictures: `python jobs/figures.py --sample.model models:/ddpm-digits@candidate`."""
 
 import dataclasses
 import sys
@@ -15,7 +15,7 @@ def _of_preset(preset: Preset) -> FiguresConfig:
     compared = samplers_of_preset(preset)
     options = {field.name: getattr(compared, field.name) for field in dataclasses.fields(compared)}
     output = join_uri(compared.sample.output, "figures")
-    return FiguresConfig(output=output, batch_size=preset.evaluate.batch_size, **options)
+    return FiguresConfig(output=output, **options)
 
 
 def _run(config: FiguresConfig) -> None:
@@ -24,7 +24,7 @@ def _run(config: FiguresConfig) -> None:
     say(f"done: pictures in {config.output}")
 
 
-JOB = Job(section="figures", reads=("sample", "evaluate"), of_preset=_of_preset, run=_run, describe=describe_plan)
+JOB = Job(section="figures", reads=("sample",), of_preset=_of_preset, run=_run, describe=describe_plan)
 
 if __name__ == "__main__":
     sys.exit(run_job(JOB, sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Make a dataset of WebDataset shards: `python jobs/prepare_data.py --source FOLDER --dataset ...`."""
+"""Make a dataset of WebDataset shards: `python jobs/prepare_data.py --source FOLDER --image-size 64 --dataset ...`."""
 
 import sys
 

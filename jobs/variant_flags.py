@@ -43,7 +43,21 @@ def take_variants(config: C, flags: Sequence[str]) -> tuple[C, list[str]]:
     for path, options, value in list(variant_fields(config)):
         if path in chosen:
             config = _replaced(config, path.split("."), _start(path, options, value, chosen[path]))
+    _refuse_options_of_others(config, rest)
     return config, rest
+
+
+def _refuse_options_of_others(config: object, flags: Sequence[str]) -> None:
+    for path, options, value in variant_fields(config):
+        for flag in flags:
+            prefix, _, option = _dashed(flag.partition("=")[0]).rpartition(".")
+            field = option.replace("-", "_")
+            owners = [name for name, kind in options.items() if field in fields_of(kind)]
+            if prefix == f"--{_flag(path)}" and owners and field not in fields_of(type(value)):
+                raise ConfigError(
+                    f"{path}.{field}: is an option of {' and '.join(owners)}, got it with {value.name}; leave it out, "
+                    f"or choose --{_flag(path)}.name {owners[0]}"
+                )
 
 
 def describe_variants(config: object) -> str:

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ddpm import Ema, ModelConfig, build_network, images_to_x_0, make_schedule, q_sample, simple_loss
 from pipeline.cluster import ray_session
 from pipeline.data.image_size import parse_image_size
-from pipeline.data.prepare import PrepareConfig, prepare
+from pipeline.data.prepare import OWN_SIZE, PrepareConfig, prepare
 from pipeline.data.shards import decode_png, read_shard
 from pipeline.errors import TrainingFailedError
 from pipeline.progress import say
@@ -42,8 +42,8 @@ class BenchmarkConfig:
 
     train: TrainConfig
     """The network, batch and workers to compare; its dataset is replaced by one made for the benchmark."""
-    image_size: int | str | None = None
-    """Height x width of the benchmark's images, or one number for a square; none: scikit-learn's digits as they are."""
+    image_size: int | str = OWN_SIZE
+    """Height x width of the benchmark's images, or one number for a square; own: scikit-learn's digits."""
     steps: int = 300
     """Optimiser steps of every run; the first third warms up."""
     rounds: int = 2
@@ -54,7 +54,7 @@ class BenchmarkConfig:
             raise ValueError(f"steps: at least {_INTERVALS_PER_RUN}, got {self.steps}")
         if self.rounds < 1:
             raise ValueError(f"rounds: at least 1, got {self.rounds}")
-        if self.image_size is not None:
+        if self.image_size != OWN_SIZE:
             parse_image_size(self.image_size)
 
 
@@ -98,7 +98,7 @@ def benchmark_train(config: BenchmarkConfig) -> BenchmarkResult:
 def _make_dataset(config: BenchmarkConfig, place: Path) -> str:
     """Digits, or the digits' scans enlarged in colour: their content does not change the speed."""
     dataset = str(place / "dataset")
-    if config.image_size is None:
+    if config.image_size == OWN_SIZE:
         prepare(PrepareConfig(source="digits", dataset=dataset, shard_size=250))
         return dataset
     folder = place / "images"

@@ -9,11 +9,10 @@ import dataclasses
 import functools
 import types
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ddpm.added_field import PIN
 
-T = TypeVar("T")
 NAME = "name"
 """The field that says which variant a value is."""
 
@@ -27,28 +26,18 @@ def variants_of(hint: Any) -> dict[str, type]:
     return dict(_variants(hint))
 
 
-def switch_variant(old: Any, new: type[T]) -> T:
-    """Another variant with the options of the old one that it shares; its own start at their defaults.
-
-    Args:
-        old: A variant.
-        new: The class of the other one.
-
-    Raises:
-        ValueError: If a shared option breaks a rule of the new variant.
-    """
-    kept = {name: getattr(old, name) for name in shared_fields(type(old), new)}
-    return new(**kept)
-
-
 def shared_fields(old: type, new: type) -> list[str]:
     """Names of the options that two variants share; the variant's own name is none."""
     return [name for name in fields_of(new) if name in fields_of(old) and name != NAME]
 
 
-@functools.cache
 def fields_of(cls: Any) -> dict[str, Any]:
     """Names and types of a dataclass's fields; empty for other types."""
+    return _fields_of(cls)
+
+
+@functools.cache
+def _fields_of(cls: Any) -> dict[str, Any]:
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         return {}
     hints = get_type_hints(cls)

@@ -9,8 +9,8 @@ digests.
 Variants (see config_fields.py) always carry their name in JSON. In TOML a table without a name changes the variant that
 is there; one with another name swaps it: what both share is kept, the rest starts at the defaults of the new one.
 
-Fields that were added to a format later (ddpm/added_field.py) are no part of the digest while they are at their pins,
-and a record that lacks them is read as if it had the pins.
+Fields that were added to a format later (ddpm/added_field.py) are not written while they are at their pins, and records
+that lack them are read as if they had the pins: what is stored, and every digest, stays what it was.
 """
 
 import copy
@@ -35,7 +35,6 @@ from pipeline.config_fields import (
     pins_of,
     resolve,
     shared_fields,
-    switch_variant,
     takes_none_word,
     variants_of,
     walk,
@@ -48,10 +47,10 @@ __all__ = [
     "from_tables",
     "identity",
     "parse_toml",
+    "plain",
     "read_record",
     "read_toml",
     "refuse_empty",
-    "switch_variant",
     "to_json",
     "to_toml",
     "variants_of",
@@ -164,12 +163,17 @@ def read_record(cls: type[T], data: bytes, where: str, *, remedy: str) -> T:
 
 
 def to_json(obj: Any) -> bytes:
-    """Canonical JSON of a dataclass, with every field (or of plain lists, dicts and scalars).
+    """Canonical JSON of the `identity` of a dataclass, or of plain lists, dicts and scalars.
 
     Raises:
         ValueError: If a number is not finite, or the object breaks its own rules.
     """
-    return _canonical(_plain(type(obj), obj) if dataclasses.is_dataclass(obj) else obj)
+    return _canonical(identity(obj))
+
+
+def plain(obj: Any) -> Any:
+    """The JSON value of a dataclass with every field, for people and comparisons; errors as `to_json`."""
+    return _plain(type(obj), obj)
 
 
 def identity(obj: Any) -> Any:
@@ -184,8 +188,8 @@ def identity(obj: Any) -> Any:
 
 
 def digest(obj: Any) -> str:
-    """SHA-256 of the canonical JSON of the `identity`, in hexadecimal: the same before and after a field is added."""
-    return hashlib.sha256(_canonical(identity(obj))).hexdigest()
+    """SHA-256 of `to_json`, in hexadecimal."""
+    return hashlib.sha256(to_json(obj)).hexdigest()
 
 
 def _canonical(data: Any) -> bytes:

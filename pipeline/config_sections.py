@@ -55,7 +55,9 @@ def read_section(config: C, section: str, tables: Mapping[str, Any], where: str,
         if name in SHARED and name in tables:
             changes[name] = from_tables(type(getattr(config, name)), name, tables[name], where, getattr(config, name))
         elif name in SECTIONS and name in tables:
-            changes[name] = read_section(getattr(config, name), name, tables, where, beside=inner)
+            changes[name] = read_section(
+                getattr(config, name), name, tables, where, beside=[other for other in inner if other != name]
+            )
     try:
         config = dataclasses.replace(config, **changes)  # type: ignore[type-var]
     except ValueError as error:  # a rule between fields of two sections

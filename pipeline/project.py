@@ -10,9 +10,8 @@
     [evaluate]                            jobs/evaluate.py
     [compare_samplers] ...                one for each further job
 
-A job reads what is shared, its own section and those of the jobs that it takes part in; it knows the names of the
-others. In Python a job's configuration is one object: shared fields have the names `dataset`, `tracking` and `cluster`,
-and a field with the name of a section is that section. What a file leaves out is the preset's.
+A job reads what is shared, its own section and those that it builds on; of the others only the names are checked. What
+a file leaves out is the preset's. In Python a job's configuration is one object (config_sections.py).
 """
 
 import dataclasses
@@ -63,8 +62,17 @@ def read_preset(preset: Preset, tables: Mapping[str, Any], where: str, sections:
     return dataclasses.replace(preset, **read)
 
 
+_MOVED = {
+    **dict.fromkeys(("unet", "dit", "prediction_type", "learned_variance"), "[train.network]"),
+    "model_options": "[train.network], as options",
+}
+"""Names of files from before there were sections, which sections have no more."""
+
+
 def _where_it_belongs(name: str) -> str:
     """What to do about a name that does not stand on top."""
+    if name in _MOVED:
+        return f"stands in a section, got it on top; write it below {_MOVED[name]}"
     homes = [
         section
         for section, hint in Preset.__annotations__.items()

@@ -51,7 +51,7 @@ def repaint(
 
     Args:
         model: The model.
-        sampler: One whose steps can be taken one by one, ancestral or ddim, with which steps (quadratic ones are best).
+        sampler: One whose steps look at nothing but x_t, with which steps (quadratic ones are best).
         x_0: Given images [B, C, H, W] in [-1, 1]; unknown pixels may hold any number.
         known: Which pixels to keep, [B or 1, C or 1, H, W].
         label: Class [B], or None.

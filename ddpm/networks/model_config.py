@@ -71,7 +71,7 @@ def build_network(config: ModelConfig, *, seed: int = 0, gradient_checkpointing:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators as well
         network = construct(config)
     if gradient_checkpointing:
-        switch_on_checkpointing(network, config.network.name)
+        switch_on_checkpointing(network, config.network.title)
     return network
 
 

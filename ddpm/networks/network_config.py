@@ -32,6 +32,11 @@ class NetworkConfig(abc.ABC):
             )
         self.check()
 
+    @property
+    def title(self) -> str:
+        """What messages call the network."""
+        return self.name
+
     @abc.abstractmethod
     def check(self) -> None:
         """Refuse impossible values of the network's own fields.

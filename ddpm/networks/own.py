@@ -23,9 +23,15 @@ class OwnNetworkConfig(NetworkConfig):
     """A network of your own."""
     factory: str
     """"package.module:factory": a callable that takes image_size (height, width), channels, num_classes and the options
-    as keywords and returns an nn.Module with forward(x_t, t, label)."""
+    as keywords and returns an nn.Module with forward(x_t, t, label), where label num_classes means "no label", and an
+    answer of x_t's shape, or with twice the channels for a learned variance."""
     options: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Further keywords for the factory."""
+
+    @property
+    def title(self) -> str:
+        """See NetworkConfig.title."""
+        return self.factory
 
     def check(self) -> None:
         """See NetworkConfig.check."""

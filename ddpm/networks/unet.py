@@ -111,15 +111,15 @@ def level_resolutions(config: UNetConfig, image_size: ImageSize) -> tuple[int, .
     strangers = sorted(set(config.attention_resolutions) - set(resolutions))
     if strangers:
         raise ValueError(
-            f"attention_resolutions: must be among {list(resolutions)}, the levels of {min(image_size)}-pixel images, "
-            f"got {strangers[0]}; choose among them, or none for attention in the middle only"
+            f"network.attention_resolutions: must be among {list(resolutions)}, the levels of {min(image_size)}-pixel "
+            f"images, got {strangers[0]}; choose among them, or none for attention in the middle only"
         )
     widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
     attentive = {width for width, here in zip(widths, resolutions) if here in config.attention_resolutions}
     undivided = [width for width in sorted({*attentive, widths[-1]}) if width % (config.num_head_channels or width)]
     if undivided:
         raise ValueError(
-            f"num_head_channels: must divide {undivided[0]}, the width of a level with attention, "
+            f"network.num_head_channels: must divide {undivided[0]}, the width of a level with attention, "
             f"got {config.num_head_channels}; choose a divisor, or leave it out for one head"
         )
     return resolutions

@@ -30,12 +30,12 @@ from ddpm.shapes import Images, Labels
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DPMSolver2M(Sampler):
-    """The deterministic two-step solver: no noise after x_T (Lu et al. 2022, Algorithm 2)."""
+    """DPM-Solver++ 2M: two places per step, no noise after x_T (Lu et al. 2022, Algorithm 2)."""
 
     order: ClassVar[int] = 2
 
     name: Literal["dpm_solver_2m"] = "dpm_solver_2m"
-    """Lu et al.: two places per step, without noise."""
+    """DPM-Solver++ 2M, without noise."""
 
     @property
     def is_deterministic(self) -> bool:
@@ -62,12 +62,12 @@ class DPMSolver2M(Sampler):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DPMSolver2MSDE(Sampler):
-    """The stochastic two-step solver: the SDE form of the second-order multistep solver of Lu et al. 2022."""
+    """DPM-Solver++ 2M in its stochastic form: noise in every step (Lu et al. 2022, SDE solvers)."""
 
     order: ClassVar[int] = 2
 
     name: Literal["dpm_solver_2m_sde"] = "dpm_solver_2m_sde"
-    """Lu et al.: the same with noise in every step."""
+    """DPM-Solver++ 2M with noise in every step."""
 
     @property
     def is_deterministic(self) -> bool:

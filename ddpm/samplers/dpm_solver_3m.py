@@ -47,7 +47,7 @@ _FEW_STEPS = 15
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DPMSolver3M(Sampler):
-    """The three-step solver of third order: no noise after x_T.
+    """DPM-Solver++ 3M: three places per step, of third order, no noise after x_T; best with few steps.
 
     Source:
         Lu et al. 2022 (arXiv:2211.01095), section 4, for the integral; the coefficients are derived in multistep.py.
@@ -100,12 +100,12 @@ class DPMSolver3M(Sampler):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DPMSolver3MCommon(Sampler):
-    """The same as it is commonly implemented, of second order."""
+    """DPM-Solver++ 3M as it is commonly implemented, of second order."""
 
     order: ClassVar[int] = 2
 
     name: Literal["dpm_solver_3m_common"] = "dpm_solver_3m_common"
-    """The same as it is commonly implemented, of second order only."""
+    """DPM-Solver++ 3M as it is commonly implemented."""
 
     @property
     def is_deterministic(self) -> bool:

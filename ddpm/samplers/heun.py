@@ -35,7 +35,7 @@ _MAX_CHURN = math.sqrt(2) - 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Heun(Sampler):
-    """Heun steps over a subset of the training chain, two network evaluations per step but the last.
+    """Karras et al.'s Heun steps, two network evaluations per step but the last, with noise by churn.
 
     With integer timesteps churn too leads to trained steps (rounded); with floats, to any place.
 

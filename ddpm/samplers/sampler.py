@@ -28,7 +28,7 @@ Callback = Callable[[int, Times, Images, Images], None]
 
 
 def no_noise(draw: int) -> Tensor:
-    """The noise of who gives none.
+    """Stands for noise that was not given.
 
     Raises:
         ValueError: Always.

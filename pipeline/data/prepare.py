@@ -30,6 +30,8 @@ from pipeline.stores.storage import open_store
 QUARANTINE_KEY = "quarantine.json"
 _SHARD_KEY = re.compile(r"[a-z_]+/\d{9}-[0-9a-f]{16}\.tar")
 _HELD_OUT_FRACTION = 0.1
+OWN_SIZE = "own"
+"""The image_size that means: as the source has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,9 +44,9 @@ class PrepareConfig:
     """URI of the dataset to make: a local folder or s3://bucket/prefix."""
     name: str = ""
     """Name of the dataset, for people; empty: the last part of the source."""
-    image_size: int | str | None = None
+    image_size: int | str = OWN_SIZE
     """Height x width in pixels, such as 24x40, or one number for a square; of each image the largest centred part of
-    that shape is kept. Digits have 8; a folder needs a value."""
+    that shape is kept. "own": the source's, which only digits have (8); a folder needs a value."""
     channels: int | None = None
     """1 (grey) or 3 (RGB). None: 1 for digits, 3 for a folder."""
     shard_size: int = 1000
@@ -66,7 +68,7 @@ class PrepareConfig:
         if not self.dataset:
             raise ValueError("dataset: must not be empty; give a folder or s3://bucket/prefix")
         if self.source == "digits":
-            if self.image_size is not None and parse_image_size(self.image_size) != DIGITS_IMAGE_SIZE:
+            if self.image_size != OWN_SIZE and parse_image_size(self.image_size) != DIGITS_IMAGE_SIZE:
                 raise ValueError(
                     f"image_size: digits have {format_image_size(DIGITS_IMAGE_SIZE)} pixels each way, got "
                     f"{self.image_size}; leave it out"
@@ -77,8 +79,8 @@ class PrepareConfig:
                 raise ValueError(
                     f"held_out_fraction: the digits' split is fixed, got {self.held_out_fraction}; leave it out"
                 )
-        elif self.image_size is None:
-            raise ValueError("image_size: a folder of images needs one, got none; give 24x40, say, or 64 for a square")
+        elif self.image_size == OWN_SIZE:
+            raise ValueError("image_size: a folder of images needs one, got 'own'; give 24x40, say, or 64 for a square")
         else:
             parse_image_size(self.image_size)
         if self.channels not in (None, 1, 3):
@@ -95,7 +97,7 @@ class PrepareConfig:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the dataset's images, with the source's defaults."""
-        size = DIGITS_IMAGE_SIZE if self.image_size is None else parse_image_size(self.image_size)
+        size = DIGITS_IMAGE_SIZE if self.image_size == OWN_SIZE else parse_image_size(self.image_size)
         return (*size, self.channels or (1 if self.source == "digits" else 3))
 
 

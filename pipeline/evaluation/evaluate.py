@@ -64,12 +64,12 @@ class MeasuresConfig:
     """What to measure, and how exactly."""
 
     seed: int = 0
-    """Seed of the noise of the eps error and of the naive model's images, in [0, 2^64)."""
+    """Seed of the noise of the eps error and the bound, and of the naive model's images, in [0, 2^64)."""
     eps_images_per_t: int = 4
     """Images on which the eps error is measured, for each diffusion step and split; 1,000 steps on the digits' held-out
     images have a standard error of 0.0009 with 4."""
     batch_size: int = 250
-    """Images per evaluation of the network in the eps error."""
+    """Images per evaluation of the network in the eps error and the bound."""
     bound: LikelihoodConfig = field(default_factory=lambda: LikelihoodConfig(terms="importance", terms_per_image=20))
     """Which variational bound of the held-out images; a learned variance is used where the model has one."""
     max_bound_images: int = 1_000
@@ -187,7 +187,7 @@ def _measure(
     else:
         say(
             f"images of {math.prod(image_shape)} values are too large for pixel statistics: "
-            "only the eps error is measured"
+            "only the eps error and the bound are measured"
         )
     figures["eps_mse"] = _eps_error(config, dataset, model, gaussians, device)
     return figures | _bound_figures(config, dataset, model, device)

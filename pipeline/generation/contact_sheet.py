@@ -60,4 +60,4 @@ def _edit_sheet(edit: EditRequest, made: UInt8[np.ndarray, "n h w c"]) -> bytes:
 
 
 def _enlarged_grid(images: UInt8[np.ndarray, "n h w c"], columns: int) -> bytes:
-    return image_grid(images, columns, scale=max(1, _LEAST_SIDE // images.shape[1]))
+    return image_grid(images, columns, scale=max(1, _LEAST_SIDE // min(images.shape[1:3])))

@@ -188,6 +188,8 @@ def known_pixels(mask: str, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
             "centre": np.s_[height // 4 : height - height // 4, width // 4 : width - width // 4],
         }
         new[regions[mask]] = True
+        if not new.any():
+            raise ConfigError(f"request.mask: {mask} of {height} x {width} pixels is empty; choose another region")
         return ~new
     try:
         white = decode_mask(read_file(mask))

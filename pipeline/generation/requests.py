@@ -85,7 +85,7 @@ class Edit(Request):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inpaint(Edit):
-    """A region of each image made anew (RePaint), best with sampler.spacing quadratic; walks with ancestral or ddim."""
+    """A region made anew (RePaint), by a sampler whose steps look at x_t alone; best with quadratic spacing."""
 
     name: Literal["inpaint"] = "inpaint"
     """A region made anew (RePaint)."""

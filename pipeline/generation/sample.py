@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ddpm import build_network, count_parameters
+from torch import nn
+
+from ddpm import count_parameters
 from pipeline.cluster import ray_session
 from pipeline.config_sections import write_section
 from pipeline.data.image_stream import LabelledImages, stream_images
@@ -32,7 +34,7 @@ from pipeline.generation.inventory import (
 )
 from pipeline.generation.sample_job import SampleConfig, SampleJob, resolve_job
 from pipeline.generation.sampling_pool import PoolConfig, make_shards
-from pipeline.models.model_files import read_card
+from pipeline.models.model_files import load_model
 from pipeline.models.registry import ResolvedModel
 from pipeline.progress import Progress, say
 from pipeline.stores.object_store import ObjectStore
@@ -195,4 +197,6 @@ def describe_plan(config: SampleConfig) -> list[tuple[str, str]]:
 
 
 def _describe_model(model: ResolvedModel) -> str:
-    return f"{model.uri}, {count_parameters(build_network(read_card(model.files, model.uri).config)):,} parameters"
+    network = load_model(model.files, model.uri)[1].network
+    assert isinstance(network, nn.Module), "built from the card"
+    return f"{model.uri}, {count_parameters(network):,} parameters"

@@ -56,7 +56,7 @@ class ImagesConfig:
     max_shard_retries: int = 4
     """Times that a shard is tried again after its process or its machine has died."""
     contact_sheet_columns: int = 10
-    """Images of each class on the contact sheet; of an edit, images in all."""
+    """Images of each class on the contact sheet; without classes as many rows of as many, of an edit one row."""
     orphan_age_s: float = 86_400.0
     """Age, seconds, from which the files of killed attempts are removed; longer than making and storing any shard."""
 
@@ -247,6 +247,10 @@ def _resolve_guide(config: SampleConfig, card: ModelCard, model_uri: str) -> Res
 
 def _check_fits(config: SampleConfig, network: ModelConfig) -> None:
     sampler = config.sampler
+    if network.num_levels != 256:
+        raise ValueError(
+            f"model: images are stored with 256 levels, got a model of {network.num_levels}; choose another"
+        )
     if config.guide_model is not None:
         if sampler.guidance_scale == 1.0:
             raise ValueError("guide_model: has no effect where sampler.guidance_scale is 1; raise it, such as to 1.5")

@@ -19,6 +19,7 @@ from jaxtyping import Bool
 
 from ddpm import DiffusionModel, generate, images_to_x_0, x_0_to_images
 from ddpm.shapes import Images
+from pipeline.config_io import identity
 from pipeline.data.shards import Sample, encode_png, pack_shard
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.generation.commits import Commit, Provenance, write_once
@@ -219,13 +220,13 @@ def make_tar(images: ImageMaker, spec: SamplingSpec, shard: OutputShard) -> byte
     """
     common: dict[str, Any] = {
         "seed": spec.seed,
-        "sampler": dataclasses.asdict(spec.sampler),
+        "sampler": identity(spec.sampler),
         "model_digest": spec.model_digest,
     }
     if spec.guide_digest is not None:
         common["guide_digest"] = spec.guide_digest
     if spec.request is not None:
-        common["request"] = dataclasses.asdict(spec.request)
+        common["request"] = identity(spec.request)
     samples = []
     for ids, num_wanted in fixed_batches(shard, spec.batch_size):
         x_0, labels = images(spec, ids)

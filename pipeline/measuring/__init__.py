@@ -1,1 +1,1 @@
-"""What is measured of images and of a model: below training, which validates, and evaluation."""
+"""What is measured of images and of a model: below training and evaluation, which may both use it."""

@@ -159,7 +159,7 @@ def load_model(files: ModelFiles, where: str = "model") -> tuple[ModelCard, Diff
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"{where}: the weights do not fit the network {card.config.network.name!r}: {reason}"
+            f"{where}: the weights do not fit the network {card.config.network.title!r}: {reason}"
         ) from error
     return card, DiffusionModel.of(card.config, network.eval())
 

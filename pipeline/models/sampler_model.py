@@ -35,6 +35,10 @@ class SamplerModel(PythonModel):
             source=paths[SOURCE_JSON].read_bytes() if SOURCE_JSON in paths else None,
         )
         card, model = load_model(files, where="registered model")
+        if card.config.num_levels != 256:
+            raise MlflowException.invalid_parameter_value(
+                f"registered model: images are served with 256 levels, got a model of {card.config.num_levels}"
+            )
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._num_classes, self._model = card.config.num_classes, model.to(self._device)
 

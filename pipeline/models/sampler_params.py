@@ -4,20 +4,26 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
-from ddpm import SAMPLERS, Sampler
-from ddpm.samplers.ddim import DDIM
+from ddpm import DDIM, SAMPLERS, Sampler
 
 DEFAULT_SAMPLER = DDIM()
 """What makes the images if nothing is asked for."""
 
 
 def sampler_options() -> dict[str, Any]:
-    """Defaults of all options by name, those that all samplers share first; None where an option is off."""
+    """Defaults of all options by name, those that all samplers share first; None where an option is off.
+
+    Raises:
+        ValueError: If two samplers have different defaults for one name.
+    """
     options: dict[str, Any] = {}
     for kind in (type(DEFAULT_SAMPLER), *SAMPLERS.values()):
         for field in dataclasses.fields(kind):
-            if field.name != "name":
-                options.setdefault(field.name, field.default)
+            if field.name != "name" and options.setdefault(field.name, field.default) != field.default:
+                raise ValueError(
+                    f"{field.name}: must have one default in all samplers, got {field.default} in {kind.__name__}; "
+                    "MLflow knows parameters by name alone"
+                )
     return options
 
 
@@ -43,23 +49,22 @@ def sampler_of_params(values: Mapping[str, Any]) -> Sampler:
     if name not in SAMPLERS:
         raise ValueError(f"sampler: must be {' or '.join(SAMPLERS)}, got {name!r}; choose one of them")
     defaults, own = sampler_options(), SAMPLERS[name].__dataclass_fields__
-    options = {}
+    options: dict[str, Any] = {}
     for option, value in values.items():
         if option not in defaults:
             raise ValueError(f"{option}: is no parameter of this model, got {value!r}; leave it out")
         if is_interval(option):
-            value = _interval(option, value)
+            value = tuple(value) or None
         if option in own:
-            options[option] = value
+            options[option] = _interval(option, value) if is_interval(option) else value
         elif value != defaults[option]:
             raise ValueError(f"{option}: is no option of {name}, got {value!r}; leave it out or choose another sampler")
     return SAMPLERS[name](**options)
 
 
-def _interval(name: str, value: Any) -> tuple[float, float] | None:
-    numbers = [float(number) for number in value]
-    if not numbers and sampler_options()[name] is None:
+def _interval(name: str, value: tuple[float, ...] | None) -> tuple[float, float] | None:
+    if value is None and sampler_options()[name] is None:
         return None
-    if len(numbers) != 2:
-        raise ValueError(f"{name}: must be two numbers, got {numbers}; give the ends of an interval")
-    return numbers[0], numbers[1]
+    if value is None or len(value) != 2:
+        raise ValueError(f"{name}: must be two numbers, got {value}; give the ends of an interval")
+    return float(value[0]), float(value[1])

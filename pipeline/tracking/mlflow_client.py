@@ -1,7 +1,7 @@
 """Where MLflow is, whether it answers, and a quiet client for it.
 
-This module, `tracking`, `registry` and `sampler_model` are the only importers of mlflow. The first three import it
-inside functions, because that takes a second.
+This module and `tracking` here, `registry`, `version_records` and `sampler_model` in models/ are the only importers of
+mlflow. All but the last import it inside functions, because that takes a second.
 """
 
 import contextlib

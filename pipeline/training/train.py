@@ -5,7 +5,6 @@ stream and finds the newest good checkpoint itself, so that there is one authori
 """
 
 import dataclasses
-import json
 import os
 import signal
 import tempfile
@@ -18,7 +17,7 @@ import ray.train.torch
 
 from ddpm import ModelConfig, build_network, count_parameters, flops_per_image
 from pipeline.cluster import ray_session
-from pipeline.config_io import read_record, to_json
+from pipeline.config_io import plain, read_record, to_json
 from pipeline.config_sections import write_section
 from pipeline.data.ingest import check_read_buffer, read_buffer_bytes
 from pipeline.data.manifest import DatasetManifest, load_manifest
@@ -209,7 +208,7 @@ def _claim(config: TrainConfig, manifest: DatasetManifest, store: ObjectStore) -
     run = TrackingRun.create(
         config.tracking,
         config.run_name,
-        params=_flat(json.loads(to_json(config))) | {"dataset_digest": manifest.digest},
+        params=_flat(plain(config)) | {"dataset_digest": manifest.digest},
         tags={"ddpm.output": config.output},
     )
     try:
@@ -225,8 +224,9 @@ def _claim(config: TrainConfig, manifest: DatasetManifest, store: ObjectStore) -
 
 
 def _refuse_changes(recorded: RunIdentity, asked: RunIdentity, where: str) -> None:
-    theirs, ours = (_flat(json.loads(to_json(identity))) for identity in (recorded, asked))
-    for name in sorted(theirs.keys() | ours.keys()):
+    theirs, ours = (_flat(plain(identity)) for identity in (recorded, asked))
+    # The name of a variant first: it is why its options differ.
+    for name in sorted(theirs.keys() | ours.keys(), key=lambda name: (not name.endswith(".name"), name)):
         before, now = theirs.get(name), ours.get(name)
         if before != now:
             raise ConfigError(

@@ -130,7 +130,7 @@ class TrainConfig:
     run_name: str = "train"
     """Name of the MLflow run."""
     resume: bool = False
-    """Go on with the run that `output` holds, if it holds one."""
+    """Go on with the run that `output` holds, if it holds one; what it computes must be the same."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

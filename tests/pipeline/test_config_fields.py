@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config_fields import is_special
-from pipeline.config_io import digest, from_json, identity, read_toml, switch_variant, to_json, to_toml, variants_of
+from pipeline.config_io import digest, from_json, identity, read_toml, to_json, to_toml, variants_of
 from pipeline.errors import ConfigError
 
 
@@ -175,13 +175,6 @@ def test_a_variant_that_may_be_none() -> None:
     assert read_toml(Job, "second = {name = 'heun', churn = 2}", "x.toml").second == Heun(churn=2.0)
 
 
-def test_switching_by_hand_is_the_same() -> None:
-    old = Ddim(num_steps=9, eta=1.0, guidance=Ramp(knots=(1,)))
-    assert switch_variant(old, Heun) == Heun(num_steps=9, guidance=Ramp(knots=(1,)))
-    assert switch_variant(old, Ddim) == old
-    assert switch_variant(Heun(churn=5.0), DdimOfOld) == DdimOfOld()
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Strict:
     name: Literal["strict"] = "strict"
@@ -198,8 +191,6 @@ class StrictJob:
 
 
 def test_what_is_kept_must_obey_the_rules_of_the_new_variant_only_together_with_the_file() -> None:
-    with pytest.raises(ValueError, match="num_steps: at most 5, got 50"):
-        switch_variant(Heun(), Strict)
     with pytest.raises(ConfigError, match=r"x\.toml: sampler\.num_steps: at most 5, got 50"):
         read_toml(StrictJob, "sampler.name = 'strict'", "x.toml", StrictJob())
     assert read_toml(StrictJob, "[sampler]\nname = 'strict'\nnum_steps = 4", "x.toml", StrictJob()).sampler == Strict(

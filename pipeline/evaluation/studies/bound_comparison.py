@@ -34,7 +34,7 @@ class BoundComparisonConfig:
     model: str
     """models:/name@alias, models:/name/3, or a checkpoint's folder."""
     baseline: str
-    """The model that it is compared with, named in the same way: the champion, once there is one."""
+    """The model that it is compared with, named in the same way; the alias champion is yours to set in MLflow."""
     output: str
     """Folder or s3://bucket/prefix for the report."""
     bound: LikelihoodConfig = field(default_factory=LikelihoodConfig)

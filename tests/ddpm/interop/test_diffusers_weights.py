@@ -30,8 +30,6 @@ ADM_64 = UNetConfig(
     adaptive_group_norm=True,
     residual_resampling=True,
 )
-
-
 # Attention at 12 pixels of the shorter side, 20 of the longer one.
 RECTANGLE = UNetConfig(
     base_channels=16, channel_multipliers=(1, 2, 2), num_res_blocks=1, attention_resolutions=(12,), num_groups=4
@@ -167,6 +165,13 @@ def test_a_learned_variance_is_carried_over() -> None:
         ours, theirs = net(x_t, t), oracle(x_t, t).sample
     assert ours.shape == (1, 6, 32, 32)
     assert (ours - theirs).abs().max() <= 1e-5
+
+
+def test_the_sample_size_is_one_number_for_squares() -> None:
+    """As diffusers' own configs have it; height and width of a rectangle."""
+    sizes: list[ImageSize] = [(24, 24), (24, 40)]
+    keywords = [diffusers_config(RECTANGLE, image_size=size, channels=3, num_classes=None) for size in sizes]
+    assert [one["sample_size"] for one in keywords] == [24, (24, 40)]
 
 
 def test_what_diffusers_cannot_express_is_refused() -> None:

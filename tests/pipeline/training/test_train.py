@@ -13,14 +13,16 @@ from pipeline.errors import ConfigError, DatasetMissingError, FormatVersionError
 from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
 from pipeline.generation.sample import sample
 from pipeline.generation.sample_job import SampleConfig
-from pipeline.presets import digits
+from pipeline.presets import digits, imagenet64
+from pipeline.project import parse_project, read_preset
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
-from pipeline.tracking.tracking import TrackingConfig
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun
 from pipeline.training.ema_snapshots import PostHocEmaConfig
 from pipeline.training.post_hoc_ema import ReconstructConfig, RunAverages, reconstruct
 from pipeline.training.train import RUN_RECORD, RunRecord, describe_plan, read_run_record, train
 from pipeline.training.train_config import RunIdentity, TrainConfig
+from tests.pipeline.registered_models import download_artifacts
 from tests.pipeline.tiny_models import write_own_model
 from tests.pipeline.training.small_runs import manifest
 
@@ -71,6 +73,11 @@ def test_the_main_path(config: TrainConfig) -> None:
     linked = client.search_logged_models([run.info.experiment_id], filter_string="name LIKE 'step-%'")
     assert {model.name for model in linked} == {"step-000000005", "step-000000010", "step-000000012"}
     assert all(model.tags["ddpm.uri"] and model.tags["ddpm.digest"] for model in linked)
+    stored = Path(result.checkpoint_uri, "config.toml").read_text()
+    handle = TrackingRun(str(config.tracking.uri), result.run_id, run.info.experiment_id)
+    assert download_artifacts(handle, "config.toml", Path(config.output).parent / "logged").read_text() == stored
+    tables = parse_project(stored, "config.toml")
+    assert read_preset(imagenet64(), tables, "config.toml", ("train",)).train == config, "a project file"
     kept = sorted(path.parent.name[:14] for path in Path(config.output, "checkpoints").glob("step-*/model.json"))
     assert kept == ["step-000000010", "step-000000012"]
 

@@ -1,6 +1,7 @@
 """The pictures of a model: drawn from real measurements, in the folder and in the run."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +62,20 @@ def test_every_picture_is_in_the_folder_and_in_the_run(digits: str, tmp_path: Pa
     }
     logged = download_artifacts(run, "figures", tmp_path / "logged")
     assert {path.name: path.read_bytes() for path in logged.iterdir()} == drawn
+
+
+def test_its_own_rules_hold_and_those_of_the_comparison() -> None:
+    images = ImagesConfig(model="m", output="o")
+    rules: list[tuple[dict[str, Any], str]] = [
+        ({"max_bound_images": 0}, r"^max_bound_images: must be at least 1, got 0"),
+        ({"batch_size": 0}, r"^batch_size: must be at least 1, got 0"),
+        ({"seed": -1}, r"^seed: must be in "),
+        ({"samplers": ("dimm",)}, r"^samplers: .* got 'dimm'"),
+        ({"evaluations": ()}, r"^evaluations: "),
+    ]
+    for change, words in rules:
+        with pytest.raises(ValueError, match=words):
+            FiguresConfig(**{"dataset": "d", "sample": images, "output": "f", **change})
 
 
 def test_a_trajectory_goes_from_noise_to_the_prediction(tmp_path: Path) -> None:
