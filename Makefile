@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: help install demo mlflow test test-services check benchmark lock clean
+.PHONY: help install demo mlflow test test-services test-long check benchmark lock clean
 
 help:  ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -26,11 +26,19 @@ demo: $(VENV)/installed  ## Digits -> shards -> two DDP workers -> registered mo
 mlflow: $(VENV)/installed  ## Open the MLflow UI over artifacts/mlflow.db on 127.0.0.1:5000
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///artifacts/mlflow.db --host 127.0.0.1 --port 5000
 
-test: $(VENV)/installed-dev  ## The tests that need nothing but the package index
-	$(BIN)/python -m pytest
+# What shares one Ray, or one Ceph, runs in one process, one after the other; the rest runs beside it.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
-test-services: $(VENV)/installed-dev  ## The tests with real servers, clusters and long runs (installs Debian packages as root)
-	$(BIN)/python -m pytest -m services
+test: $(VENV)/installed-dev  ## The tests that need nothing but the package index
+	$(PYTEST)
+
+test-services: $(VENV)/installed-dev  ## The tests with real servers, a cluster and jobs as processes (installs Debian packages as root)
+	tests/debian_packages.sh
+	$(PYTEST) -m "services and not slow"
+
+test-long: $(VENV)/installed-dev  ## The same with more seeds and larger sizes, for hours; write what came of it into tests/LONG.md
+	tests/debian_packages.sh
+	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/installed-dev  ## Format, lint, types, layers
 	$(BIN)/ruff format --check .

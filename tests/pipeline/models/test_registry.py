@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -205,47 +206,57 @@ def test_a_server_that_is_away_is_one_line() -> None:
         resolve_model("models:/ddpm/1", config)
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """An MLflow server's address and the folder with all that it keeps."""
+    folder = tmp_path_factory.mktemp("served")
+    with mlflow_server(f"sqlite:///{folder}/server.db", str(folder / "artifacts"), folder) as uri:
+        yield uri, folder
+
+
 @pytest.mark.services
-def test_through_a_server(tmp_path: Path) -> None:
+def test_through_a_server(served: tuple[str, Path], tmp_path: Path) -> None:
     """Files go to the server and come back by HTTP; MLflow's own loader finds the model by its registry URI."""
-    with mlflow_server(f"sqlite:///{tmp_path}/server.db", str(tmp_path / "artifacts"), tmp_path) as uri:
-        config = TrackingConfig(uri=uri)
-        run = TrackingRun.create(config)
-        files = model_files(8)
-        version = register_model(run, files, "ddpm")
-        assert register_model(run, files, "ddpm") == version
-        assert resolve_model("models:/ddpm@candidate", config).files == files
-        log_version_metrics(version, {"eval/frechet_distance": 0.5})
-        log_version_files(version, {"chart.png": b"picture"}, "figures")
-        stored = download_artifacts(run, "figures/chart.png", tmp_path)
-        assert stored.read_bytes() == b"picture"
-        assert connect(uri).get_run(run.run_id).data.metrics == {"eval/frechet_distance": 0.5}
-        with pytest.raises(ModelMissingError, match="aliases: candidate -> 1"):
-            resolve_model("models:/ddpm@champion", config)
-        code = """
-            import os, sys, pandas as pd
-            os.environ["MLFLOW_TRACKING_URI"] = sys.argv[1]
-            import mlflow
-            model = mlflow.pyfunc.load_model("models:/ddpm@candidate")
-            answer = model.predict(pd.DataFrame({"sample_id": [1, 2], "label": [0, 1]}), {"num_steps": 3})
-            assert answer["png"][0][:4] == b"\\x89PNG" and len(answer) == 2
-        """
-        subprocess.run([sys.executable, "-c", textwrap.dedent(code), uri], cwd=tmp_path, check=True, timeout=300)
+    uri, _ = served
+    config = TrackingConfig(uri=uri)
+    run = TrackingRun.create(config)
+    files = model_files(8)
+    version = register_model(run, files, "ddpm")
+    assert register_model(run, files, "ddpm") == version
+    assert resolve_model("models:/ddpm@candidate", config).files == files
+    log_version_metrics(version, {"eval/frechet_distance": 0.5})
+    log_version_files(version, {"chart.png": b"picture"}, "figures")
+    stored = download_artifacts(run, "figures/chart.png", tmp_path)
+    assert stored.read_bytes() == b"picture"
+    assert connect(uri).get_run(run.run_id).data.metrics == {"eval/frechet_distance": 0.5}
+    with pytest.raises(ModelMissingError, match="aliases: candidate -> 1"):
+        resolve_model("models:/ddpm@champion", config)
+    code = """
+        import os, sys, pandas as pd
+        os.environ["MLFLOW_TRACKING_URI"] = sys.argv[1]
+        import mlflow
+        model = mlflow.pyfunc.load_model("models:/ddpm@candidate")
+        answer = model.predict(pd.DataFrame({"sample_id": [1, 2], "label": [0, 1]}), {"num_steps": 3})
+        assert answer["png"][0][:4] == b"\\x89PNG" and len(answer) == 2
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), uri], cwd=tmp_path, check=True, timeout=300)
 
 
 @pytest.mark.services
 def test_registering_waits_for_a_server_that_restarts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    served: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    port, database = free_port(), f"sqlite:///{tmp_path}/server.db"
-    with mlflow_server(database, str(tmp_path / "artifacts"), tmp_path, port=port) as uri:
-        run = TrackingRun.create(TrackingConfig(uri=uri))
+    """The server that keeps the run is reached at another address too, where at first nobody answers."""
+    (uri, folder), port = served, free_port()
+    there = TrackingRun.create(TrackingConfig(uri=uri))
+    run = TrackingRun(f"http://127.0.0.1:{port}", there.run_id, there.experiment_id)
     with ThreadPoolExecutor(1) as pool:
-        registered = pool.submit(register_model, run, model_files(9), "ddpm")
-        with mlflow_server(database, str(tmp_path / "artifacts"), tmp_path, port=port):
+        registered = pool.submit(register_model, run, model_files(9), "late")
+        database, artifacts = f"sqlite:///{folder}/server.db", str(folder / "artifacts")
+        with mlflow_server(database, artifacts, tmp_path, port=port) as late_uri:
             assert registered.result(120).version == 1
-            assert resolve_model("models:/ddpm@candidate", TrackingConfig(uri=uri)).files == model_files(9)
-    assert "registering ddpm waits for it" in capsys.readouterr().out
+            assert resolve_model("models:/late@candidate", TrackingConfig(uri=late_uri)).files == model_files(9)
+    assert "registering late waits for it" in capsys.readouterr().out
     monkeypatch.setattr("pipeline.models.registry._REGISTER_PATIENCE_S", 1)
     with pytest.raises(TrackingUnavailableError, match="Connection refused"):
-        register_model(run, model_files(10), "ddpm")
+        register_model(run, model_files(10), "late")
