@@ -74,8 +74,8 @@ def read_section(config: C, section: str, tables: Mapping[str, Any], where: str,
 def write_section(config: object, section: str, preset: str | None = None) -> str:
     """The project file that gives a job this configuration: shared fields on top, then sections.
 
-    A section of another job that is inside, such as [sample] in evaluate, is written by itself. Studies, which start from
-    [sample] and change it, have it inside their own.
+    A section of another job that is inside, such as [sample] in evaluate, is written by itself. Studies, which start
+    from [sample] and change it, have it inside their own.
 
     Args:
         config: The job's configuration.
