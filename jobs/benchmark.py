@@ -5,17 +5,19 @@ import sys
 
 from jobs.cli import Job, run_subcommand
 from pipeline.benchmark import BenchmarkConfig, benchmark_train
+from pipeline.data.prepare import OWN_SIZE
 from pipeline.presets import Preset
 from pipeline.progress import say
 
 
 def _of_preset(preset: Preset) -> BenchmarkConfig:
     own_images = preset.prepare.source != "digits"
-    train = dataclasses.replace(
-        preset.train,
-        data=dataclasses.replace(preset.train.data, lanes=max(4, preset.train.workers.num_workers), window_shards=2),
+    lanes = max(4, preset.train.workers.num_workers)
+    data = dataclasses.replace(preset.train.data, lanes=lanes, window_shards=2)
+    return BenchmarkConfig(
+        train=dataclasses.replace(preset.train, data=data),
+        image_size=preset.prepare.image_size if own_images else OWN_SIZE,
     )
-    return BenchmarkConfig(train=train, image_size=preset.prepare.image_size if own_images else None)
 
 
 def _run(config: BenchmarkConfig) -> None:

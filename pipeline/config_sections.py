@@ -74,6 +74,9 @@ def read_section(config: C, section: str, tables: Mapping[str, Any], where: str,
 def write_section(config: object, section: str, preset: str | None = None) -> str:
     """The project file that gives a job this configuration: shared fields on top, then sections.
 
+    A section of another job that is inside, such as [sample] in evaluate, is written by itself. Studies, which start
+    from [sample] and change it, have it inside their own.
+
     Args:
         config: The job's configuration.
         section: Its own section.
@@ -81,14 +84,8 @@ def write_section(config: object, section: str, preset: str | None = None) -> st
     """
     top: dict[str, Any] = {} if preset is None else {"preset": preset}
     sections: dict[str, Any] = {}
-    _sort_out(tomllib.loads(to_toml(config)), section, top, sections)
-    return tomli_w.dumps({**top, **dict(sorted(sections.items(), key=lambda item: SECTIONS.index(item[0])))})
-
-
-def _sort_out(tree: dict[str, Any], section: str, top: dict[str, Any], sections: dict[str, Any]) -> None:
-    """Moves shared fields and inner sections of a configuration to where a file has them."""
-    for name in [name for name in tree if name in SHARED]:
-        top[name] = tree.pop(name)
-    for name in [name for name in tree if name in SECTIONS and isinstance(tree[name], dict)]:
-        _sort_out(tree.pop(name), name, top, sections)
-    sections[section] = tree
+    tree = tomllib.loads(to_toml(config))
+    top |= {name: tree.pop(name) for name in SHARED if name in tree}
+    if section in SECTIONS[:4]:
+        sections = {name: tree.pop(name) for name in SECTIONS if isinstance(tree.get(name), dict)}
+    return tomli_w.dumps({**top, **sections, section: tree})

@@ -78,7 +78,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(train_job, flags: list[str], word
         ("[train.network]\ndropuot = 0.5", ["mine.toml: train.network.dropuot: ", "did you mean 'dropout'?"]),
         ("[tracking]\nurl = 'x'", ["mine.toml: tracking.url: ", "did you mean 'uri'?"]),
         ("steps = 3", ["mine.toml: steps: ", "write it below [train]"]),
-        ('preset = "mnist"', ["--preset: one of digits, ", "got 'mnist'"]),
+        ('preset = "mnist"', ["mine.toml: preset: one of digits, ", "got 'mnist'"]),
         ("[train]\nsteps = ", ["mine.toml", "TOML"]),
     ],
 )
@@ -115,17 +115,31 @@ def test_the_flag_names_the_preset_before_the_file_does(train_job, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["compare samplers", "figures", "ema sweep"])
-def test_a_rule_of_a_job_about_another_section_is_one_line_too(
+def test_studies_measure_images_from_nothing_whatever_sample_is_asked_for(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """[sample] asks for edits, and these jobs measure images from nothing."""
+    """One file serves all jobs: an edit in [sample] is no mistake of a study, one that is asked of the study is."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "mine.toml").write_text('[sample.request]\nname = "partial"\ninputs = "x"\n')
     file = str(tmp_path / "mine.toml")
-    assert run_job(does_nothing(EVERY_JOB[name]), ["--config", file]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"error: {file}: sample.request.name: ") and "got partial" in line
+    assert resolve(EVERY_JOB[name], "--config", file).sample.request.name == "generate"
     assert resolve(sample.JOB, "--config", file).request.name == "partial"
+    asked = ["--config", file, "--sample.request.name", "partial", "--sample.request.inputs", "x"]
+    assert run_job(does_nothing(EVERY_JOB[name]), asked) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: sample.request.name: ") and "got partial" in line
+
+
+def test_a_rule_between_two_fields_names_the_file_and_the_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learned variance needs an objective that trains it."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "mine.toml").write_text("[train.network]\nlearned_variance = true\n")
+    file = str(tmp_path / "mine.toml")
+    assert run_job(does_nothing(train.JOB), ["--config", file]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: {file}: train.objective.name: simple does not train the learned variance"), line
 
 
 FLAGS = {

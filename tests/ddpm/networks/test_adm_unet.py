@@ -188,7 +188,11 @@ def test_heads_must_divide_the_widths_that_they_attend_to() -> None:
         UNetConfig(num_head_channels=0)
     config = dataclasses.replace(SMALL, base_channels=24, channel_multipliers=(1, 2, 4), num_head_channels=32)
     assert level_resolutions(dataclasses.replace(config, attention_resolutions=()), (16, 16)) == (16, 8, 4)
-    with pytest.raises(ValueError, match=r"^num_head_channels: must divide 24, the width of a level .*, got 32"):
+    with pytest.raises(
+        ValueError, match=r"^network.num_head_channels: must divide 24, the width of a level .*, got 32"
+    ):
         level_resolutions(dataclasses.replace(config, attention_resolutions=(16, 8)), (16, 16))
-    with pytest.raises(ValueError, match=r"^num_head_channels: must divide 96, the width of a level .*, got 64"):
+    with pytest.raises(
+        ValueError, match=r"^network.num_head_channels: must divide 96, the width of a level .*, got 64"
+    ):
         level_resolutions(dataclasses.replace(config, num_head_channels=64, attention_resolutions=()), (16, 16))

@@ -31,7 +31,7 @@ SMALL_UNET = UNetConfig(
         ({"image_size": (32, 0)}, r"^image_size: must be at least 1 pixel each way, got \(32, 0\)"),
         ({"image_size": (30, 32)}, r"^image_size: must be a multiple of 8 for 4 levels, got 30"),
         ({"image_size": (32, 36)}, r"^image_size: must be a multiple of 8 for 4 levels, got 36"),
-        ({"image_size": (40, 64)}, r"^attention_resolutions: must be among \[40, 20, 10, 5\].* got 16"),
+        ({"image_size": (40, 64)}, r"^network.attention_resolutions: must be among \[40, 20, 10, 5\].* got 16"),
         ({"channels": 0}, r"^channels: must be at least 1, got 0"),
         ({"num_classes": 0}, r"^num_classes: must be at least 1, got 0; leave it out"),
         ({"num_levels": 1024}, r"^num_levels: must be 256 or 65536, got 1024"),

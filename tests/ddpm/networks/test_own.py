@@ -74,3 +74,9 @@ def test_a_bad_factory_is_one_clear_line(factory: str, options: dict[str, Any], 
 def test_errors_inside_a_factory_stay_what_they_are() -> None:
     with pytest.raises(TypeError, match=r"^inside the factory$"):
         build_network(own("own_networks.affine:broken"))
+
+
+@pytest.mark.usefixtures("own_package")
+def test_messages_call_it_by_its_factory() -> None:
+    with pytest.raises(ValueError, match=r"^gradient_checkpointing: own_networks.affine:Affine does not offer it"):
+        build_network(own("own_networks.affine:Affine", width=5), gradient_checkpointing=True)

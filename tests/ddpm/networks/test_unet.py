@@ -255,7 +255,7 @@ def test_level_resolutions() -> None:
     assert level_resolutions(UNetConfig(attention_resolutions=()), (8, 8)) == (8, 4, 2, 1)
     with pytest.raises(ValueError, match=r"^image_size: must be a multiple of 8 for 4 levels, got 28"):
         level_resolutions(UNetConfig(), (28, 28))
-    with pytest.raises(ValueError, match=r"^attention_resolutions: must be among \[48, 24, 12, 6\].* got 16"):
+    with pytest.raises(ValueError, match=r"^network.attention_resolutions: must be among \[48, 24, 12, 6\].* got 16"):
         level_resolutions(UNetConfig(), (48, 48))
 
 
@@ -295,7 +295,9 @@ def test_levels_go_by_the_shorter_side() -> None:
         with torch.no_grad():
             assert net(torch.zeros(2, 2, *image_size), torch.tensor([3, 700])).shape == (2, 2, *image_size)
         assert seen == [(image_size[0] // n, image_size[1] // n) for n in (1, 2, 4)]
-    with pytest.raises(ValueError, match=r"^attention_resolutions: must be among \[24, 12, 6\], .*24-pixel.* got 20"):
+    with pytest.raises(
+        ValueError, match=r"^network.attention_resolutions: must be among \[24, 12, 6\], .*24-pixel.* got 20"
+    ):
         level_resolutions(dataclasses.replace(THREE_LEVELS, attention_resolutions=(20,)), (24, 40))
 
 

@@ -151,7 +151,7 @@ def test_the_pyfunc_stands_alone(run: TrackingRun, tmp_path: Path) -> None:
         ((ok, {"sampler": "euler"}), "ddim"),
         ((ok, {"churn": 3.0}), "churn: is no option of ddim, got 3.0; leave it out or choose another sampler"),
         ((ok, {"sampler": "heun", "eta": 0.5}), "eta: is no option of heun, got 0.5"),
-        ((ok, {"sampler": "heun", "churn_interval": [1.0]}), "churn_interval: must be two numbers, got [1.0]"),
+        ((ok, {"sampler": "heun", "churn_interval": [1.0]}), "churn_interval: must be two numbers, got (1.0,)"),
         ((ok, {"seed": -1}), "seed: must not be negative"),
         ((ok, {"batch_size": 0}), "batch_size: must be at least 1"),
         ((ok, {"num_steps": "many"}), "num_steps"),
