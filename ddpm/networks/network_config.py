@@ -7,6 +7,7 @@ from typing import get_args
 from torch import nn
 
 from ddpm.process.prediction import PredictionType
+from ddpm.variants import check_variant_name
 
 ImageSize = tuple[int, int]
 """Height and width in pixels."""
@@ -26,6 +27,7 @@ class NetworkConfig(abc.ABC):
 
     def __post_init__(self) -> None:
         """Check what all networks share; then, by `check`, the network's own fields."""
+        check_variant_name(self)
         if self.prediction_type not in get_args(PredictionType):
             raise ValueError(
                 f"prediction_type: must be eps, x_0 or v, got {self.prediction_type!r}; choose one of them"

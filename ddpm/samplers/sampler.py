@@ -20,6 +20,7 @@ from ddpm.process.interpolation import Table
 from ddpm.process.schedules import NoiseSchedule
 from ddpm.process.spacing import Spacing, spaced_timesteps
 from ddpm.shapes import Images, Labels, Steps, Times
+from ddpm.variants import check_variant_name
 
 StepNoise = Callable[[int], Tensor]
 """noise(draw): the standard normal noise of a step, x_T's shape; draw counts the steps from 1."""
@@ -43,7 +44,7 @@ class Sampler(abc.ABC):
     revision: ClassVar[int] = 1
     """Raised whenever the same options come to give other images: part of what names a generation run."""
     order: ClassVar[int]
-    """Order of convergence in the length of the steps, where the denoiser is smooth."""
+    """Order of convergence in the length of the steps for a smooth denoiser; of the distribution, where there is noise."""
     noise_stream: ClassVar[Stream] = Stream.STEP
     """Where the noise of the steps is drawn from."""
 
@@ -68,6 +69,7 @@ class Sampler(abc.ABC):
 
     def __post_init__(self) -> None:
         """Refuse impossible values of what all samplers share; then, by `check`, of the sampler's own options."""
+        check_variant_name(self)
         check_choice("spacing", self.spacing, get_args(Spacing))
         if self.num_steps < 1:
             raise ValueError(f"num_steps: must be at least 1, got {self.num_steps}; 50 is a good start")
