@@ -44,7 +44,7 @@ class Sampler(abc.ABC):
     revision: ClassVar[int] = 1
     """Raised whenever the same options come to give other images: part of what names a generation run."""
     order: ClassVar[int]
-    """Order of convergence in the length of the steps for a smooth denoiser; of the distribution, where there is noise."""
+    """Order of convergence in the length of the steps for a smooth denoiser; with noise, that of the distribution."""
     noise_stream: ClassVar[Stream] = Stream.STEP
     """Where the noise of the steps is drawn from."""
 
