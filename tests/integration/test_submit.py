@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,14 @@ def submit(cluster: RayCluster, environment: dict[str, str], job: str, *flags: s
         "--working-dir", ".", "--runtime-env-json", json.dumps({"env_vars": environment}),
         "--", "python", f"jobs/{job}.py", *flags,
     ]  # fmt: skip
-    done = subprocess.run(command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    output = done.stdout + done.stderr
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
+        output = done.stdout + done.stderr
+        # The head answers before its agent, which starts jobs, has come up; on a busy machine long before.
+        if "No available agent to submit job" not in output or time.monotonic() > deadline:
+            break
+        time.sleep(2)
     assert done.returncode == 0 and "succeeded" in output, output[-6000:]
     return output
 
