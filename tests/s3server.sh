@@ -204,6 +204,7 @@ o=json.load(sys.stdin)["osds"]; print(o[0]["up_from"] if o and o[0]["up"] else 0
 
 # ---------------------------------------------------------------- moto
 moto_start() {
+  local here; here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
   local v=${S3_VENV:-$HERE/../.venv} i
   mkdir -p "$D/log"
   [ -x "$v/bin/moto_server" ] || die "no moto_server in $v: run make test once, or set S3_VENV"
@@ -211,7 +212,7 @@ moto_start() {
   rm -f "$ST/credentials"      # its user is made by the server, and lost with it
   # the first 3 requests are free: they make the user, its policy and its key
   INITIAL_NO_AUTH_ACTION_COUNT=3 MOTO_S3_DEFAULT_KEY_BUFFER_SIZE=1048576 TMPDIR=$D \
-    "$v/bin/moto_server" -H 127.0.0.1 -p "$(cat "$ST/port")" > "$D/log/gateway.out" 2>&1 < /dev/null 9>&- &
+    "$v/bin/python" "$here/moto_server.py" -H 127.0.0.1 -p "$(cat "$ST/port")" > "$D/log/gateway.out" 2>&1 < /dev/null 9>&- &
   record gateway $!; disown $!
   for ((i = 0; i < 600; i++)); do
     alive gateway || { tail -n 20 "$D/log/gateway.out" >&2; die "moto_server ended"; }
