@@ -183,11 +183,16 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
         "--num-cpus=2",
         "--object-store-memory=400000000",
     ]
+    # A node's agent, which starts jobs, listens on a fixed port unless told: another Ray on this machine has it.
     head = [
         *start, "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}", f"--temp-dir={tempfile.mkdtemp(prefix='ray-')}",  # short: sockets lie in it
+        f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-port={dashboard}",
+        f"--temp-dir={tempfile.mkdtemp(prefix='ray-')}",  # short: sockets lie in it
     ]  # fmt: skip
-    node = [*start, f"--address=127.0.0.1:{port}", "--node-ip-address=127.0.0.1"]
+    node = [
+        *start, f"--address=127.0.0.1:{port}", "--node-ip-address=127.0.0.1",
+        f"--dashboard-agent-listen-port={free_port()}",
+    ]  # fmt: skip
 
     def nodes_alive() -> bool:
         code = (
