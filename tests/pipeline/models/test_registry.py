@@ -69,6 +69,13 @@ def test_the_alias_moves_forward_only(registry: TrackingConfig, run: TrackingRun
     assert resolve_model("models:/alias/1", registry).files == model_files(1)
 
 
+@pytest.fixture
+def missing(run: TrackingRun) -> None:
+    """A model of one version, whichever test of this module runs first in its process."""
+    register_model(run, model_files(1), "missing")
+
+
+@pytest.mark.usefixtures("missing")
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
@@ -85,11 +92,9 @@ def test_the_alias_moves_forward_only(registry: TrackingConfig, run: TrackingRun
     ],
 )
 def test_a_model_that_is_not_there_is_one_line(
-    registry: TrackingConfig, run: TrackingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, reason: str
+    registry: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, reason: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if uri == "models:/missing/7":
-        register_model(run, model_files(1), "missing")
     with pytest.raises(ModelMissingError) as caught:
         resolve_model(uri, registry)
     message = str(caught.value)
