@@ -193,8 +193,22 @@ def digest(obj: Any) -> str:
 
 
 def _canonical(data: Any) -> bytes:
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = _dumps(data)
+    if "-0.0" in text:  # equals 0.0, and so must its digest
+        text = _dumps(_without_negative_zeros(data))
     return text.encode() + b"\n"
+
+
+def _dumps(data: Any) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _without_negative_zeros(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_negative_zeros(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_without_negative_zeros(value) for value in data]
+    return data + 0.0 if isinstance(data, float) else data
 
 
 def _parse(data: bytes, where: str) -> Any:
@@ -239,6 +253,7 @@ def _validate(cls: type[T], data: Any, where: str) -> T:
 
 def _plain(hint: Any, value: Any) -> Any:
     """A value as JSON values, normalised: 1 in a float field becomes 1.0, so that equal objects look equal."""
+    _check_variants(hint, value)
     holder, adapter = _holder(hint)
     once = adapter.dump_json(holder(value), warnings=False)
     try:
@@ -246,6 +261,26 @@ def _plain(hint: Any, value: Any) -> Any:
     except pydantic.ValidationError as error:
         raise ValueError(explain(hint, json.loads(once)["value"], type(value).__name__, error)) from None
     return adapter.dump_python(again, mode="json")["value"]
+
+
+def _check_variants(hint: Any, value: Any) -> None:
+    """Refuse a variant that is not in its union: it would be written, and digested, as what it is derived from."""
+    if not is_special(hint):
+        return
+    variants = variants_of(hint)
+    if variants and value is not None and type(value) not in variants.values():
+        raise ValueError(
+            f"{type(value).__name__}: is none of the kinds that are stored here, {', '.join(variants)}; register it"
+        )
+    if isinstance(value, list | tuple):
+        for index, element in enumerate(value):
+            _check_variants(element_of(resolve(hint, list(value)), index), element)
+    elif isinstance(value, dict):
+        for key, element in value.items():
+            _check_variants(element_of(resolve(hint, value), key), element)
+    else:
+        for name, field_hint in fields_of(type(value)).items():
+            _check_variants(field_hint, getattr(value, name))
 
 
 def _over(hint: Any, base: Any, data: Any) -> Any:

@@ -22,7 +22,7 @@ def say(line: str) -> None:
 
 def format_duration(seconds: float) -> str:
     """A duration as people say it: `8.4 s`, `2 min 05 s`, `3 h 07 min`."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:
@@ -33,7 +33,7 @@ def format_duration(seconds: float) -> str:
 def format_bytes(num_bytes: float) -> str:
     """A size in binary units with one decimal: `48.2 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(num_bytes) < 1024:
+        if round(abs(num_bytes), 1) < 1024:
             return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.1f} TiB"

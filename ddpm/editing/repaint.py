@@ -80,7 +80,7 @@ def repaint(
             x_0=x_0,
             known=known,
             timesteps=timesteps,
-            noise=lambda draw: standard_normal(seed, Stream.STEP, sample_ids, draw, shape, x_0.dtype),
+            noise=lambda draw: standard_normal(seed, sampler.noise_stream, sample_ids, draw, shape, x_0.dtype),
             known_noise=lambda draw: standard_normal(seed, Stream.INPAINT, sample_ids, draw, shape, x_0.dtype),
             jump_length=jump_length,
             num_resamples=num_resamples,

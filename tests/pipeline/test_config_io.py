@@ -204,6 +204,46 @@ def test_objects_that_break_their_own_rules_are_not_written() -> None:
         to_json(wrong)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dog:
+    name: Literal["dog"] = "dog"
+    weight: float = 9.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cat:
+    name: Literal["cat"] = "cat"
+
+
+class LoudDog(Dog):
+    """Not in the union, and of the same name: as JSON it would look like a dog."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Household:
+    pet: Dog | Cat | None = None
+    more: tuple[Dog | Cat, ...] = ()
+    by_name: dict[str, Dog | Cat] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    "household",
+    [Household(pet=LoudDog()), Household(more=(Cat(), LoudDog())), Household(by_name={"a": LoudDog()})],
+)
+def test_a_variant_that_is_not_registered_has_no_digest(household: Household) -> None:
+    for attempt in (to_json, to_toml, digest, plain):
+        with pytest.raises(ValueError, match=r"LoudDog: is none of the kinds .* dog, cat; register it"):
+            attempt(household)
+    whole = Household(pet=Dog(), more=(Cat(), Dog()), by_name={"a": Cat()})
+    assert from_json(Household, to_json(whole), "x.json") == whole
+
+
+def test_equal_numbers_have_equal_digests() -> None:
+    assert Sampler(eta=-0.0) == Sampler(eta=0.0) and digest(Sampler(eta=-0.0)) == digest(Sampler(eta=0.0))
+    zeros = {"-0.0": [-0.0, {"x": -0.0}], "text": "-0.0", "number": -10.0, "list": (0.0, -0.5, 1)}
+    assert to_json(zeros) == b'{"-0.0":[0.0,{"x":0.0}],"list":[0.0,-0.5,1],"number":-10.0,"text":"-0.0"}\n'
+
+
 def test_empty_texts_are_refused_by_name() -> None:
     refuse_empty(Job(output="x"), "output", "note")
     refuse_empty(Job(output="x", note=""), "output")

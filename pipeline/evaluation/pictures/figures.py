@@ -16,7 +16,7 @@ from ddpm import Ancestral, BoundStatistics, DiffusionModel, LikelihoodConfig, g
 from ddpm.shapes import Images
 from pipeline.data.pictures import image_grid
 from pipeline.errors import TrackingUnavailableError
-from pipeline.evaluation.pictures.charts import Line, Panel, line_charts
+from pipeline.evaluation.charts import Line, Panel, line_charts
 from pipeline.evaluation.pictures.method_charts import draw_loss_weights, draw_posterior_variance, draw_schedules
 from pipeline.evaluation.studies import sampler_comparison
 from pipeline.evaluation.studies.sampler_comparison import SamplerComparisonConfig, compare_samplers

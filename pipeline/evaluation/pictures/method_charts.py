@@ -14,7 +14,7 @@ from ddpm import (
 )
 from ddpm.process.interpolation import Table
 from ddpm.training.objectives import loss_weights
-from pipeline.evaluation.pictures.charts import Line, Panel, line_charts
+from pipeline.evaluation.charts import Line, Panel, line_charts
 
 _CHAINS = (1000, 100, 20)
 _LEAST_LINEAR_STEPS = 21  # shorter linear chains would have a beta of 1

@@ -13,8 +13,8 @@ from ddpm import PowerProfile
 from pipeline.cluster import ClusterConfig, ray_session
 from pipeline.config_io import refuse_empty, to_json
 from pipeline.config_sections import write_section
+from pipeline.evaluation.charts import Line, Panel, line_charts
 from pipeline.evaluation.evaluate import EvaluateConfig, MeasuresConfig, evaluate
-from pipeline.evaluation.pictures.charts import Line, Panel, line_charts
 from pipeline.generation.inventory import write_if_changed
 from pipeline.generation.requests import Generate
 from pipeline.generation.sample_job import ImagesConfig

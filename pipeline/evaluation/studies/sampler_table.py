@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.evaluation.pictures.charts import Line, Panel, line_charts
+from pipeline.evaluation.charts import Line, Panel, line_charts
 from pipeline.progress import format_duration
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.evaluation.pictures.charts import Line, Panel, line_charts
+from pipeline.evaluation.charts import Line, Panel, line_charts
 
 
 def panel(**changes: object) -> Panel:
