@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "ddpm/README.md", "pipeline/README.md", "CONTRIBUTING.md"]
+PAGES = ["README.md", "ddpm/README.md", "ddpm/measurements.md", "pipeline/README.md", "CONTRIBUTING.md"]
 
 
 def test_the_tree_is_true() -> None:

@@ -4,7 +4,7 @@ The schedule is continuous in t and the network takes float t; the interval is f
 final step: rounding to trained steps would end the convergence early, and a final step to zero noise puts a floor under
 Heun. An error that falls by 2^p when the steps double has slope p; the last pair counts.
 
-The table in ddpm/README.md is printed by
+The table in ddpm/measurements.md is printed by
 
     pytest -s -m slow tests/ddpm/samplers/test_convergence.py
 """
