@@ -288,7 +288,7 @@ def _eps_error(
 def _bound_figures(
     config: EvaluateConfig, dataset: EvaluationDataset, model: DiffusionModel, device: torch.device
 ) -> dict[str, Figure]:
-    """How likely the held-out images are: the variational bound, whole and by term, and that of the probability flow."""
+    """How likely the held-out images are: the variational bound, whole and by term, and the flow's."""
     meter = BoundMeter(model=model, seed=config.seed, batch_size=config.batch_size, device=device)
     bound = meter.bound(dataset.stream("held_out", config.max_bound_images), config.bound)
     estimates = {
