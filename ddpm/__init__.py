@@ -10,7 +10,7 @@ from ddpm.editing.partial import partial_diffusion
 from ddpm.editing.repaint import repaint
 from ddpm.likelihood.bound import BoundStatistics, ImageBound, LikelihoodConfig, bound_of_images
 from ddpm.likelihood.decoder import discretised_log_likelihood
-from ddpm.likelihood.probability_flow import probability_flow_bits_per_dim
+from ddpm.likelihood.probability_flow import FlowBound, probability_flow_bound
 from ddpm.likelihood.terms import bound_loss, bound_term, gaussian_kl, prior_loss
 from ddpm.model import DiffusionModel, build_model
 from ddpm.networks.cost import count_parameters, flops_per_image
@@ -63,6 +63,7 @@ __all__ = [
     "Ema",
     "EmaBank",
     "Estimate",
+    "FlowBound",
     "GaussianStep",
     "GuidedNetwork",
     "Heun",
@@ -121,7 +122,7 @@ __all__ = [
     "predict_x_0_and_eps",
     "prediction_target",
     "prior_loss",
-    "probability_flow_bits_per_dim",
+    "probability_flow_bound",
     "q_posterior_mean_variance",
     "q_sample",
     "random_integers",

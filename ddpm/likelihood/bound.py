@@ -173,13 +173,14 @@ def bound_of_images(
         config: Which bound, and how much of it.
         seed: Key of the noise and of random t, in [0, 2^64).
         sample_ids: Ids [B] in [0, 2^48), on the network's device.
-        x_0: The images [B, C, H, W] in [-1, 1], at the levels of the model's pixels.
+        x_0: The images [B, C, H, W] in [-1, 1], float32 or float64, at the levels of the model's pixels.
         label: Class [B], same device, or None for an unconditional network.
         probabilities: Probabilities of t along the chain [T], needed for terms = importance.
 
     Raises:
-        ValueError: If the network is in training mode or answers with another shape, the config asks for more steps
-            than were trained, or probabilities are missing, of another length or without being asked for.
+        ValueError: If the network is in training mode or answers with another shape, x_0 has too few digits, the config
+            asks for more steps than were trained, or probabilities are missing, of another length or without being
+            asked for.
     """
     chain = model.schedule
     if config.num_steps is not None:

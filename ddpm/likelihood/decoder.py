@@ -9,6 +9,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ddpm.process.pixels import NumLevels
+from ddpm.shapes import check_precision
 
 
 def discretised_log_likelihood(
@@ -28,9 +29,14 @@ def discretised_log_likelihood(
     Returns:
         Natural logarithms in float64, with gradient to mean and log_variance; finite for any distance of x_0 to mean.
 
+    Raises:
+        ValueError: If an argument is neither float32 nor float64.
+
     Source:
         Ho et al. 2020 (arXiv:2006.11239), Eq. 13.
     """
+    for name, tensor in (("x_0", x_0), ("mean", mean), ("log_variance", log_variance)):
+        check_precision(name, tensor)
     last = num_levels - 1
     # From the level, not from x_0: neighbours then share their border to the last bit, and float32 images lose nothing.
     level = ((x_0.to(torch.float64) + 1) * (last / 2)).round().clamp(0, last)

@@ -16,7 +16,7 @@ from ddpm.process.denoiser import Denoiser
 from ddpm.process.diffusion import GaussianStep, Variance, p_mean_variance, q_sample
 from ddpm.process.pixels import NumLevels
 from ddpm.process.schedules import NoiseSchedule, gather
-from ddpm.shapes import Images, Labels, Steps
+from ddpm.shapes import Images, Labels, Steps, check_precision
 
 PerSampleBits = Float64[Tensor, " b"]
 
@@ -30,7 +30,13 @@ def gaussian_kl(
         mean_difference: Mean of q minus mean of p.
         log_variance_q: Logarithm of q's variance.
         log_variance_p: Logarithm of p's variance.
+
+    Raises:
+        ValueError: If one of them is neither float32 nor float64.
     """
+    check_precision("mean_difference", mean_difference)
+    check_precision("log_variance_q", log_variance_q)
+    check_precision("log_variance_p", log_variance_p)
     ratio = log_variance_q - log_variance_p
     return 0.5 * (torch.expm1(ratio) - ratio + mean_difference.square() * torch.exp(-log_variance_p))
 
@@ -45,9 +51,13 @@ def prior_loss(schedule: NoiseSchedule, x_0: Images) -> PerSampleBits:
     Returns:
         Bits per dimension [B]; it has no parameters and is exact, not an estimate.
 
+    Raises:
+        ValueError: If x_0 is neither float32 nor float64.
+
     Source:
         Ho et al. 2020, Eq. 5, first term.
     """
+    check_precision("x_0", x_0)
     alpha_bar = schedule.alpha_bar[-1].to(x_0.device)
     return _bits_per_dim(gaussian_kl(alpha_bar.sqrt() * x_0.to(torch.float64), torch.log1p(-alpha_bar), alpha_bar * 0))
 
@@ -69,9 +79,14 @@ def bound_loss(
     Returns:
         Bits per dimension [B], with gradient to x_0_hat and to a learned variance.
 
+    Raises:
+        ValueError: If x_0 or what step holds is neither float32 nor float64.
+
     Source:
         Ho et al. 2020, Eq. 5 and 13.
     """
+    for name, tensor in (("x_0", x_0), ("x_0_hat", step.x_0_hat), ("log_variance", step.log_variance)):
+        check_precision(name, tensor)
     x_0, x_0_hat, log_variance = (tensor.to(torch.float64) for tensor in (x_0, step.x_0_hat, step.log_variance))
     # Both means hold the same multiple of x_t: left out, it cannot cancel, nor bury the difference in its rounding.
     mean_difference = gather(schedule.posterior_mean_coef_x_0, t, x_0) * (x_0 - x_0_hat)

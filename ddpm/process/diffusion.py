@@ -16,7 +16,7 @@ from torch import Tensor
 from ddpm.process.denoiser import Denoiser
 from ddpm.process.interpolation import Table
 from ddpm.process.schedules import NoiseSchedule, gather
-from ddpm.shapes import Images, Labels, PerSample, Steps
+from ddpm.shapes import Images, Labels, PerSample, Steps, check_precision
 
 Variance = Literal["fixed_small", "fixed_large", "learned_range", "analytic"]
 """Variance of p(x_{t-1} | x_t). fixed_small: the posterior's, exact for a single image. fixed_large: beta_t, exact for
@@ -51,11 +51,13 @@ def q_sample(schedule: NoiseSchedule, x_0: Images, t: Steps, eps: Images) -> Ima
         x_t [B, C, H, W].
 
     Raises:
-        ValueError: If the shapes of x_0 and eps differ.
+        ValueError: If the shapes of x_0 and eps differ, or one is neither float32 nor float64.
 
     Source:
         Ho et al. 2020, Eq. 4.
     """
+    check_precision("x_0", x_0)
+    check_precision("eps", eps)
     _check_same_shape("eps", eps, "x_0", x_0)
     alpha_bar = schedule.alpha_bar
     return gather(alpha_bar.sqrt(), t, x_0) * x_0 + gather((1 - alpha_bar).sqrt(), t, x_0) * eps

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from ddpm.shapes import check_precision
+
 NumLevels = Literal[256, 65536]
 """Values of a pixel, stored in 8 or in 16 bits."""
 
@@ -19,8 +21,9 @@ def x_0_to_images(x_0: Float[Tensor, "b c h w"], num_levels: NumLevels = 256) ->
     """The nearest pixels [B, H, W, C] of x_0 [B, C, H, W], uint8 or uint16; what is beyond [-1, 1] is clamped.
 
     Raises:
-        ValueError: If x_0 holds NaN, which no pixel can show.
+        ValueError: If x_0 holds NaN, which no pixel can show, or is neither float32 nor float64.
     """
+    check_precision("x_0", x_0)
     if bool(x_0.isnan().any()):
         raise ValueError("x_0: must not hold NaN, got NaN; the network has diverged, choose an earlier checkpoint")
     pixels = ((x_0 + 1) * ((num_levels - 1) / 2)).round().clamp(0, num_levels - 1)

@@ -96,8 +96,9 @@ def _places(schedule: NoiseSchedule, num_steps: int, spacing: Literal["log_snr",
         log_snr = -2 * KARRAS_RHO * torch.lerp(root[0], root[1], places).log()
     elif bool(ends[1].isinf()):
         # Without any signal the last step is infinitely far away: it is visited, the others share the rest.
-        rest = schedule.respace(range(last))
-        return [*(_places(rest, num_steps - 1, spacing) if num_steps > 1 else []), float(last)]
+        if num_steps <= 2:
+            return [0.0, float(last)][-num_steps:]
+        return [*_places(schedule.respace(range(last)), num_steps - 1, spacing), float(last)]
     else:
         log_snr = torch.lerp(ends[0], ends[1], places)
     return [float(place) for place in schedule.t_at_log_snr(log_snr)]

@@ -45,7 +45,7 @@ def x_0_errors(
         model: The model, its chain of length T.
         seed: Key of the noise and of random t, in [0, 2^64).
         sample_ids: Ids [B] in [0, 2^48), on the network's device.
-        x_0: Clean images [B, C, H, W] in [-1, 1].
+        x_0: Clean images [B, C, H, W] in [-1, 1], float32 or float64.
         label: Class [B], same device, or None for an unconditional network.
         clip_x_0: Limit predicted images to [-1, 1], as the sampler will that uses the errors.
         terms_per_image: K, network evaluations per image, in [1, T]; with T every image is asked about at every t.
@@ -54,8 +54,8 @@ def x_0_errors(
         Count, mean and scatter for each t [T]; results add up over batches.
 
     Raises:
-        ValueError: If terms_per_image is out of range, or the network is in training mode or answers with another
-            shape.
+        ValueError: If terms_per_image is out of range, x_0 has too few digits, or the network is in training mode or
+            answers with another shape.
     """
     schedule, K = model.schedule, terms_per_image
     T = schedule.num_timesteps

@@ -110,6 +110,12 @@ class Sampler(abc.ABC):
         """
         return spaced_timesteps(schedule, self.num_steps, self.spacing)
 
+    def revision_on(self, schedule: NoiseSchedule) -> int:
+        """The revision by which the images of a model with this training chain are made."""
+        # Two steps in log-SNR were T-2 and T-1 in revision 1 where no signal is left, instead of both ends.
+        are_others = self.num_steps == 2 and self.spacing == "log_snr" and float(schedule.alpha_bar[-1]) == 0
+        return self.revision + are_others
+
     def num_evaluations(self, schedule: NoiseSchedule, num_steps: int | None = None) -> int:
         """Calls of the denoiser per batch of images; where guidance is on, each evaluates every image twice.
 

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from ddpm.shapes import check_precision
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Moments:
@@ -20,11 +22,12 @@ class Moments:
 
     @classmethod
     def from_samples(cls, samples: Float[Tensor, "n d"]) -> "Moments":
-        """Moments of some vectors [N, D], N >= 1, in any floating dtype.
+        """Moments of some vectors [N, D], N >= 1, float32 or float64.
 
         Raises:
-            ValueError: If there is no vector.
+            ValueError: If there is no vector, or they have fewer digits, whose rounding would count as variance.
         """
+        check_precision("samples", samples)
         if len(samples) == 0:
             raise ValueError("samples: must hold at least one vector, got none; skip empty shards")
         x = samples.to(torch.float64)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
+from ddpm.shapes import check_precision
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
@@ -35,13 +37,18 @@ class RunningMoments:
 
     @classmethod
     def from_samples(cls, samples: Float[Tensor, "n d"]) -> "RunningMoments":
-        """Moments of N samples [N, D] in which no quantity is missing."""
+        """Moments of N samples [N, D] in which no quantity is missing; errors as from_entries."""
         num_samples, size = samples.shape
         return cls.from_entries(torch.arange(size).expand(num_samples, size).flatten(), samples.flatten(), size)
 
     @classmethod
     def from_entries(cls, index: Int[Tensor, " n"], values: Float[Tensor, " n"], size: int) -> "RunningMoments":
-        """Moments of values [N] of which each belongs to the quantity index [N], in [0, size)."""
+        """Moments of values [N] of which each belongs to the quantity index [N], in [0, size).
+
+        Raises:
+            ValueError: If values is neither float32 nor float64.
+        """
+        check_precision("values", values)
         index, values = index.cpu(), values.to("cpu", torch.float64)
         count = torch.bincount(index, minlength=size)
         zeros = torch.zeros(size, dtype=torch.float64)

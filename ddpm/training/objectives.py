@@ -24,13 +24,15 @@ class ObjectiveConfig:
 
     name: Literal["simple", "vlb", "hybrid"] = "simple"
     """simple: L_simple, the squared error of the prediction, for the best images. vlb: the variational bound in bits
-    per dimension, for the best likelihood. hybrid: L_simple, and vlb_weight times the bound for the variance alone."""
+    per dimension, for the best likelihood. hybrid: L_simple, and vlb_weight times the bound for the variance alone. The
+    bound hardly weighs steps that have next to no signal: those of a schedule with zero terminal SNR are best trained
+    by L_simple of v."""
     vlb_weight: float = _VLB_WEIGHT
     """hybrid only: weight of the bound (lambda)."""
     weighting: Literal["constant", "min_snr", "p2"] = "constant"
     """Weight of L_simple by t, with SNR = alpha_bar / (1 - alpha_bar). constant: 1, for whatever is predicted. min_snr:
     the error of x_0 times SNR, or min_snr_gamma if that is less. p2: the error of eps over (1 + SNR)^p2_gamma. The last
-    two mean the same for every prediction."""
+    two mean the same for every prediction, and are refused with zero terminal SNR, whose last step they never train."""
     min_snr_gamma: float = _MIN_SNR_GAMMA
     """min_snr only: cap of the signal-to-noise ratio."""
     p2_gamma: float = _P2_GAMMA
@@ -63,22 +65,28 @@ class ObjectiveConfig:
                 raise ValueError(f"{field}: got {value}, which this objective ignores; leave it out")
 
 
-def check_objective(objective: ObjectiveConfig, variance: Variance) -> None:
-    """Refuse an objective that does not fit the variance of the model that it is to train.
+def check_objective(
+    objective: ObjectiveConfig, variance: Variance, schedule: NoiseSchedule, prediction_type: PredictionType
+) -> None:
+    """Refuse an objective that does not fit the model that it is to train.
 
     Args:
         objective: What is to be minimised.
         variance: Which variance the model's steps have.
+        schedule: The training chain.
+        prediction_type: What the network predicts.
 
     Raises:
         ValueError: If hybrid is given a fixed variance, which leaves its bound without a gradient, or simple a learned
-            one, which it would never train.
+            one, which it would never train; as loss_weights.
     """
     learned = variance == "learned_range"
     if objective.name == "hybrid" and not learned:
         raise ValueError(f"name: hybrid trains a learned variance, got {variance}; choose learned_range, or simple")
     if objective.name == "simple" and learned:
         raise ValueError("name: simple does not train the learned variance; choose hybrid or vlb")
+    if objective.weighting != "constant":
+        loss_weights(schedule, objective, prediction_type)
 
 
 def loss_weights(schedule: NoiseSchedule, objective: ObjectiveConfig, prediction_type: PredictionType) -> Table:
@@ -87,16 +95,24 @@ def loss_weights(schedule: NoiseSchedule, objective: ObjectiveConfig, prediction
     The squared errors of one x_0_hat are proportional: that of eps is SNR times that of x_0, that of v is SNR + 1 times
     it. Except for "constant", the weight is the same in terms of x_0 whatever is predicted.
 
+    Both weightings fall with SNR, down to 0 where no signal is left, so that they would never train the step that
+    sampling starts from. A floor that trains it would be another weighting: with T = 1000 the step before has an SNR of
+    4e-9. With v the constant weight is such a one: SNR + 1 in terms of x_0, Salimans and Ho's remedy for this.
+
     Args:
         schedule: The training chain.
         objective: Which weighting.
         prediction_type: What the network predicts.
 
     Returns:
-        float64 [T], finite also where alpha_bar is 0.
+        float64 [T], finite and above 0 everywhere, in float32 too.
+
+    Raises:
+        ValueError: If the weighting would leave a step untrained.
 
     Source:
         Hang et al. 2023 (arXiv:2303.09556) for min-SNR; Choi et al. 2022 (arXiv:2204.00227) for P2, with k = 1.
+        Salimans and Ho 2022 (arXiv:2202.00512), section 4, for weights where no signal is left.
     """
     alpha_bar = schedule.alpha_bar
     snr = alpha_bar / (1 - alpha_bar)
@@ -106,7 +122,16 @@ def loss_weights(schedule: NoiseSchedule, objective: ObjectiveConfig, prediction
         eps_weight = (objective.min_snr_gamma / snr).clamp(max=1)
     else:
         eps_weight = (1 + snr) ** -objective.p2_gamma
-    return eps_weight * {"eps": torch.ones_like(snr), "x_0": snr, "v": alpha_bar}[prediction_type]
+    weight = eps_weight * {"eps": torch.ones_like(snr), "x_0": snr, "v": alpha_bar}[prediction_type]
+    untrained = (weight.to(torch.float32) == 0).nonzero()[:, 0].tolist()
+    if untrained:
+        gamma = "raise min_snr_gamma" if objective.weighting == "min_snr" else "lower p2_gamma"
+        remedy = "choose constant for zero terminal SNR" if float(alpha_bar[untrained[-1]]) == 0 else gamma
+        raise ValueError(
+            f"weighting: must train every step, got {objective.weighting}, of weight 0 at t = {untrained[-1]} for the "
+            f"error of {prediction_type}; {remedy}"
+        )
+    return weight
 
 
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:

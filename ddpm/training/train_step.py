@@ -15,9 +15,9 @@ from ddpm.likelihood.terms import bound_loss
 from ddpm.model import DiffusionModel
 from ddpm.noise import Stream, bernoulli, standard_normal
 from ddpm.process.diffusion import p_mean_variance, q_sample
-from ddpm.process.prediction import prediction_target
+from ddpm.process.prediction import check_prediction_type, prediction_target
 from ddpm.process.schedules import gather
-from ddpm.shapes import Images, Labels, Steps
+from ddpm.shapes import Images, Labels, Steps, check_precision
 from ddpm.training.objectives import ObjectiveConfig, check_objective, loss_weights
 from ddpm.training.timestep_sampling import ChosenTimesteps, uniform_timesteps
 
@@ -108,12 +108,14 @@ def per_sample_loss(
         over t is the bound without L_T, which no network can change; or their sum.
 
     Raises:
-        ValueError: If the objective does not fit the variance, or the network answers with another shape.
+        ValueError: If the objective does not fit the variance or the schedule, eps is predicted where no signal is
+            left, or the network answers with another shape.
 
     Source:
         Ho et al. 2020 (arXiv:2006.11239), Algorithm 1, line 5; Nichol and Dhariwal 2021 (arXiv:2102.09672), Eq. 16.
     """
-    check_objective(objective, model.variance)
+    check_prediction_type(model.prediction_type, model.schedule)
+    check_objective(objective, model.variance, model.schedule, model.prediction_type)
     output = model.network(batch.x_t, batch.t, batch.label).to(batch.eps.dtype)
     if objective.name == "vlb":
         return _bound(model, output, batch)
@@ -139,11 +141,13 @@ def simple_loss(eps: Float[Tensor, "b c h w"], eps_hat: Float[Tensor, "b c h w"]
         Mean over C, H and W for each sample [B]; 1 for a network that always answers 0, in expectation.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or one is neither float32 nor float64.
 
     Source:
         Ho et al. 2020 (arXiv:2006.11239), Eq. 14.
     """
+    check_precision("eps", eps)
+    check_precision("eps_hat", eps_hat)
     if eps.shape != eps_hat.shape:
         raise ValueError(
             f"eps_hat: must have eps's shape {list(eps.shape)}, got {list(eps_hat.shape)}; check the network"

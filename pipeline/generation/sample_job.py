@@ -172,7 +172,8 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
     network = card.config
     guide = _resolve_guide(config, card, model.uri)
     try:
-        config.sampler.timesteps(make_schedule(network.schedule))
+        schedule = make_schedule(network.schedule)
+        config.sampler.timesteps(schedule)
         _check_fits(config, network)
         calibration = None
         if config.calibration is not None:
@@ -189,7 +190,7 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
             calibration_digest=None if calibration is None else calibration.digest,
             request=None if edit is None else edit.spec,
             sampler=config.sampler,
-            sampler_revision=config.sampler.revision,
+            sampler_revision=config.sampler.revision_on(schedule),
             seed=config.seed,
             num_classes=network.num_classes,
             shard_size=config.shard_size,

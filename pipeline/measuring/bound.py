@@ -19,7 +19,7 @@ from ddpm import (
     RunningMoments,
     bound_of_images,
     images_to_x_0,
-    probability_flow_bits_per_dim,
+    probability_flow_bound,
 )
 from ddpm.shapes import Images, Labels, Steps
 from pipeline.data.image_stream import LabelledImages, regroup
@@ -79,18 +79,20 @@ class BoundMeter:
         return statistics
 
     def probability_flow(self, stream: Iterable[LabelledImages], num_steps: int) -> RunningMoments:
-        """Bits per dimension by the probability flow, one probe per image for its divergence; one quantity.
+        """Two quantities, in bits per dimension: the bound of the probability flow, and what of it half the nodes miss.
+
+        It has one probe per image for its divergence, and the decoder's term and noise of the variational bound.
 
         Args:
             stream: At least one image.
-            num_steps: Nodes of the flow, at least 2.
+            num_steps: Nodes of the flow, at least 3.
 
         Raises:
-            ValueError: If there is no image, or num_steps is below 2 or more than were trained.
+            ValueError: If there is no image, or num_steps is below 3 or more than were trained.
         """
         moments = None
         for batch in self._batches(stream):
-            bits = probability_flow_bits_per_dim(
+            found = probability_flow_bound(
                 self.model,
                 seed=self.seed,
                 sample_ids=batch.ids,
@@ -98,7 +100,7 @@ class BoundMeter:
                 label=batch.label,
                 num_steps=num_steps,
             )
-            more = RunningMoments.from_samples(bits[:, None])
+            more = RunningMoments.from_samples(torch.stack((found.bits_per_dim, found.discretisation), dim=1))
             moments = more if moments is None else moments + more
         if moments is None:
             raise ValueError("stream: must have images, got none; name a split that has some")

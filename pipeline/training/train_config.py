@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ddpm import DDIM, ModelConfig, ObjectiveConfig, ScheduleConfig, UNetConfig
+from ddpm import DDIM, ModelConfig, ObjectiveConfig, ScheduleConfig, UNetConfig, make_schedule
 from ddpm.networks.registry import AnyNetwork
 from ddpm.samplers.registry import AnySampler
 from ddpm.training.objectives import check_objective
@@ -150,7 +150,12 @@ class TrainConfig:
         if self.max_skipped_batches < 0:
             raise ValueError(f"max_skipped_batches: at least 0, got {self.max_skipped_batches}")
         try:
-            check_objective(self.objective, "learned_range" if self.network.learned_variance else "fixed_small")
+            check_objective(
+                self.objective,
+                "learned_range" if self.network.learned_variance else "fixed_small",
+                make_schedule(self.schedule),
+                self.network.prediction_type,
+            )
         except ValueError as error:
             raise ValueError(f"objective.{error}") from error
         if self.global_batch % self.data.lanes:

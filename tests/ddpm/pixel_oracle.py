@@ -11,21 +11,26 @@ FOUR = torch.tensor([0, 40, 90, 255])
 
 
 class ExactNetwork:
-    """x_0_hat = E[x_0 | x_t] for pixels drawn uniformly from some of their levels."""
+    """x_0_hat = E[x_0 | x_t] for pixels drawn from some of their levels: uniformly, or by their shares."""
 
-    def __init__(self, schedule: NoiseSchedule, levels: Tensor, num_levels: NumLevels = 256) -> None:
+    def __init__(
+        self, schedule: NoiseSchedule, levels: Tensor, num_levels: NumLevels = 256, share: Tensor | None = None
+    ) -> None:
         self.schedule, self.levels = schedule, values_of(levels, num_levels)
+        self.log_share = torch.zeros_like(self.levels) if share is None else share.log()
 
     def __call__(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         abar = self.schedule.alpha_bar_at(t)[:, None, None, None, None]
         distance = (x_t[..., None] - abar.sqrt() * self.levels).square()
-        return (-distance / (2 * (1 - abar))).softmax(-1) @ self.levels
+        return (self.log_share - distance / (2 * (1 - abar))).softmax(-1) @ self.levels
 
 
-def exact_model(schedule: NoiseSchedule, levels: Tensor, size: int, num_levels: NumLevels = 256) -> DiffusionModel:
+def exact_model(
+    schedule: NoiseSchedule, levels: Tensor, size: int, num_levels: NumLevels = 256, share: Tensor | None = None
+) -> DiffusionModel:
     """The best model of such images, [1, size, size]."""
     return DiffusionModel(
-        network=ExactNetwork(schedule, levels, num_levels),
+        network=ExactNetwork(schedule, levels, num_levels, share),
         schedule=schedule,
         image_shape=(1, size, size),
         prediction_type="x_0",

@@ -71,7 +71,7 @@ ddpm.bound_of_images(model, stratified, seed=0, sample_ids=ids, x_0=x_0, label=i
 few = ddpm.LikelihoodConfig(terms="importance", terms_per_image=2, num_steps=4)
 statistics = ddpm.BoundStatistics.of(bound) + ddpm.BoundStatistics.of(bound)
 ddpm.bound_of_images(model, few, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4, probabilities=statistics.importance())
-ddpm.probability_flow_bits_per_dim(model, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4, num_steps=4)
+ddpm.probability_flow_bound(model, seed=0, sample_ids=ids, x_0=x_0, label=ids % 4, num_steps=4)
 
 
 def told(step, t, x_t, x_0_hat):

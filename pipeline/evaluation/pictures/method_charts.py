@@ -94,14 +94,15 @@ def weights_of_x_0(schedule: NoiseSchedule, prediction_type: PredictionType) -> 
         differ by a multiple of the error of x_0_hat.
     """
     alpha_bar = schedule.alpha_bar
+    snr = alpha_bar / (1 - alpha_bar)
     per_prediction = {
-        "eps": alpha_bar / (1 - alpha_bar),
+        "eps": snr,
         "x_0": torch.ones_like(alpha_bar),
         "v": 1 / (1 - alpha_bar),
     }
     return {
         f"L_simple of {prediction_type}": per_prediction[prediction_type],
-        "min-SNR, gamma 5": loss_weights(schedule, ObjectiveConfig(weighting="min_snr"), "x_0"),
-        "P2, gamma 1": loss_weights(schedule, ObjectiveConfig(weighting="p2"), "x_0"),
+        "min-SNR, gamma 5": snr * loss_weights(schedule, ObjectiveConfig(weighting="min_snr"), "eps"),
+        "P2, gamma 1": snr * loss_weights(schedule, ObjectiveConfig(weighting="p2"), "eps"),
         "L_vlb, fixed_small": schedule.posterior_mean_coef_x_0.square() / (2 * schedule.posterior_log_variance.exp()),
     }

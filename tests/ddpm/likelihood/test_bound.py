@@ -22,7 +22,7 @@ from ddpm import (
     bound_term,
     make_schedule,
     prior_loss,
-    probability_flow_bits_per_dim,
+    probability_flow_bound,
     q_sample,
     standard_normal,
 )
@@ -48,7 +48,10 @@ def test_two_estimates_stay_above_the_entropy_and_agree(
     x_0, model = images_of(levels, ids, 4), exact_model(schedule, levels, 4)
     config = LikelihoodConfig(variance=variance)
     bits = bound_of_images(model, config, seed=SEED, sample_ids=ids, x_0=x_0, label=None).bits_per_dim
-    flow = probability_flow_bits_per_dim(model, seed=SEED, sample_ids=ids, x_0=x_0, label=None, variance=variance)
+    found = probability_flow_bound(
+        model, seed=SEED, sample_ids=ids, x_0=x_0, label=None, variance=variance, num_steps=200
+    )
+    flow = found.bits_per_dim
     for estimate in (bits, flow):
         error = float(estimate.std()) / 24**0.5
         assert error < 0.12
@@ -117,7 +120,8 @@ def test_the_decoder_of_every_estimate_has_as_many_levels_as_the_model() -> None
         share = scipy.stats.norm.cdf(ends[1]) - scipy.stats.norm.cdf(ends[0])
         np.testing.assert_allclose(bound.decoder.numpy(), -np.log2(share).mean(axis=(1, 2, 3)), rtol=1e-9)
     flows = [
-        probability_flow_bits_per_dim(model, seed=SEED, sample_ids=ids, x_0=x_0, label=None) for model in (coarse, fine)
+        probability_flow_bound(model, seed=SEED, sample_ids=ids, x_0=x_0, label=None, num_steps=9).bits_per_dim
+        for model in (coarse, fine)
     ]
     torch.testing.assert_close(flows[1] - flows[0], bounds[1].decoder - bounds[0].decoder, rtol=0, atol=1e-12)
 

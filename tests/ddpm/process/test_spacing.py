@@ -1,6 +1,7 @@
 """Which steps are visited, for any pair of lengths, and the places between them."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -29,6 +30,35 @@ def schedule_of(num_timesteps: int, *, zero: bool) -> NoiseSchedule:
     if zero:
         alpha_bar[-1] = 0
     return NoiseSchedule.from_alpha_bar(alpha_bar)
+
+
+@pytest.mark.parametrize("spacing", ENDS)
+@pytest.mark.parametrize("zero", [False, True], ids=["", "zero terminal SNR"])
+@pytest.mark.parametrize("shift", [0.1, 1.0, 8.0])
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_every_spacing_of_every_schedule_has_the_ends_that_it_promises(
+    name: Literal["linear", "cosine"], shift: float, zero: bool, spacing: Spacing
+) -> None:
+    """With every number of steps of a short chain, and few, many and all of a long one; places between steps too."""
+    for num_timesteps, counts in ((24, range(1, 25)), (1000, (1, 2, 3, 10, 250, 999, 1000))):
+        schedule = make_schedule(
+            ScheduleConfig(name=name, num_timesteps=num_timesteps, shift=shift, zero_terminal_snr=zero)
+        )
+        whole = list(range(num_timesteps))
+        quiet = spacing == "karras" and float(schedule.sigma(torch.tensor([num_timesteps - 1]))) > 80
+        for num_steps in counts:
+            steps = spaced_timesteps(schedule, num_steps, spacing)
+            assert len(steps) == num_steps and steps == sorted(set(steps)) and set(steps) <= set(whole)
+            first, last = ENDS[spacing]
+            if (first and num_steps > 1) or spacing == "leading":
+                assert steps[0] == 0, (num_timesteps, num_steps)
+            if last or (spacing == "karras" and not quiet):
+                assert steps[-1] == num_timesteps - 1, (num_timesteps, num_steps)
+            if spacing not in ("leading", "trailing"):
+                places = continuous_timesteps(schedule, num_steps, spacing)
+                assert len(places) == num_steps and places == sorted(set(places))
+                assert num_steps == 1 or places[0] == 0
+                assert quiet or places[-1] == num_timesteps - 1
 
 
 @given(
@@ -96,6 +126,8 @@ def test_without_a_terminal_signal_the_last_step_is_added() -> None:
     gaps = NO_SIGNAL.log_snr(torch.tensor(t[:-1], dtype=torch.float64)).diff()
     torch.testing.assert_close(gaps, gaps.mean().expand_as(gaps), rtol=1e-6, atol=0)
     assert continuous_timesteps(NO_SIGNAL, 1, "log_snr") == [999]
+    assert continuous_timesteps(NO_SIGNAL, 2, "log_snr") == spaced_timesteps(NO_SIGNAL, 2, "log_snr") == [0, 999]
+    assert spaced_timesteps(NO_SIGNAL, 3, "log_snr") == [0, 998, 999]
     assert spaced_timesteps(NO_SIGNAL, 1, "log_snr") == [999]
     assert NO_SIGNAL.sigma(torch.tensor(continuous_timesteps(NO_SIGNAL, 5, "karras")[-1:])) == pytest.approx(80)
 

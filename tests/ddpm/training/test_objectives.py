@@ -10,8 +10,10 @@ from ddpm.training.objectives import check_objective, loss_weights
 SCHEDULES = {
     "linear": make_schedule(ScheduleConfig()),
     "cosine": make_schedule(ScheduleConfig(name="cosine")),
-    "zero terminal SNR": make_schedule(ScheduleConfig(zero_terminal_snr=True)),
+    "shifted": make_schedule(ScheduleConfig(shift=8.0)),
+    "cosine, T = 4000": make_schedule(ScheduleConfig(name="cosine", num_timesteps=4000)),
 }
+NO_SIGNAL = [make_schedule(ScheduleConfig(name=name, zero_terminal_snr=True)) for name in ("linear", "cosine")]
 MIN_SNR = ObjectiveConfig(weighting="min_snr")
 P2 = ObjectiveConfig(weighting="p2")
 
@@ -52,15 +54,35 @@ def test_p2_is_the_paper_s_formula(p2_gamma: float) -> None:
 
 @pytest.mark.parametrize("prediction_type", ["eps", "x_0", "v"])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_weights_are_finite_and_constant_is_one(name: str, prediction_type: PredictionType) -> None:
+def test_every_step_is_trained_in_float32_too_and_constant_is_one(name: str, prediction_type: PredictionType) -> None:
     schedule = SCHEDULES[name]
     for objective in (MIN_SNR, P2):
         weight = loss_weights(schedule, objective, prediction_type)
-        assert weight.dtype == torch.float64 and weight.shape == (1000,)
-        assert bool((weight.isfinite() & (weight >= 0)).all())
-    for name_of_objective in ("simple", "hybrid"):
-        objective = ObjectiveConfig(name=name_of_objective)
-        assert torch.equal(loss_weights(schedule, objective, prediction_type), torch.ones(1000, dtype=torch.float64))
+        assert weight.dtype == torch.float64 and weight.shape == (schedule.num_timesteps,)
+        for digits in (weight, weight.float()):
+            assert bool((digits.isfinite() & (digits > 0)).all())
+        check_objective(objective, "fixed_small", schedule, prediction_type)
+    for constant in (ObjectiveConfig(), ObjectiveConfig(name="hybrid")):
+        for of_any in (schedule, *NO_SIGNAL):
+            assert bool((loss_weights(of_any, constant, prediction_type) == 1).all())
+
+
+@pytest.mark.parametrize("prediction_type", ["x_0", "v"])
+@pytest.mark.parametrize("objective", [MIN_SNR, P2, ObjectiveConfig(weighting="p2", p2_gamma=0.0)])
+def test_without_a_terminal_signal_no_weighting_by_snr_trains_the_last_step(
+    objective: ObjectiveConfig, prediction_type: PredictionType
+) -> None:
+    for schedule in NO_SIGNAL:
+        with pytest.raises(ValueError, match=r"^weighting: .*of weight 0 at t = 999 .*choose constant for zero"):
+            check_objective(objective, "fixed_small", schedule, prediction_type)
+
+
+def test_a_gamma_that_rounds_a_weight_to_0_is_refused() -> None:
+    """SNR is 1e4 at t = 0: to the power of 12 it is beyond float32."""
+    with pytest.raises(ValueError, match=r"^weighting: .* p2, of weight 0 at t = .*; lower p2_gamma$"):
+        loss_weights(SCHEDULES["linear"], ObjectiveConfig(weighting="p2", p2_gamma=12.0), "eps")
+    with pytest.raises(ValueError, match=r"^weighting: .* min_snr, of weight 0 at t = .*; raise min_snr_gamma$"):
+        loss_weights(SCHEDULES["linear"], ObjectiveConfig(weighting="min_snr", min_snr_gamma=1e-50), "v")
 
 
 @pytest.mark.parametrize(
@@ -90,9 +112,10 @@ def test_options_that_are_used_are_taken() -> None:
 
 
 def test_an_objective_must_train_the_variance_and_nothing_else_may_be_learned() -> None:
+    schedule = SCHEDULES["linear"]
     for name, variance in (("hybrid", "fixed_small"), ("hybrid", "fixed_large"), ("simple", "learned_range")):
         with pytest.raises(ValueError, match=r"^name: "):
-            check_objective(ObjectiveConfig(name=name), variance)  # type: ignore[arg-type]
+            check_objective(ObjectiveConfig(name=name), variance, schedule, "eps")  # type: ignore[arg-type]
     for name, variance in (("simple", "fixed_small"), ("vlb", "fixed_large"), ("vlb", "learned_range")):
-        check_objective(ObjectiveConfig(name=name), variance)  # type: ignore[arg-type]
-    check_objective(ObjectiveConfig(name="hybrid"), "learned_range")
+        check_objective(ObjectiveConfig(name=name), variance, schedule, "eps")  # type: ignore[arg-type]
+    check_objective(ObjectiveConfig(name="hybrid"), "learned_range", schedule, "eps")

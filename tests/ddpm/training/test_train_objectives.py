@@ -223,16 +223,40 @@ def test_learned_variance_is_drawn_to_the_true_one() -> None:
         assert bool((found.sign() == sign).all())
 
 
-def test_objectives_work_where_no_signal_is_left() -> None:
-    batch = every_t()
-    x_t = q_sample(ZERO, batch.x_0, batch.t, batch.eps)
-    batch = TrainingBatch(x_t=x_t, t=batch.t, eps=batch.eps, x_0=batch.x_0, weight=batch.weight, label=None)
-    output = answer(4)
-    model = model_of(lambda x_t, t, label: output, ZERO, prediction_type="v", learned_variance=True)
-    for objective in (VLB, HYBRID, ObjectiveConfig(name="hybrid", weighting="min_snr")):
-        loss = per_sample_loss(model, batch, objective=objective)
-        (found,) = torch.autograd.grad(loss.sum(), output)
-        assert bool(loss.isfinite().all()) and bool(found.isfinite().all())
+@pytest.mark.parametrize("prediction_type", ["x_0", "v"])
+@pytest.mark.parametrize("objective", [ObjectiveConfig(), VLB, HYBRID], ids=lambda objective: objective.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_objectives_train_every_step_where_no_signal_is_left(
+    prediction_type: PredictionType, objective: ObjectiveConfig, dtype: torch.dtype
+) -> None:
+    """The mean at every t, the last one too; a learned variance at all but the last, whose bounds are one number."""
+    batch, learned = every_t(), objective.name != "simple"
+    x_0, eps = batch.x_0.to(dtype), batch.eps.to(dtype)
+    x_t = q_sample(ZERO, x_0, batch.t, eps)
+    batch = TrainingBatch(x_t=x_t, t=batch.t, eps=eps, x_0=x_0, weight=batch.weight, label=None)
+    output = answer(4 if learned else 2).detach().to(dtype).requires_grad_()
+    model = model_of(lambda x_t, t, label: output, ZERO, prediction_type=prediction_type, learned_variance=learned)
+    loss = per_sample_loss(model, batch, objective=objective)
+    (found,) = torch.autograd.grad(loss.sum(), output)
+    assert bool(loss.isfinite().all()) and bool(found.isfinite().all())
+    assert bool((found[:, :2].abs().amax(dim=(1, 2, 3)) > 0).all())
+    assert not learned or bool((found[:-1, 2:].abs().amax(dim=(1, 2, 3)) > 0).all())
+
+
+@pytest.mark.parametrize("weighting", ["min_snr", "p2"])
+@pytest.mark.parametrize("name", ["simple", "hybrid"])
+def test_a_weighting_that_leaves_the_last_step_untrained_is_refused(name: str, weighting: str) -> None:
+    objective = ObjectiveConfig(name=name, weighting=weighting)  # type: ignore[arg-type]
+    model = model_of(unasked, ZERO, prediction_type="v", learned_variance=name == "hybrid")
+    with pytest.raises(ValueError, match=rf"^weighting: .* {weighting}, of weight 0 at t = 39 .*; choose constant"):
+        per_sample_loss(model, every_t(), objective=objective)
+
+
+def test_eps_is_refused_where_no_signal_is_left() -> None:
+    """There x_t is eps, and the network would learn to answer with what it is given."""
+    for objective in (ObjectiveConfig(), VLB):
+        with pytest.raises(ValueError, match=r"^prediction_type: must be v or x_0"):
+            per_sample_loss(model_of(unasked, ZERO), every_t(), objective=objective)
 
 
 def test_what_does_not_fit_is_refused() -> None:

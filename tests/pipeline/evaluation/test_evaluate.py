@@ -32,6 +32,7 @@ from tests.pipeline.tiny_models import write_model
 NUM_IMAGES = 200
 
 BOUND = ["bits_per_dim", "bits_per_dim_prior", "bits_per_dim_denoising", "bits_per_dim_decoder"]
+FLOW = ["bits_per_dim_flow", "bits_per_dim_flow_discretisation"]
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +175,12 @@ def test_of_large_images_only_the_eps_error_is_measured(tmp_path: Path, capsys: 
     dataset = write_dataset(tmp_path / "data", size=40)
     model = write_model(tmp_path / "model", num_classes=None, channels=3, image_size=(40, 40), num_timesteps=30)
     config = config_of(dataset, model, tmp_path / "out", images_per_class=2)
-    found = run(config)
-    assert list(found.record.figures) == ["eps_mse", *BOUND] and found.record.figures["eps_mse"].gaussian is None
+    found = run(dataclasses.replace(config, max_flow_images=3, flow_steps=5))
+    assert list(found.record.figures) == ["eps_mse", *BOUND, *FLOW] and found.record.figures["eps_mse"].gaussian is None
+    flow, missed = (found.record.figures[name].model for name in FLOW)
+    assert flow is not None and missed
+    rows = [line.split("  ") for line in found.table().splitlines()[-2:]]
+    assert "flow and decoder" in rows[0][0] and "twice the nodes" in rows[1][1]
     assert "too large for pixel statistics" in capsys.readouterr().out
 
 

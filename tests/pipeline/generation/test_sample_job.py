@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 
-from ddpm import DDIM, Ancestral, DPMSolver2M, DPMSolver2MSDE, Heun, ModelConfig, Sampler, flops_per_image
+from ddpm import (
+    DDIM,
+    Ancestral,
+    DPMSolver2M,
+    DPMSolver2MSDE,
+    Heun,
+    ModelConfig,
+    Sampler,
+    ScheduleConfig,
+    flops_per_image,
+    make_schedule,
+)
 from pipeline.cluster import ClusterConfig
 from pipeline.errors import ConfigError, ModelMissingError
 from pipeline.generation.requests import Edit, Inpaint, Interpolate, Partial
@@ -181,6 +192,16 @@ def test_the_spec_says_what_decides_the_images(model: str, tmp_path: Path) -> No
     ways = [{"num_actors": 7}, {"cpus_per_actor": 3}, {"images_per_class": 1}, {"contact_sheet_columns": 2}]
     for way in ways:
         assert resolve_job(dataclasses.replace(config, **way)).spec == spec, "who makes how many is no part of it"
+
+
+def test_two_steps_in_log_snr_are_another_revision_where_no_signal_is_left() -> None:
+    """There they were T-2 and T-1 once; everywhere else the images, and so the digests, are what they were."""
+    plain, zero = (make_schedule(ScheduleConfig(zero_terminal_snr=no_signal)) for no_signal in (False, True))
+    two = Heun(num_steps=2, spacing="log_snr")
+    assert two.revision_on(zero) == Heun.revision + 1
+    assert two.revision_on(plain) == Heun.revision
+    for other in (Heun(num_steps=3, spacing="log_snr"), Heun(num_steps=2), Heun(num_steps=1, spacing="log_snr")):
+        assert other.revision_on(zero) == Heun.revision
 
 
 def test_a_new_revision_of_a_sampler_makes_other_runs(
