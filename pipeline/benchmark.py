@@ -7,6 +7,7 @@ a run after its first third.
 """
 
 import dataclasses
+import math
 import multiprocessing
 import statistics
 import tempfile
@@ -185,7 +186,7 @@ def _bare_worker(rank: int, config: TrainConfig, model_config: ModelConfig, plac
         eps = torch.randn_like(x_0)
         eps_hat = ddp(q_sample(schedule, x_0, t, eps), t, None if labels is None else labels[chosen])
         torch.autograd.backward(simple_loss(eps, eps_hat).mean())
-        torch.nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.grad_clip_norm)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.grad_clip_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if ema is not None:

@@ -1,7 +1,8 @@
 """Configurations that are known to work, as plain functions: change what differs, by a TOML file or by flags.
 
-Places are relative to the folder in which a job is started. Hyperparameters are those of the papers where a network is
-a paper's, and batch sizes are global. Each preset says how large its network is, and what one forward pass costs in
+Places are relative to the folder in which a job is started. Where a network is a paper's, so are the
+hyperparameters, as its authors' code has them: presets.md sets both beside ours, field by field, and says why where
+they differ. Batch sizes are global. Each preset says how large its network is, and what one forward pass costs in
 operations, a multiplication and an addition counted as two; a training step takes three times as many for each image.
 """
 
@@ -127,13 +128,14 @@ def celebahq256() -> Preset:
     return _of_a_folder(
         "celebahq256",
         image_size=256,
+        shard_size=400,  # about 50 MiB; a window of larger ones would not fit the read buffer
         train=_ho_et_al(
             UNetConfig(channel_multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0),
             steps=500_000,
             global_batch=64,
             learning_rate=2e-5,
         ),
-        sampler=Ancestral(num_steps=1000, variance="fixed_large"),
+        sampler=Ancestral(num_steps=1000, variance="fixed_small"),
         images_per_class=50_000,
     )
 
@@ -158,13 +160,19 @@ def imagenet64() -> Preset:
                 residual_resampling=True,
                 dropout=0.1,
                 learned_variance=True,
+                initial_weights="torch",
+                group_norm_eps=1e-5,
+                embedding_divisor="half",
             ),
             schedule=ScheduleConfig(name="cosine"),
             objective=ObjectiveConfig(name="hybrid"),
             class_conditional=True,
+            horizontal_flip=True,
             steps=540_000,
             global_batch=2048,
-            optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=0, ema_halflife_images=_HALFLIFE_STEPS * 2048),
+            optimizer=OptimizerConfig(
+                learning_rate=3e-4, warmup_steps=0, grad_clip_norm=None, ema_halflife_images=_HALFLIFE_STEPS * 2048
+            ),
             gradient_checkpointing=True,
             data=DataConfig(lanes=32),
         ),
@@ -183,7 +191,14 @@ def imagenet64_dit() -> Preset:
         image_size=64,
         source="imagenet64",
         train=TrainConfig(
-            network=DiTConfig(patch_size=4, hidden_size=768, depth=12, num_heads=12, learned_variance=True),
+            network=DiTConfig(
+                patch_size=4,
+                hidden_size=768,
+                depth=12,
+                num_heads=12,
+                learned_variance=True,
+                embedding_divisor="half",
+            ),
             schedule=ScheduleConfig(name="cosine"),
             objective=ObjectiveConfig(name="hybrid"),
             class_conditional=True,
@@ -191,7 +206,9 @@ def imagenet64_dit() -> Preset:
             horizontal_flip=True,
             steps=400_000,
             global_batch=256,
-            optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=0, ema_halflife_images=_HALFLIFE_STEPS * 256),
+            optimizer=OptimizerConfig(
+                learning_rate=1e-4, warmup_steps=0, grad_clip_norm=None, ema_halflife_images=_HALFLIFE_STEPS * 256
+            ),
             data=DataConfig(lanes=32),
         ),
         sampler=Ancestral(num_steps=250, variance="learned_range", guidance_scale=1.5),
@@ -224,6 +241,7 @@ def _of_a_folder(
     sampler: AnySampler,
     images_per_class: int,
     source: str | None = None,
+    shard_size: int = 1000,
 ) -> Preset:
     """The preset of that name over the images in data/source, or data/name."""
     source = source or name
@@ -237,7 +255,7 @@ def _of_a_folder(
         batch_size=64,
     )
     return Preset(
-        prepare=PrepareConfig(source=f"data/{source}", dataset=dataset, image_size=image_size, shard_size=1000),
+        prepare=PrepareConfig(source=f"data/{source}", dataset=dataset, image_size=image_size, shard_size=shard_size),
         train=replace(
             train, dataset=dataset, output=f"artifacts/{name}/train", register_as=f"ddpm-{name}", run_name=name
         ),

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config_sections import SECTIONS
+from pipeline.presets import PRESETS
+
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "ddpm/README.md", "ddpm/measurements.md", "pipeline/README.md", "CONTRIBUTING.md"]
 
@@ -49,3 +52,16 @@ def test_functions_that_a_page_finds_in_a_file_are_there(page: str) -> None:
                 name,
                 file,
             )
+
+
+def test_the_sections_that_the_readme_lists_are_all() -> None:
+    listed = re.search(r"The\s+sections are ([\w\s,]+);", (ROOT / "README.md").read_text())
+    assert listed is not None
+    assert tuple(re.findall(r"\w+", listed[1].replace(" and ", " "))) == SECTIONS
+
+
+def test_the_most_workers_that_the_readme_grants_a_preset() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert "`data.lanes`: 8 for `cifar10` and `celebahq256`, 32 for the two of ImageNet." in text
+    lanes = {name: make().train.data.lanes for name, make in PRESETS.items() if not name.startswith("digits")}
+    assert lanes == {"cifar10": 8, "celebahq256": 8, "imagenet64": 32, "imagenet64_dit": 32}

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from ddpm.networks.layers import GROUP_NORM_EPS
 from ddpm.networks.network_config import ImageSize
 from ddpm.networks.unet import UNetConfig, level_resolutions
 
@@ -139,11 +138,11 @@ def diffusers_config(
         "dropout": config.dropout,
         "norm_num_groups": config.num_groups,
         "attn_norm_num_groups": config.num_groups,  # of the middle, which has no norm there by default
-        "norm_eps": GROUP_NORM_EPS,
+        "norm_eps": config.group_norm_eps,
         "act_fn": "silu",
         "time_embedding_type": "positional",
         "flip_sin_to_cos": False,
-        "freq_shift": 1,  # log(10000) / (half - 1)
+        "freq_shift": 1 if config.embedding_divisor == "half_minus_1" else 0,  # log(10000) / (half - freq_shift)
         "downsample_padding": 0,  # which there means (0, 1, 0, 1)
         "num_class_embeds": None if num_classes is None else num_classes + 1,  # and the null label
     }

@@ -13,6 +13,19 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def num_parameters(config: ModelConfig) -> int:
+    """Number of parameters of the network that a config describes, without memory for them where that can be.
+
+    Raises:
+        ValueError: As `build_network`.
+    """
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            return count_parameters(construct(config))
+    except Exception:  # a network of the user's own may look at values, which fails in many ways
+        return count_parameters(build_network(config))
+
+
 def flops_per_image(config: ModelConfig) -> int:
     """Floating-point operations of one forward pass for one image.
 

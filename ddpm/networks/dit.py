@@ -15,10 +15,11 @@ from typing import Literal, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ddpm.added_field import added_field
 from ddpm.networks.dit_layers import DiTBlock, FinalLayer, patchify, position_embedding, unpatchify
 from ddpm.networks.gradient_checkpointing import run_block
-from ddpm.networks.layers import TimeEmbedding, linear
-from ddpm.networks.network_config import ImageSize, NetworkConfig
+from ddpm.networks.layers import EmbeddingDivisor, TimeEmbedding, linear
+from ddpm.networks.network_config import ImageSize, NetworkConfig, check_one_of
 from ddpm.networks.network_inputs import check_images, checked_label, scaled_times
 from ddpm.shapes import Images, Labels, Times
 
@@ -28,7 +29,7 @@ _EMBEDDING_STD = 0.02  # of the initial weights behind timestep and class, as in
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiTConfig(NetworkConfig):
-    """Shape of the DiT; the defaults are DiT-S/2 of Peebles & Xie 2023."""
+    """Shape of the DiT; the defaults are the sizes of DiT-S/2 of Peebles & Xie 2023."""
 
     name: Literal["dit"] = "dit"
     """The transformer of Peebles & Xie."""
@@ -42,6 +43,9 @@ class DiTConfig(NetworkConfig):
     """Heads of attention. The paper's: S 6, B 12, L and XL 16."""
     mlp_ratio: float = 4.0
     """Width of a block's hidden layer in units of hidden_size."""
+    embedding_divisor: EmbeddingDivisor = added_field(default="half_minus_1", pin="half_minus_1")
+    """Frequencies of the embedding of t. half: Peebles & Xie's. half_minus_1: the U-Net's of Ho et al., down to
+    1/10000."""
 
     def check(self) -> None:
         """See NetworkConfig.check; `grid_size` has the rule that depends on the size of the images."""
@@ -57,6 +61,7 @@ class DiTConfig(NetworkConfig):
             raise ValueError(
                 f"num_heads: must divide hidden_size ({self.hidden_size}), got {self.num_heads}; choose a divisor"
             )
+        check_one_of("embedding_divisor", self.embedding_divisor, EmbeddingDivisor)
         if not 1 <= self.hidden_size * self.mlp_ratio < float("inf"):
             raise ValueError(f"mlp_ratio: must leave a hidden layer of at least 1, got {self.mlp_ratio}; 4 is usual")
 
@@ -120,7 +125,7 @@ class DiT(nn.Module):
         self.patch_size, self.grid = config.patch_size, grid
         self.gradient_checkpointing = False
         self.patch_embedding = linear(channels * config.patch_size**2, width)
-        self.time_embedding = TimeEmbedding(_NUM_FREQUENCIES, width)
+        self.time_embedding = TimeEmbedding(_NUM_FREQUENCIES, width, divisor=config.embedding_divisor)
         nn.init.normal_(self.time_embedding.linear_1.weight, std=_EMBEDDING_STD)
         nn.init.normal_(self.time_embedding.linear_2.weight, std=_EMBEDDING_STD)
         self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, width)

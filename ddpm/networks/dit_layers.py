@@ -69,15 +69,20 @@ class AdaptiveLayerNorm(nn.Module):
         return cast(Tensor, self.norm(tokens)) * (1 + scale[:, None]) + shift[:, None]
 
 
+# The authors draw query, key and value as one matrix of D to 3 D, so that Glorot's variance is 2 / (D + 3 D): half that
+# of three square matrices, 2 / (D + D).
+_QKV_GAIN = math.sqrt(1 / 2)
+
+
 class SelfAttention(nn.Module):
     """Attention of the tokens to each other."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query = linear(width, width)
-        self.key = linear(width, width)
-        self.value = linear(width, width)
+        self.query = linear(width, width, gain=_QKV_GAIN)
+        self.key = linear(width, width, gain=_QKV_GAIN)
+        self.value = linear(width, width, gain=_QKV_GAIN)
         self.projection = linear(width, width)
 
     def forward(self, tokens: Tokens) -> Tokens:

@@ -3,13 +3,19 @@
 Heads, adaptive group norm and resampling in residual blocks are of Dhariwal & Nichol 2021 (arXiv:2105.05233).
 
 Conventions: images are [B, C, H, W]; `emb` [B, D] is the embedding of the timestep, to which that of a label may have
-been added; group norm has eps 1e-6, the activation is swish (SiLU).
+been added; the activation is swish (SiLU).
 
-Weights start as in Ho's code: variance scaling (fan_avg, uniform, scale 1), which is Glorot's uniform, and zero biases.
-PyTorch's default for both layers has variance 1 / (3 fan_in), three times less, and biases that are not zero; the
-paper's learning rates were chosen for the former. The last convolution of every residual block, the projection of every
-attention block and the network's last convolution start at zero (Ho scales their variance by 1e-10, which is the same
-in effect): every block begins as its shortcut, and the first eps_hat is 0.
+Three things differ between the authors' codes, and are options here (pipeline/presets.md says who has which):
+
+- Initial weights. "glorot": as in Ho's code, variance scaling (fan_avg, uniform, scale 1), which is Glorot's uniform,
+  and zero biases. "torch": PyTorch's default, as Dhariwal & Nichol have it, with variance 1 / (3 fan_in), three times
+  less where a layer keeps its width, and biases that are not zero. Learning rates were chosen for one or the other.
+- The eps of group norm: 1e-6 is Ho's (TensorFlow's default), 1e-5 PyTorch's default and Dhariwal & Nichol's.
+- The last frequency of the embedding of t, see `sinusoidal_embedding`.
+
+With either initial weights the last convolution of every residual block, the projection of every attention block and
+the network's last convolution start at zero (Ho scales their variance by 1e-10, which is the same in effect): every
+block begins as its shortcut, and the first eps_hat is 0.
 """
 
 import math
@@ -20,19 +26,25 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-GROUP_NORM_EPS = 1e-6  # Ho's; PyTorch's default is 1e-5
+InitialWeights = Literal["glorot", "torch"]
+EmbeddingDivisor = Literal["half_minus_1", "half"]
+GROUP_NORM_EPS = 1e-6
 
 
-def sinusoidal_embedding(t: Shaped[Tensor, "b"], num_channels: int) -> Float[Tensor, "b c"]:
-    """Embedding of timesteps by sines and cosines of geometrically spaced frequencies, from 1 down to 1/10000.
+def sinusoidal_embedding(
+    t: Shaped[Tensor, "b"], num_channels: int, divisor: EmbeddingDivisor = "half_minus_1"
+) -> Float[Tensor, "b c"]:
+    """Embedding of timesteps by sines and cosines of geometrically spaced frequencies, from 1 down to about 1/10000.
 
     Args:
         t: Timesteps [B], integers or floats, 0-based.
         num_channels: Width of the embedding, even, at least 4.
+        divisor: Frequency k of half = num_channels / 2 is 10000^(-k / divisor). half_minus_1, Ho's, ends at 1/10000;
+            half, that of Vaswani et al., Dhariwal & Nichol and Peebles & Xie, one place before.
 
     Returns:
-        Float32 [B, num_channels]: the sines of all frequencies, then the cosines. Both the order and the divisor
-        `half - 1` (the last frequency is 1/10000) are Ho's; other code puts cosines first and divides by `half`.
+        Float32 [B, num_channels]: the sines of all frequencies, then the cosines. This is Ho's order; other code puts
+        the cosines first, which a linear layer behind it cannot tell apart before it is trained.
 
     Raises:
         ValueError: If num_channels is odd or below 4.
@@ -44,52 +56,74 @@ def sinusoidal_embedding(t: Shaped[Tensor, "b"], num_channels: int) -> Float[Ten
         raise ValueError(f"num_channels: must be even and at least 4, got {num_channels}")
     half = num_channels // 2
     # float32 on purpose: published weights were trained with these roundings, and at t = 999 they reach 6e-5.
-    exponent = -math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1)
+    exponent = -math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device)
+    exponent = exponent / (half - 1 if divisor == "half_minus_1" else half)
     phase = t.to(torch.float32)[:, None] * torch.exp(exponent)[None, :]
     return torch.cat([torch.sin(phase), torch.cos(phase)], dim=1)
 
 
-def group_norm(num_groups: int, num_channels: int) -> nn.GroupNorm:
-    """Group norm with Ho's eps."""
-    return nn.GroupNorm(num_groups, num_channels, eps=GROUP_NORM_EPS)
-
-
-def conv(in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, zero: bool = False) -> nn.Conv2d:
-    """Convolution with Ho's initial weights; keeps the resolution when stride is 1, pads nothing otherwise."""
+def conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    initial_weights: InitialWeights = "glorot",
+    zero: bool = False,
+) -> nn.Conv2d:
+    """Convolution; keeps the resolution when stride is 1, pads nothing otherwise. Starts at zero where asked."""
     padding = kernel_size // 2 if stride == 1 else 0
     layer = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
-    _initialise(layer, zero=zero)
+    _initialise(layer, initial_weights, zero=zero)
     return layer
 
 
-def linear(in_features: int, out_features: int, *, zero: bool = False) -> nn.Linear:
-    """Linear layer with Ho's initial weights."""
+def linear(
+    in_features: int,
+    out_features: int,
+    *,
+    initial_weights: InitialWeights = "glorot",
+    gain: float = 1.0,
+    zero: bool = False,
+) -> nn.Linear:
+    """Linear layer; "glorot" weights are scaled by `gain`. Starts at zero where asked."""
     layer = nn.Linear(in_features, out_features)
-    _initialise(layer, zero=zero)
+    _initialise(layer, initial_weights, gain=gain, zero=zero)
     return layer
 
 
-def _initialise(layer: nn.Conv2d | nn.Linear, *, zero: bool) -> None:
+def _initialise(
+    layer: nn.Conv2d | nn.Linear, initial_weights: InitialWeights, *, gain: float = 1.0, zero: bool = False
+) -> None:
+    """Changes the weights that PyTorch has given the layer, unless those are asked for."""
+    assert layer.bias is not None
     if zero:
         nn.init.zeros_(layer.weight)
-    else:
-        nn.init.xavier_uniform_(layer.weight)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+        nn.init.zeros_(layer.bias)
+    elif initial_weights == "glorot":
+        nn.init.xavier_uniform_(layer.weight, gain=gain)
+        nn.init.zeros_(layer.bias)
 
 
 class TimeEmbedding(nn.Module):
     """Sinusoidal embedding of t followed by two linear layers with a swish between them."""
 
-    def __init__(self, num_channels: int, out_channels: int) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        out_channels: int,
+        *,
+        divisor: EmbeddingDivisor = "half_minus_1",
+        initial_weights: InitialWeights = "glorot",
+    ) -> None:
         super().__init__()
-        self.num_channels = num_channels
-        self.linear_1 = linear(num_channels, out_channels)
-        self.linear_2 = linear(out_channels, out_channels)
+        self.num_channels, self.divisor = num_channels, divisor
+        self.linear_1 = linear(num_channels, out_channels, initial_weights=initial_weights)
+        self.linear_2 = linear(out_channels, out_channels, initial_weights=initial_weights)
 
     def forward(self, t: Shaped[Tensor, "b"]) -> Float[Tensor, "b d"]:
         """Embedding [B, out_channels] of the timesteps [B]."""
-        sines = sinusoidal_embedding(t, self.num_channels).to(self.linear_1.weight.dtype)
+        sines = sinusoidal_embedding(t, self.num_channels, self.divisor).to(self.linear_1.weight.dtype)
         emb: Tensor = self.linear_2(F.silu(self.linear_1(sines)))
         return emb
 
@@ -107,6 +141,8 @@ class ResidualBlock(nn.Module):
             adding it before that norm.
         resample: Halve or double the resolution of both branches, before the first convolution: by the mean of 2x2
             pixels, or by repeating them.
+        initial_weights: Of all layers but the last, which starts at zero.
+        group_norm_eps: Of both group norms.
 
     Source:
         Ho et al. 2020; Dhariwal & Nichol 2021, section 3 (adaptive group norm; resampling after BigGAN).
@@ -122,16 +158,23 @@ class ResidualBlock(nn.Module):
         dropout: float,
         adaptive: bool = False,
         resample: Literal["down", "up"] | None = None,
+        initial_weights: InitialWeights = "glorot",
+        group_norm_eps: float = GROUP_NORM_EPS,
     ) -> None:
         super().__init__()
         self.adaptive, self.resample = adaptive, resample
-        self.norm_1 = group_norm(num_groups, in_channels)
-        self.conv_1 = conv(in_channels, out_channels, 3)
-        self.emb_projection = linear(emb_channels, out_channels * (2 if adaptive else 1))
-        self.norm_2 = group_norm(num_groups, out_channels)
+        self.norm_1 = nn.GroupNorm(num_groups, in_channels, eps=group_norm_eps)
+        self.conv_1 = conv(in_channels, out_channels, 3, initial_weights=initial_weights)
+        emb_width = out_channels * (2 if adaptive else 1)
+        self.emb_projection = linear(emb_channels, emb_width, initial_weights=initial_weights)
+        self.norm_2 = nn.GroupNorm(num_groups, out_channels, eps=group_norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = conv(out_channels, out_channels, 3, zero=True)
-        self.shortcut = nn.Identity() if in_channels == out_channels else conv(in_channels, out_channels, 1)
+        self.shortcut = (
+            nn.Identity()
+            if in_channels == out_channels
+            else conv(in_channels, out_channels, 1, initial_weights=initial_weights)
+        )
 
     def forward(self, x: Float[Tensor, "b c_in h w"], emb: Float[Tensor, "b d"]) -> Float[Tensor, "b c_out h2 w2"]:
         """Images out_channels wide, of the same resolution unless the block resamples."""
@@ -162,15 +205,25 @@ class AttentionBlock(nn.Module):
         num_channels: Width of the images.
         num_groups: Groups of the group norm before it.
         num_head_channels: Width of a head, a divisor of num_channels; None for one head as wide as the images.
+        initial_weights: Of query, key and value; the projection starts at zero.
+        group_norm_eps: Of the group norm.
     """
 
-    def __init__(self, num_channels: int, *, num_groups: int, num_head_channels: int | None = None) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        num_groups: int,
+        num_head_channels: int | None = None,
+        initial_weights: InitialWeights = "glorot",
+        group_norm_eps: float = GROUP_NORM_EPS,
+    ) -> None:
         super().__init__()
         self.num_heads = 1 if num_head_channels is None else num_channels // num_head_channels
-        self.norm = group_norm(num_groups, num_channels)
-        self.query = linear(num_channels, num_channels)
-        self.key = linear(num_channels, num_channels)
-        self.value = linear(num_channels, num_channels)
+        self.norm = nn.GroupNorm(num_groups, num_channels, eps=group_norm_eps)
+        self.query = linear(num_channels, num_channels, initial_weights=initial_weights)
+        self.key = linear(num_channels, num_channels, initial_weights=initial_weights)
+        self.value = linear(num_channels, num_channels, initial_weights=initial_weights)
         self.projection = linear(num_channels, num_channels, zero=True)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -195,9 +248,9 @@ def attend(
 class Downsample(nn.Module):
     """Halves the resolution by a 3x3 convolution of stride 2."""
 
-    def __init__(self, num_channels: int) -> None:
+    def __init__(self, num_channels: int, initial_weights: InitialWeights = "glorot") -> None:
         super().__init__()
-        self.conv = conv(num_channels, num_channels, 3, stride=2)
+        self.conv = conv(num_channels, num_channels, 3, stride=2, initial_weights=initial_weights)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Images of half the resolution.
@@ -212,9 +265,9 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Doubles the resolution: each pixel becomes 2x2 equal ones, then a 3x3 convolution."""
 
-    def __init__(self, num_channels: int) -> None:
+    def __init__(self, num_channels: int, initial_weights: InitialWeights = "glorot") -> None:
         super().__init__()
-        self.conv = conv(num_channels, num_channels, 3)
+        self.conv = conv(num_channels, num_channels, 3, initial_weights=initial_weights)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Images of twice the resolution."""

@@ -2,7 +2,7 @@
 
 import abc
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from torch import nn
 
@@ -11,6 +11,17 @@ from ddpm.variants import check_variant_name
 
 ImageSize = tuple[int, int]
 """Height and width in pixels."""
+
+
+def check_one_of(name: str, value: object, choices: Any) -> None:
+    """Refuse a value that is not among a Literal's.
+
+    Raises:
+        ValueError: Names the field, and all that it may be.
+    """
+    *others, last = get_args(choices)
+    if value not in (*others, last):
+        raise ValueError(f"{name}: must be {', '.join(others)} or {last}, got {value!r}; choose one of them")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,10 +39,7 @@ class NetworkConfig(abc.ABC):
     def __post_init__(self) -> None:
         """Check what all networks share; then, by `check`, the network's own fields."""
         check_variant_name(self)
-        if self.prediction_type not in get_args(PredictionType):
-            raise ValueError(
-                f"prediction_type: must be eps, x_0 or v, got {self.prediction_type!r}; choose one of them"
-            )
+        check_one_of("prediction_type", self.prediction_type, PredictionType)
         self.check()
 
     @property

@@ -4,7 +4,8 @@ With base_channels 128, multipliers (1, 2, 2, 2) and attention at 16 it is the p
 parameters for 32-pixel colour images; with (1, 1, 2, 2, 4, 4) its 256-pixel network: 113,673,219. Without classes there
 are no label parameters. Labels are not in the paper: one vector per class, added to the embedding of the timestep.
 Heads in attention, adaptive group norm and resampling inside residual blocks are those of Dhariwal & Nichol 2021, off
-unless asked for.
+unless asked for; so are the initial weights, the eps of group norm and the frequencies of the embedding of t that their
+code has. `imagenet64` in pipeline/presets.py is their network with all of it.
 
 The first base_channels wide convolution, each block and each downsampling on the way down are concatenated, last first,
 to the inputs of the blocks on the way up.
@@ -20,8 +21,18 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ddpm.networks.layers import AttentionBlock, Downsample, ResidualBlock, TimeEmbedding, Upsample, conv, group_norm
-from ddpm.networks.network_config import ImageSize, NetworkConfig
+from ddpm.added_field import added_field
+from ddpm.networks.layers import (
+    AttentionBlock,
+    Downsample,
+    EmbeddingDivisor,
+    InitialWeights,
+    ResidualBlock,
+    TimeEmbedding,
+    Upsample,
+    conv,
+)
+from ddpm.networks.network_config import ImageSize, NetworkConfig, check_one_of
 from ddpm.networks.network_inputs import check_images, checked_label, scaled_times
 from ddpm.networks.unet_levels import DownLevel, Middle, UpLevel
 from ddpm.shapes import Images, Labels, Times
@@ -52,6 +63,13 @@ class UNetConfig(NetworkConfig):
     """Let timestep and class scale and shift what a block's second group norm gives, instead of adding before it."""
     residual_resampling: bool = False
     """Halve and double the resolution inside residual blocks, as in BigGAN, instead of by lone convolutions."""
+    initial_weights: InitialWeights = added_field(default="glorot", pin="glorot")
+    """glorot: Ho's, Glorot's uniform and zero biases. torch: PyTorch's default, which is Dhariwal & Nichol's. With both
+    the last layer of each block and of the network starts at zero."""
+    group_norm_eps: float = added_field(default=1e-6, pin=1e-6)
+    """Added to the variance in every group norm: Ho's 1e-6; PyTorch's, and Dhariwal & Nichol's, is 1e-5."""
+    embedding_divisor: EmbeddingDivisor = added_field(default="half_minus_1", pin="half_minus_1")
+    """Frequencies of the embedding of t. half_minus_1: Ho's, from 1 down to 1/10000. half: Dhariwal & Nichol's."""
 
     def check(self) -> None:
         """See NetworkConfig.check; `level_resolutions` has the rules that depend on the size of the images."""
@@ -74,6 +92,10 @@ class UNetConfig(NetworkConfig):
             raise ValueError(
                 f"num_head_channels: must be at least 1, got {self.num_head_channels}; leave it out for one head"
             )
+        check_one_of("initial_weights", self.initial_weights, InitialWeights)
+        check_one_of("embedding_divisor", self.embedding_divisor, EmbeddingDivisor)
+        if not 0 < self.group_norm_eps < 1:
+            raise ValueError(f"group_norm_eps: must be in (0, 1), got {self.group_norm_eps}; 1e-6 or 1e-5 is usual")
 
     def check_fits(self, image_size: ImageSize) -> None:
         """See NetworkConfig.check_fits."""
@@ -157,23 +179,35 @@ class UNet(nn.Module):
         self.num_classes, self.num_timesteps = num_classes, num_timesteps
         self.gradient_checkpointing = False
         emb_channels = 4 * config.base_channels
+        initial, eps = config.initial_weights, config.group_norm_eps
         res_block = partial(
             ResidualBlock,
             emb_channels=emb_channels,
             num_groups=config.num_groups,
             dropout=config.dropout,
             adaptive=config.adaptive_group_norm,
+            initial_weights=initial,
+            group_norm_eps=eps,
         )
-        down = (lambda width: res_block(width, width, resample="down")) if config.residual_resampling else Downsample
-        up = (lambda width: res_block(width, width, resample="up")) if config.residual_resampling else Upsample
-        attention = partial(AttentionBlock, num_groups=config.num_groups, num_head_channels=config.num_head_channels)
+        conv_down, conv_up = (partial(kind, initial_weights=initial) for kind in (Downsample, Upsample))
+        down = (lambda width: res_block(width, width, resample="down")) if config.residual_resampling else conv_down
+        up = (lambda width: res_block(width, width, resample="up")) if config.residual_resampling else conv_up
+        attention = partial(
+            AttentionBlock,
+            num_groups=config.num_groups,
+            num_head_channels=config.num_head_channels,
+            initial_weights=initial,
+            group_norm_eps=eps,
+        )
         attention_at = [attention if here in config.attention_resolutions else None for here in resolutions]
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
         last = len(widths) - 1
 
-        self.time_embedding = TimeEmbedding(config.base_channels, emb_channels)
+        self.time_embedding = TimeEmbedding(
+            config.base_channels, emb_channels, divisor=config.embedding_divisor, initial_weights=initial
+        )
         self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, emb_channels)
-        self.conv_in = conv(channels, config.base_channels, 3)
+        self.conv_in = conv(channels, config.base_channels, 3, initial_weights=initial)
         self.down_levels = nn.ModuleList()
         skip_widths = [config.base_channels]  # of everything that the way down hands to the way up
         for level, width in enumerate(widths):
@@ -201,7 +235,7 @@ class UNet(nn.Module):
             )
             self.up_levels.append(up_level)
             below = widths[level]
-        self.norm_out = group_norm(config.num_groups, below)
+        self.norm_out = nn.GroupNorm(config.num_groups, below, eps=eps)
         self.conv_out = conv(below, channels * (2 if config.learned_variance else 1), 3, zero=True)
 
     @property

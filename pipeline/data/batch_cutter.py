@@ -1,6 +1,6 @@
 """Cutting global batches out of a stream of windows: one queue per lane, and a check of every batch.
 
-The stream brings the windows of several lanes one after the other, in blocks of any size. Nothing here knows Ray.
+The stream brings the windows of several lanes one after the other, in blocks of any size. Nothing here imports Ray.
 """
 
 from collections import deque

@@ -1,4 +1,4 @@
-"""One output shard: from ids to images to a committed tar. Plain Python; only sampling_pool.py knows Ray.
+"""One output shard: from ids to images to a committed tar. Plain Python: sampling_pool.py runs it in Ray.
 
 Retry-safe: calling it again for the same shard makes the same bytes (on equal hardware and software, with as many
 threads) and commits at most once.

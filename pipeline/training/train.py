@@ -15,7 +15,8 @@ import ray
 import ray.train
 import ray.train.torch
 
-from ddpm import ModelConfig, build_network, count_parameters, flops_per_image
+from ddpm import ModelConfig, OwnNetworkConfig, build_network, flops_per_image
+from ddpm.networks.cost import num_parameters
 from pipeline.cluster import ray_session
 from pipeline.config_io import plain, read_record, to_json
 from pipeline.config_sections import write_section
@@ -136,7 +137,8 @@ def load_plan(config: TrainConfig) -> tuple[DatasetManifest, ModelConfig, bytes 
     try:
         network_config = model_config(config, manifest)
         check_read_buffer(manifest, data_order(config, manifest), config.data, config.workers.num_workers)
-        build_network(network_config, gradient_checkpointing=config.gradient_checkpointing)
+        if isinstance(config.network, OwnNetworkConfig):  # of others the config knows all that can be wrong
+            build_network(network_config, gradient_checkpointing=config.gradient_checkpointing)
         source = collect_source(config.network)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -147,11 +149,11 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
     """What a run would do and cost, for `--dry-run`: names and values."""
     manifest, network_config, _ = load_plan(config)
     split = manifest.splits["train"]
-    flops = flops_per_image(network_config)
+    parameters, flops = num_parameters(network_config), flops_per_image(network_config)
     images = config.steps * config.global_batch
     buffer_bytes = read_buffer_bytes(manifest, data_order(config, manifest), config.workers.num_workers)
     return [
-        ("network", f"{count_parameters(build_network(network_config)):,} parameters"),
+        ("network", f"{parameters:,} parameters"),
         ("forward pass", f"{flops / 1e9:.3f} GFLOP per image"),
         ("training", f"{3 * flops * images / 1e15:.3f} PFLOP in all (a step costs about three forward passes)"),
         ("images", f"{images:,} ({images / split.num_samples:.1f} epochs of {split.num_samples:,})"),
@@ -160,16 +162,16 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
         ("shards", f"{len(split.shards)}, {format_bytes(sum(shard.size_bytes for shard in split.shards))}"),
         ("read buffer", f"about {format_bytes(buffer_bytes)} per worker"),
         ("checkpoints", f"{-(-config.steps // config.checkpoint_interval_steps)}, {config.keep_checkpoints} kept"),
-        *_snapshot_plan(config, count_parameters(build_network(network_config))),
+        *_snapshot_plan(config, parameters),
     ]
 
 
-def _snapshot_plan(config: TrainConfig, num_parameters: int) -> list[tuple[str, str]]:
+def _snapshot_plan(config: TrainConfig, parameters: int) -> list[tuple[str, str]]:
     interval, lengths = config.post_hoc_ema.snapshot_interval_steps, config.post_hoc_ema.tracked
     if not interval:
         return []
     number, width_bytes = -(-config.steps // interval), {"float32": 4, "float16": 2}[config.post_hoc_ema.dtype]
-    size = format_bytes(number * len(lengths) * num_parameters * width_bytes)
+    size = format_bytes(number * len(lengths) * parameters * width_bytes)
     return [("EMA snapshots", f"{number} of {len(lengths)} averages, {size} in all")]
 
 

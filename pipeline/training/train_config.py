@@ -25,8 +25,8 @@ class OptimizerConfig:
     """Adam's decay of the first moment."""
     beta_2: float = 0.999
     """Adam's decay of the second moment."""
-    grad_clip_norm: float = 1.0
-    """Global gradient norm above which the gradient is scaled down."""
+    grad_clip_norm: float | None = 1.0
+    """Norm of the whole gradient above which it is scaled down to that. None: never."""
     ema_halflife_images: int = 900_000
     """Images after which a weight's share in the moving average has halved; this average is sampled and registered."""
     more_ema_halflives_images: tuple[int, ...] = ()
@@ -36,7 +36,9 @@ class OptimizerConfig:
     0.05 is usual. None: constant half-lives."""
 
     def __post_init__(self) -> None:
-        _positive(self, "learning_rate", "grad_clip_norm", "ema_halflife_images")
+        _positive(self, "learning_rate", "ema_halflife_images")
+        if self.grad_clip_norm is not None and not self.grad_clip_norm > 0:
+            raise ValueError(f"grad_clip_norm: above 0, got {self.grad_clip_norm}; None clips nothing")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps: at least 0, got {self.warmup_steps}")
         for name in ("beta_1", "beta_2"):

@@ -4,6 +4,7 @@ As files: the moving averages (averages.py), of which the first is the model tha
 stand the weights in training, the optimiser's moments and `state.json`. safetensors and JSON only.
 """
 
+import math
 from dataclasses import dataclass
 
 import safetensors.torch
@@ -89,7 +90,8 @@ class TrainingState:
         Returns:
             The gradient's norm before clipping; where it is not finite the weights are untouched.
         """
-        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), self._config.grad_clip_norm))
+        limit = self._config.grad_clip_norm or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), limit))
         if torch.isfinite(torch.tensor(norm)):
             for group in self._optimizer.param_groups:
                 group["lr"] = self.learning_rate

@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
-from ddpm import ModelConfig, count_parameters, flops_per_image
-from ddpm.networks.model_config import construct
+from ddpm import flops_per_image
+from ddpm.networks.cost import num_parameters
 from jobs.cli import run_job
 from jobs.train import JOB
 from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
@@ -30,11 +29,6 @@ def manifest(preset: Preset) -> DatasetManifest:
         splits={"train": Split(shards=(SHARD,))},
         num_quarantined=0,
     )
-
-
-def num_parameters(config: ModelConfig) -> int:
-    with torch.device("meta"):
-        return count_parameters(construct(config))
 
 
 @pytest.mark.parametrize("name", PRESETS)

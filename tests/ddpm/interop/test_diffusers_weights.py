@@ -30,6 +30,8 @@ ADM_64 = UNetConfig(
     adaptive_group_norm=True,
     residual_resampling=True,
 )
+# Its authors' frequencies, and an eps that would be seen.
+ADM_AUTHORS = replace(ADM_64, embedding_divisor="half", group_norm_eps=1e-3)
 # Attention at 12 pixels of the shorter side, 20 of the longer one.
 RECTANGLE = UNetConfig(
     base_channels=16, channel_multipliers=(1, 2, 2), num_res_blocks=1, attention_resolutions=(12,), num_groups=4
@@ -49,8 +51,15 @@ def randomise(net: nn.Module) -> None:
 @pytest.mark.parametrize("num_classes", [None, 10])
 @pytest.mark.parametrize(
     ("config", "image_size"),
-    [(CIFAR10, (32, 32)), (PIXELS_256, (256, 256)), (ADM_64, (64, 64)), (RECTANGLE, (24, 40)), (RECTANGLE, (40, 24))],
-    ids=["cifar10", "256px", "adm", "24x40", "40x24"],
+    [
+        (CIFAR10, (32, 32)),
+        (PIXELS_256, (256, 256)),
+        (ADM_64, (64, 64)),
+        (ADM_AUTHORS, (64, 64)),
+        (RECTANGLE, (24, 40)),
+        (RECTANGLE, (40, 24)),
+    ],
+    ids=["cifar10", "256px", "adm", "adm's options", "24x40", "40x24"],
 )
 def test_outputs_equal_diffusers(config: UNetConfig, image_size: ImageSize, num_classes: int | None) -> None:
     net = UNet(config, image_size=image_size, channels=3, num_classes=num_classes).eval()

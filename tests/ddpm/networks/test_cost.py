@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ddpm import DiTConfig, ModelConfig, OwnNetworkConfig, UNetConfig, build_network, count_parameters, flops_per_image
+from ddpm.networks.cost import num_parameters
 
 CIFAR10 = ModelConfig(image_size=(32, 32), channels=3)
 
@@ -14,7 +15,7 @@ def own(factory: str, **options: int) -> ModelConfig:
 
 
 def test_count_parameters() -> None:
-    assert count_parameters(build_network(CIFAR10)) == 35_746_307
+    assert count_parameters(build_network(CIFAR10)) == num_parameters(CIFAR10) == 35_746_307
     shared = torch.nn.Linear(3, 4)
     assert count_parameters(torch.nn.Sequential(shared, shared)) == 16
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ddpm import DiT, DiTConfig, ModelConfig, count_parameters, flops_per_image
 from ddpm.networks.dit import grid_size
-from ddpm.networks.dit_layers import position_embedding
+from ddpm.networks.dit_layers import SelfAttention, position_embedding
+from ddpm.networks.layers import sinusoidal_embedding
 from ddpm.networks.model_config import construct
 
 DiTTransformer2DModel: Any = diffusers.DiTTransformer2DModel  # its constructor is not typed
@@ -218,8 +219,33 @@ def test_initial_weights() -> None:
         elif name.startswith(("time_embedding", "label_embedding")):
             assert parameter.std() == pytest.approx(0.02, rel=0.1), name
         else:
-            assert parameter.abs().max() <= math.sqrt(6 / sum(parameter.shape)), name
-            assert parameter.std() == pytest.approx(math.sqrt(2 / sum(parameter.shape)), rel=0.1), name
+            # The authors have query, key and value in one matrix, three times as high.
+            fused = 3 if name.split(".")[-2] in ("query", "key", "value") else 1
+            fans = fused * parameter.shape[0] + parameter.shape[1]
+            assert parameter.abs().max() <= math.sqrt(6 / fans), name
+            assert parameter.std() == pytest.approx(math.sqrt(2 / fans), rel=0.05), name
+
+
+def test_query_key_and_value_start_as_a_fused_matrix_does() -> None:
+    """Their variance beside that of the matrix that the authors draw: equal, where it was twice as much."""
+    torch.manual_seed(0)
+    attention = SelfAttention(96, num_heads=4)
+    fused = nn.init.xavier_uniform_(torch.empty(3 * 96, 96))
+    ours = torch.cat([attention.query.weight, attention.key.weight, attention.value.weight]).detach()
+    assert ours.var().item() / fused.var().item() == pytest.approx(1, abs=0.04)  # six sigma of 27,648 entries
+    assert ours.abs().max().item() == pytest.approx(fused.abs().max().item(), rel=1e-3)
+
+
+def test_the_authors_frequencies_of_t_where_asked() -> None:
+    net, authors = small_dit(), small_dit(embedding_divisor="half")
+    t = torch.tensor([1, 500])
+    for one, divisor in ((net, "half_minus_1"), (authors, "half")):
+        sines = sinusoidal_embedding(t, 256, divisor)
+        expected = one.time_embedding.linear_2(nn.functional.silu(one.time_embedding.linear_1(sines)))
+        torch.testing.assert_close(one.time_embedding(t), expected)
+    assert not torch.equal(net.time_embedding(t), authors.time_embedding(t))
+    with pytest.raises(ValueError, match=r"^embedding_divisor: must be half_minus_1 or half, got 'full'"):
+        DiTConfig(embedding_divisor="full")  # type: ignore[arg-type]
 
 
 def test_gradient_reaches_every_parameter_once_the_zeros_are_gone() -> None:

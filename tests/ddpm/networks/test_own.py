@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ddpm import ModelConfig, OwnNetworkConfig, build_network, count_parameters, flops_per_image
+from ddpm.networks.cost import num_parameters
 
 
 def own(factory: str, **options: int | float | str | bool) -> ModelConfig:
@@ -34,6 +35,7 @@ def test_options_are_not_shared() -> None:
 def test_own_network(factory: str) -> None:
     network = build_network(own(f"own_networks.affine:{factory}", width=5))
     assert count_parameters(network) == (2 * 5 + 5) + (5 * 2 + 2)
+    assert num_parameters(own(f"own_networks.affine:{factory}", width=5)) == count_parameters(network)
     out = network(torch.zeros(3, 2, 8, 6), torch.zeros(3, dtype=torch.int64), None)
     assert out.shape == (3, 2, 8, 6)
     again = build_network(own(f"own_networks.affine:{factory}", width=5))
@@ -64,7 +66,7 @@ def test_own_network(factory: str) -> None:
     ],
 )
 def test_a_bad_factory_is_one_clear_line(factory: str, options: dict[str, Any], message: str) -> None:
-    for build in (build_network, flops_per_image):
+    for build in (build_network, flops_per_image, num_parameters):
         with pytest.raises(ValueError, match=message) as error:
             build(own(factory, **options))
         assert "\n" not in str(error.value)

@@ -37,6 +37,8 @@ def test_impossible_values_are_refused_by_name(changes: dict[str, object], field
     "changes",
     [
         {"learning_rate": 0.0},
+        {"grad_clip_norm": 0.0},
+        {"grad_clip_norm": float("nan")},
         {"beta_1": 1.0},
         {"warmup_steps": -1},
         {"more_ema_halflives_images": (0,)},

@@ -54,9 +54,29 @@ def test_the_reported_norm_is_that_before_clipping() -> None:
     assert norms[0] == pytest.approx(math.sqrt(squares), rel=1e-5)
 
 
+def test_clipping_scales_the_whole_gradient_and_can_be_left_out() -> None:
+    """Of what Adam is given: above the norm scaled to it, below it and without clipping as it was."""
+
+    def given_to_adam(limit: float | None, scale: float) -> list[torch.Tensor]:
+        state, seen = make_state(config=replace(OPTIMIZER, grad_clip_norm=limit)), []
+        state._optimizer.register_step_pre_hook(
+            lambda *_: seen.extend(p.grad.clone() for p in state.network.parameters() if p.grad is not None)
+        )
+        step(state, scale)
+        return seen
+
+    plain = given_to_adam(None, 1.0)
+    norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in plain))
+    assert norm > 10
+    for limit, scale, factor in ((1.0, 1.0, 1 / norm), (10 * norm, 1.0, 1.0), (None, 100.0, 100.0)):
+        for clipped, whole in zip(given_to_adam(limit, scale), plain):
+            torch.testing.assert_close(clipped, whole * factor, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("limit", [1.0, None])
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_changes_nothing_but_the_position(poison: float) -> None:
-    state = make_state()
+def test_a_gradient_that_is_not_finite_changes_nothing_but_the_position(poison: float, limit: float | None) -> None:
+    state = make_state(config=replace(OPTIMIZER, grad_clip_norm=limit))
     step(state)
     before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
     average = {name: tensor.clone() for name, tensor in state.ema.state_dict().items()} if state.ema else {}
