@@ -18,7 +18,7 @@ import tyro
 
 from jobs.variant_flags import describe_variants, take_variants
 from pipeline.config_fields import fields_of
-from pipeline.config_sections import SECTIONS, read_section, write_section
+from pipeline.config_sections import FLAGS_ALONE, SECTIONS, read_section, write_section
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.presets import PRESETS, Preset
 from pipeline.progress import say
@@ -70,7 +70,7 @@ def run_job(job: Job[C], argv: Sequence[str], *, program: str | None = None) -> 
     try:
         dry_run, preset, config = _resolve(job, argv, program)
         if dry_run:
-            _print_plan(write_section(config, job.section, preset), job.describe(config))
+            _print_plan(write_section(config, job.section, preset), [*_flags_alone(config), *job.describe(config)])
         else:
             job.run(config)
         return 0
@@ -205,6 +205,15 @@ def one_line(error: Exception) -> str:
     """An error as one line for the terminal."""
     text = " ".join(str(error).split())
     return text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text} (--traceback shows where)"
+
+
+def _flags_alone(config: object) -> list[tuple[str, str]]:
+    """What the file of a plan leaves out, since only a flag sets it."""
+    return [
+        (f"--{name.replace('_', '-')}", "is no part of the file")
+        for name in FLAGS_ALONE
+        if getattr(config, name, False)
+    ]
 
 
 def _print_plan(file: str, plan: list[tuple[str, str]]) -> None:

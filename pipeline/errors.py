@@ -6,6 +6,7 @@ PipelineError                      exit code 1
 │   ├── FormatVersionError         a stored file is of another version of its format; it is not damaged
 │   ├── DatasetMissingError        no dataset, or no images, where one was named
 │   ├── ModelMissingError          no model where one was named
+│   ├── UntrustedCodeError         a model brings code of its own, and nobody said that it may run
 │   └── OutputExistsError          the output holds something else; nothing was changed
 ├── StorageError                   object storage gave no usable answer after all retries
 │   ├── ObjectMissingError         the key does not exist
@@ -49,6 +50,10 @@ class DatasetMissingError(UsageError):
 
 class ModelMissingError(UsageError):
     """No model where one was named."""
+
+
+class UntrustedCodeError(UsageError):
+    """A model brings code of its own, and nobody said that it may run."""
 
 
 class OutputExistsError(UsageError):

@@ -49,6 +49,7 @@ def config_of(model: str, output: Path, images_per_class: int = 20, **changes: o
         batch_size=4,
         num_actors=2,
         contact_sheet_columns=6,
+        trust_model_code=True,
         cluster=ClusterConfig(num_cpus=2),
     )
     return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
