@@ -17,6 +17,7 @@ import tomli_w
 
 from pipeline.config_io import from_tables, to_toml
 from pipeline.errors import ConfigError
+from pipeline.redact import redact
 
 SHARED = ("dataset", "tracking", "cluster")
 """Names that stand on top of the file, once for all jobs."""
@@ -93,6 +94,8 @@ def refuse_flag(name: str, place: str) -> None:
 def write_section(config: object, section: str, preset: str | None = None) -> str:
     """The project file that gives a job this configuration: shared fields on top, then sections.
 
+    Passwords of URIs are left out, since the file is printed and stored: they have to be given again.
+
     A section of another job that is inside, such as [sample] in evaluate, is written by itself. Studies, which start
     from [sample] and change it, have it inside their own.
 
@@ -107,4 +110,4 @@ def write_section(config: object, section: str, preset: str | None = None) -> st
     top |= {name: tree.pop(name) for name in SHARED if name in tree}
     if section in SECTIONS[:4]:
         sections = {name: tree.pop(name) for name in SECTIONS if isinstance(tree.get(name), dict)}
-    return tomli_w.dumps({**top, **sections, section: tree})
+    return redact(tomli_w.dumps({**top, **sections, section: tree}))

@@ -20,14 +20,22 @@ PipelineError                      exit code 1
 ├── TrainingDivergedError          loss or gradients are not finite, too often
 └── TrainingFailedError            workers died more often than allowed
 
+No text of these holds the password of a URI (redact.py), whatever quoted it.
+
 Callers' mistakes inside the program are ValueError, broken invariants are assert; neither is in this tree.
 """
+
+from pipeline.redact import redact
 
 
 class PipelineError(Exception):
     """Base of all errors that end a job with one line instead of a traceback."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        """Keep the message, redacted."""
+        super().__init__(redact(message))
 
 
 class UsageError(PipelineError):

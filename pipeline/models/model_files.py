@@ -19,6 +19,7 @@ from ddpm import DiffusionModel, ModelConfig, OwnNetworkConfig, build_network
 from pipeline.config_io import read_record, to_json
 from pipeline.errors import CheckpointError, ConfigError, ModelMissingError, ObjectMissingError, UntrustedCodeError
 from pipeline.models.model_source import activate_source
+from pipeline.redact import redact
 from pipeline.stores.object_store import ObjectStore
 
 MODEL_JSON = "model.json"
@@ -162,7 +163,7 @@ def load_model(files: ModelFiles, where: str = "model") -> tuple[ModelCard, Diff
     try:
         network.load_state_dict(safetensors.torch.load(files.weights), strict=True)
     except (RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = redact(" ".join(str(error).split()))[:300]
         raise CheckpointError(
             f"{where}: the weights do not fit the network {card.config.network.title!r}: {reason}"
         ) from error

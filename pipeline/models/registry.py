@@ -41,7 +41,6 @@ from pipeline.tracking.mlflow_client import (
     environment,
     is_outage,
     mlflow_errors,
-    redact,
     refusal,
     tracking_uri,
 )
@@ -115,7 +114,7 @@ def register_model(
     def wait_for_server(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if state.attempt_number == 1 and error is not None:
-            say(f"MLflow at {redact(run.uri)} does not answer ({describe(error)}); registering {name} waits for it")
+            say(f"MLflow at {run.uri} does not answer ({describe(error)}); registering {name} waits for it")
 
     patiently = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_outage),
@@ -196,9 +195,7 @@ def _found(
         except Exception as error:
             if refusal(error):
                 known = _describe_registry(client, uri.name)
-                raise ModelMissingError(
-                    f"{uri.text}: not in the registry at {redact(registry_uri)}; {known}"
-                ) from error
+                raise ModelMissingError(f"{uri.text}: not in the registry at {registry_uri}; {known}") from error
             raise
         yield client, found, _registered(registry_uri, uri.name, int(found.version))
 
