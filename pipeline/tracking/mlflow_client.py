@@ -96,7 +96,7 @@ def _broken_rule(uri: str) -> str | None:
     if "@" not in uri or uri.startswith("sqlite:") or ("://" in uri and not re.search(r"[\s\"]", uri)):
         return None
     shown = f"***@{uri.rpartition('@')[2]}"
-    return f"must be as http://user:password@host, white space and quotation marks encoded, got {shown}; write it so"
+    return f"user and password must stand after :// and be encoded (%20 for a space), got {shown}; write the URI so"
 
 
 def resolve_tracking(config: TrackingConfig) -> TrackingConfig:

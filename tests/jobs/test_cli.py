@@ -240,6 +240,7 @@ _LONG = "http://me:secret-word-" + "x" * 90 + "-secret-word@host"
         ["--steps", _LONG],
         ["--network.name", _LONG],
         ["--preset", _LONG],
+        ["--tracking.uri", "me:secret-word@host"],
         ["--dataset", _LONG],
         ["--dataset", _LONG, "--traceback"],
     ],
@@ -261,5 +262,5 @@ def test_no_password_is_printed(
         code = int(stop.code or 0)
     printed = "".join(capsys.readouterr())
     assert code == (0 if flags in (["--help"], ["--dry-run"]) else 2), printed
-    assert "http://***@host" in printed
+    assert "***@host" in printed
     assert "secret" not in re.sub(r"\s|secrets?\b", "", printed)

@@ -139,7 +139,7 @@ def test_a_uri_read_back_from_a_stored_text_is_asked_for_again(monkeypatch: pyte
 )
 def test_a_password_that_could_not_be_told_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    rule = r": must be as http.*, got \*\*\*@server(:5000)?; write it so$"
+    rule = r": user and password must stand after ://.*, got \*\*\*@server(:5000)?; write the URI so$"
     with pytest.raises(ValueError, match="^uri" + rule) as given:
         TrackingConfig(uri=uri)
     with pytest.raises(ConfigError, match="^MLFLOW_TRACKING_URI" + rule) as inherited:
