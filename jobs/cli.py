@@ -18,11 +18,12 @@ import tyro
 
 from jobs.variant_flags import describe_variants, take_variants
 from pipeline.config_fields import fields_of
-from pipeline.config_sections import SECTIONS, read_section, write_section
+from pipeline.config_sections import FLAGS_ALONE, SECTIONS, read_section, write_section
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.presets import PRESETS, Preset
 from pipeline.progress import say
 from pipeline.project import parse_project, read_preset
+from pipeline.redact import redact, redact_fields
 
 C = TypeVar("C")
 _DEFAULT_PRESET = "digits"
@@ -70,7 +71,7 @@ def run_job(job: Job[C], argv: Sequence[str], *, program: str | None = None) -> 
     try:
         dry_run, preset, config = _resolve(job, argv, program)
         if dry_run:
-            _print_plan(write_section(config, job.section, preset), job.describe(config))
+            _print_plan(write_section(config, job.section, preset), [*_flags_alone(config), *job.describe(config)])
         else:
             job.run(config)
         return 0
@@ -79,7 +80,7 @@ def run_job(job: Job[C], argv: Sequence[str], *, program: str | None = None) -> 
         return 130
     except Exception as error:
         if show_traceback:
-            traceback.print_exc()
+            print(redact(traceback.format_exc()), end="", file=sys.stderr)
         print(f"error: {one_line(error)}", file=sys.stderr)
         return error.exit_code if isinstance(error, PipelineError) else 1
 
@@ -103,7 +104,7 @@ def run_subcommand(jobs: Mapping[str, Job[Any]], argv: Sequence[str], *, program
         say(_overview(program, jobs, doc))
     if name in ("-h", "--help"):
         return 0
-    names, got = " or ".join(jobs), repr(name) if argv else "nothing"
+    names, got = " or ".join(jobs), repr(redact(name)) if argv else "nothing"
     print(f"error: {program}: must be followed by {names}, got {got}; --help says what they do", file=sys.stderr)
     return ConfigError.exit_code
 
@@ -164,21 +165,31 @@ def _parse_flags(job: Job[C], preset: Preset, config: C, flags: Sequence[str], p
     start, rest = take_variants(config, flags)
     description = (type(config).__doc__ or "") + describe_variants(start)
     description += _COMMON.format(presets=", ".join(PRESETS), default=_DEFAULT_PRESET, reads=reads)
-    complaint = io.StringIO()
+
+    def parse(default: C, args: Sequence[str]) -> C:
+        return tyro.cli(
+            type(config),
+            prog=program,
+            args=args,
+            default=default,
+            description=description,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+
+    unseen, complaint = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(unseen), contextlib.redirect_stderr(unseen):
+            return parse(start, rest)
+    except SystemExit:
+        # It prints values, broken where the line ends, where no password can be told: asked again without them.
+        start, rest = redact_fields(start), [redact(flag) for flag in rest]
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                type(config),
-                prog=program,
-                args=rest,
-                default=start,
-                description=description,
-                config=(tyro.conf.AvoidSubcommands,),
-            )
+            parse(start, rest)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        raise ConfigError(_first_sentence(complaint.getvalue(), type(config).__name__)) from None
+    raise ConfigError(_first_sentence(complaint.getvalue(), type(config).__name__))
 
 
 def _first_sentence(box: str, owner: str) -> str:
@@ -202,9 +213,18 @@ def _first_sentence(box: str, owner: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """An error as one line for the terminal."""
-    text = " ".join(str(error).split())
+    """An error as one line for the terminal, without the password of any URI."""
+    text = redact(" ".join(str(error).split()))
     return text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text} (--traceback shows where)"
+
+
+def _flags_alone(config: object) -> list[tuple[str, str]]:
+    """What the file of a plan leaves out, since only a flag sets it."""
+    return [
+        (f"--{name.replace('_', '-')}", "is no part of the file")
+        for name in FLAGS_ALONE
+        if getattr(config, name, False)
+    ]
 
 
 def _print_plan(file: str, plan: list[tuple[str, str]]) -> None:

@@ -12,6 +12,7 @@ import pydantic
 
 from pipeline.config_fields import NAME, element_of, fields_of, resolve, takes_none, variants_of, walk
 from pipeline.errors import ConfigError
+from pipeline.redact import redact
 
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
@@ -78,7 +79,7 @@ def explain(cls: type[Any], data: Any, where: str, error: pydantic.ValidationErr
 
 def short(value: Any) -> str:
     """A JSON value for a message, cut where it is long."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    text = redact(json.dumps(value, default=str, ensure_ascii=False))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

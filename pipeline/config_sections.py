@@ -2,6 +2,10 @@
 
 In Python a job's configuration is one object: its fields `dataset`, `tracking` and `cluster` are shared by all jobs and
 stand on top of the file, and a field with the name of a section is that section. All else is the job's own section.
+
+Whether a model's code is trusted stands in no file, written or read: files are handed on and lie in stores that others
+write to, and one that is read back, perhaps beside the very model, must not trust it unseen. It is said by a flag, for
+one run.
 """
 
 import dataclasses
@@ -13,6 +17,7 @@ import tomli_w
 
 from pipeline.config_io import from_tables, to_toml
 from pipeline.errors import ConfigError
+from pipeline.redact import redact
 
 SHARED = ("dataset", "tracking", "cluster")
 """Names that stand on top of the file, once for all jobs."""
@@ -30,6 +35,9 @@ SECTIONS = (
     "benchmark_train",
 )
 """Names of the sections; the first four are those of a preset."""
+
+FLAGS_ALONE = ("trust_model_code",)
+"""Fields of configurations that only a flag sets, for one run."""
 
 C = TypeVar("C")
 
@@ -64,6 +72,7 @@ def read_section(config: C, section: str, tables: Mapping[str, Any], where: str,
         raise ConfigError(f"{where}: {error}") from None
     own = {name: value for name, value in tables.get(section, {}).items() if name not in beside or name in names}
     for name in own:
+        refuse_flag(name, f"{where}: {section}.{name}")
         if name in SHARED:
             raise ConfigError(
                 f"{where}: {section}.{name}: is shared by all jobs, got it in [{section}]; write it on top of the file"
@@ -71,8 +80,21 @@ def read_section(config: C, section: str, tables: Mapping[str, Any], where: str,
     return from_tables(type(config), section, own, where, config)
 
 
+def refuse_flag(name: str, place: str) -> None:
+    """Refuse a key of a file that only a flag may set.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    if name in FLAGS_ALONE:
+        flag = f"--{name.replace('_', '-')}"
+        raise ConfigError(f"{place}: is no key of a file, got it there; remove it, and pass {flag} for the run")
+
+
 def write_section(config: object, section: str, preset: str | None = None) -> str:
     """The project file that gives a job this configuration: shared fields on top, then sections.
+
+    Passwords of URIs are left out, since the file is printed and stored: they have to be given again.
 
     A section of another job that is inside, such as [sample] in evaluate, is written by itself. Studies, which start
     from [sample] and change it, have it inside their own.
@@ -84,8 +106,8 @@ def write_section(config: object, section: str, preset: str | None = None) -> st
     """
     top: dict[str, Any] = {} if preset is None else {"preset": preset}
     sections: dict[str, Any] = {}
-    tree = tomllib.loads(to_toml(config))
+    tree = {name: value for name, value in tomllib.loads(to_toml(config)).items() if name not in FLAGS_ALONE}
     top |= {name: tree.pop(name) for name in SHARED if name in tree}
     if section in SECTIONS[:4]:
         sections = {name: tree.pop(name) for name in SECTIONS if isinstance(tree.get(name), dict)}
-    return tomli_w.dumps({**top, **sections, section: tree})
+    return redact(tomli_w.dumps({**top, **sections, section: tree}))

@@ -6,6 +6,7 @@ PipelineError                      exit code 1
 │   ├── FormatVersionError         a stored file is of another version of its format; it is not damaged
 │   ├── DatasetMissingError        no dataset, or no images, where one was named
 │   ├── ModelMissingError          no model where one was named
+│   ├── UntrustedCodeError         a model brings code of its own, and nobody said that it may run
 │   └── OutputExistsError          the output holds something else; nothing was changed
 ├── StorageError                   object storage gave no usable answer after all retries
 │   ├── ObjectMissingError         the key does not exist
@@ -19,14 +20,22 @@ PipelineError                      exit code 1
 ├── TrainingDivergedError          loss or gradients are not finite, too often
 └── TrainingFailedError            workers died more often than allowed
 
+No text of these holds the password of a URI (redact.py), whatever quoted it.
+
 Callers' mistakes inside the program are ValueError, broken invariants are assert; neither is in this tree.
 """
+
+from pipeline.redact import redact
 
 
 class PipelineError(Exception):
     """Base of all errors that end a job with one line instead of a traceback."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        """Keep the message, redacted."""
+        super().__init__(redact(message))
 
 
 class UsageError(PipelineError):
@@ -49,6 +58,10 @@ class DatasetMissingError(UsageError):
 
 class ModelMissingError(UsageError):
     """No model where one was named."""
+
+
+class UntrustedCodeError(UsageError):
+    """A model brings code of its own, and nobody said that it may run."""
 
 
 class OutputExistsError(UsageError):

@@ -1,7 +1,7 @@
 """What the terminal shows: plain lines, and progress with rate and time left.
 
 On a terminal a progress is one line that updates itself (tqdm); in a log it is a plain line now and then. Nothing else
-in the project writes to the terminal.
+in the project writes to the terminal but the command line's help and errors. No line holds the password of a URI.
 """
 
 import sys
@@ -11,12 +11,14 @@ from typing import Self
 
 from tqdm import tqdm
 
+from pipeline.redact import redact
+
 _LOG_INTERVAL_S = 15.0
 
 
 def say(line: str) -> None:
     """Print one line, flushed at once, so that lines of several processes keep their order."""
-    tqdm.write(line, file=sys.stdout)
+    tqdm.write(redact(line), file=sys.stdout)
     sys.stdout.flush()
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config_io import parse_toml
-from pipeline.config_sections import SECTIONS, SHARED, read_section
+from pipeline.config_sections import SECTIONS, SHARED, read_section, refuse_flag
 from pipeline.errors import ConfigError
 from pipeline.presets import Preset
 
@@ -37,6 +37,7 @@ def parse_project(text: str | bytes, where: str) -> dict[str, Any]:
     """
     tables = parse_toml(text, where)
     for name, value in tables.items():
+        refuse_flag(name, f"{where}: {name}")
         if name in SECTIONS and not isinstance(value, dict):
             raise ConfigError(f"{where}: {name}: must be a section, [{name}], got {value!r}; write a table")
         if name not in (*SECTIONS, *SHARED, "preset"):

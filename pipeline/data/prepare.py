@@ -24,6 +24,7 @@ from pipeline.data.prepare_shard import ShardResult, ShardTask, make_shard
 from pipeline.data.sources import DIGITS_IMAGE_SIZE, Source, open_digits, open_folder
 from pipeline.errors import DatasetMissingError, OutputExistsError, ShardCorruptError, UndecodableImageError
 from pipeline.progress import Progress, format_bytes, say
+from pipeline.redact import redact
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
 
@@ -295,5 +296,5 @@ def _refuse_other(store: ObjectStore, why: str) -> NoReturn:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = redact(str(value))
     return text if len(text) <= 60 else text[:57] + "..."

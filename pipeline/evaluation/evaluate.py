@@ -111,6 +111,9 @@ class EvaluateConfig(MeasuresConfig):
     """Folder or s3://bucket/prefix of a prepared dataset with a held-out split."""
     sample: ImagesConfig
     """The model, and the images to measure; those that exist already are not made again."""
+    trust_model_code: bool = False
+    """Run the code that a model brings, a network of its maker's own, with your rights; trust who made it first. Given
+    for this run alone, by the flag: files neither hold nor set it."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the model registry is."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -119,7 +122,7 @@ class EvaluateConfig(MeasuresConfig):
     @property
     def sampling(self) -> SampleConfig:
         """The job that makes the images."""
-        return SampleConfig.of(self.sample, self.tracking, self.cluster)
+        return SampleConfig.of(self.sample, self.tracking, self.cluster, trust_model_code=self.trust_model_code)
 
 
 def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> Evaluation:
@@ -138,7 +141,8 @@ def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> E
         PipelineError: As sample.
     """
     dataset = EvaluationDataset(config.dataset)
-    model = model or resolve_model(config.sample.model, config.tracking)
+    if model is None:
+        model = resolve_model(config.sample.model, config.tracking, trust_model_code=config.trust_model_code)
     dataset.check_fits(read_card(model.files, model.uri), model.uri)
     made = sample(config.sampling, model=model)
     num_images = made.num_asked

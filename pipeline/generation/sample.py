@@ -183,9 +183,12 @@ def describe_plan(config: SampleConfig) -> list[tuple[str, str]]:
     found = survey(job.store, job.plan, job.known)
     missing = job.plan.num_images - sum(tar.num_samples for tar in found.tars.values())
     num_missing_shards = found.done.count(0)
+    named = [(name, model) for name, model in (("model", job.model), ("guide", job.guide)) if model is not None]
+    # Before the cost is counted, which builds the networks: loading is what makes a model's own code importable.
+    models = [(name, _describe_model(model)) for name, model in named]
     flops = missing * job.flops_per_image
     return [
-        *[(name, _describe_model(model)) for name, model in (("model", job.model), ("guide", job.guide)) if model],
+        *models,
         *([] if job.edit is None else [("edit", f"{job.edit.spec.name} of images in {job.edit.inputs.uri}")]),
         ("output", job.store.uri),
         ("images", f"{job.plan.num_images:,}, of which {missing:,} are missing"),

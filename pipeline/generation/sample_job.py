@@ -14,7 +14,7 @@ from pipeline.generation.requests import AnyRequest, Generate
 from pipeline.generation.sampling_plan import OutputShard, SamplingSpec, ShardPlan, check_same_shard, plan_shards
 from pipeline.generation.shard_maker import Ingredients
 from pipeline.models.calibration import Calibration, read_calibration
-from pipeline.models.model_files import ModelCard, read_card
+from pipeline.models.model_files import ModelCard, check_trust, read_card
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import join_uri, open_store
@@ -84,6 +84,9 @@ class ImagesConfig:
 class SampleConfig(ImagesConfig):
     """Which images to make, and with what."""
 
+    trust_model_code: bool = False
+    """Run the code that a model brings, a network of its maker's own, with your rights; trust who made it first. Given
+    for this run alone, by the flag: files neither hold nor set it."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the model registry is."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -95,10 +98,12 @@ class SampleConfig(ImagesConfig):
         return ImagesConfig(**{one.name: getattr(self, one.name) for one in fields(ImagesConfig)})
 
     @classmethod
-    def of(cls, images: ImagesConfig, tracking: TrackingConfig, cluster: ClusterConfig) -> "SampleConfig":
+    def of(
+        cls, images: ImagesConfig, tracking: TrackingConfig, cluster: ClusterConfig, *, trust_model_code: bool = False
+    ) -> "SampleConfig":
         """The images of another job, made in its place."""
         options = {one.name: getattr(images, one.name) for one in fields(ImagesConfig)}
-        return cls(**options, tracking=tracking, cluster=cluster)
+        return cls(**options, tracking=tracking, cluster=cluster, trust_model_code=trust_model_code)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,9 +170,12 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
         ConfigError: If sampler, guide or inputs do not fit the model, or the seed or number of images is out of range.
         DatasetMissingError, DatasetError: If there are no inputs where they were named, or their manifest is damaged.
         OutputExistsError: If the output holds a run that cannot grow to this number of images.
+        UntrustedCodeError: If a model brings code and is not trusted.
         ModelMissingError, CheckpointError, StorageError: If model or output cannot be read.
     """
-    model = model or resolve_model(config.model, config.tracking)
+    if model is None:
+        model = resolve_model(config.model, config.tracking, trust_model_code=config.trust_model_code)
+    check_trust(model.files, model.uri)
     card = read_card(model.files, model.uri)
     network = card.config
     guide = _resolve_guide(config, card, model.uri)
@@ -233,7 +241,7 @@ def _resolve_guide(config: SampleConfig, card: ModelCard, model_uri: str) -> Res
     """The weaker model, if one is named; it must make the same images from the same noise."""
     if config.guide_model is None:
         return None
-    guide = resolve_model(config.guide_model, config.tracking)
+    guide = resolve_model(config.guide_model, config.tracking, trust_model_code=config.trust_model_code)
     theirs, ours = read_card(guide.files, guide.uri), card
     for name in ("image_size", "channels", "num_levels", "num_classes", "schedule"):
         if getattr(theirs.config, name) != getattr(ours.config, name):

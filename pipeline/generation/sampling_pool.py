@@ -20,6 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.generation.commits import Commit, CommitRecord
 from pipeline.generation.sampling_plan import OutputShard, SamplingSpec
 from pipeline.generation.shard_maker import Ingredients, ShardMaker
+from pipeline.redact import redact
 from pipeline.stores.storage import open_store
 
 # A dataset of Ray lives in the driver's memory: shards are handed over in waves, so that ten million need no more.
@@ -122,7 +123,7 @@ class _ShardActor:
 
 
 def _lost_actor_message(error: Exception, spec: SamplingSpec, pool: PoolConfig) -> str:
-    reason = " ".join(str(error).split())[:300]
+    reason = redact(" ".join(str(error).split()))[:300]
     smaller = max(spec.batch_size // 2, 1)
     return (
         f"sampling: actors died {pool.max_shard_retries + 1} times over one output shard ({reason}); run again to go "

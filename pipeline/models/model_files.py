@@ -1,6 +1,7 @@
 """A model as three files: its card, its weights and, for a network of your own, that network's source.
 
-JSON and safetensors only: reading a model unpickles nothing. The card holds the digests of the other two files, so a
+JSON and safetensors only: reading a model unpickles nothing, and the code of a network of your own runs only where
+`ModelFiles.trusted` says so. The card holds the digests of the other two files, so a
 model is verified wherever it was copied to. The same three files lie in a checkpoint's folder and in a registered
 model. Beside them a checkpoint may hold further moving averages of the same network, each with a card of its own:
 `ema-20000.json` and `ema-20000.safetensors` for a half-life of 20,000 images.
@@ -8,16 +9,17 @@ model. Beside them a checkpoint may hold further moving averages of the same net
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ddpm import DiffusionModel, ModelConfig, build_network
+from ddpm import DiffusionModel, ModelConfig, OwnNetworkConfig, build_network
 from pipeline.config_io import read_record, to_json
-from pipeline.errors import CheckpointError, ConfigError, ModelMissingError, ObjectMissingError
+from pipeline.errors import CheckpointError, ConfigError, ModelMissingError, ObjectMissingError, UntrustedCodeError
 from pipeline.models.model_source import activate_source
+from pipeline.redact import redact
 from pipeline.stores.object_store import ObjectStore
 
 MODEL_JSON = "model.json"
@@ -65,6 +67,8 @@ class ModelFiles:
     """Contents of weights.safetensors."""
     source: bytes | None = None
     """Contents of source.json, for a network of your own."""
+    trusted: bool = field(default=False, compare=False)
+    """Whether code that comes with the model may run here; no part of the model, and never stored."""
 
     @property
     def digest(self) -> str:
@@ -148,20 +152,43 @@ def load_model(files: ModelFiles, where: str = "model") -> tuple[ModelCard, Diff
     Raises:
         CheckpointError: If the files are damaged, or the weights do not fit the network.
         FormatVersionError: If the card is of another version.
+        UntrustedCodeError: As check_trust, before any code of the model runs.
         ValueError: If a network of your own cannot be built; see `activate_source` and `build_network`.
     """
     card = read_card(files, where)
+    check_trust(files, where)
     if files.source is not None:
         activate_source(files.source, card.config.network)
     network = build_network(card.config)
     try:
         network.load_state_dict(safetensors.torch.load(files.weights), strict=True)
     except (RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = redact(" ".join(str(error).split()))[:300]
         raise CheckpointError(
             f"{where}: the weights do not fit the network {card.config.network.title!r}: {reason}"
         ) from error
     return card, DiffusionModel.of(card.config, network.eval())
+
+
+def check_trust(files: ModelFiles, where: str = "model") -> None:
+    """Refuse a network of one's own that nobody has trusted: building it imports what its card names.
+
+    That is so without a source file too: the card may name anything that is installed here.
+
+    Args:
+        files: The model's files.
+        where: What messages call the model: its URI.
+
+    Raises:
+        UntrustedCodeError: If the model brings code and `files.trusted` is False.
+    """
+    network = _parse_card(files.card_json, where).config.network
+    if isinstance(network, OwnNetworkConfig) and not files.trusted:
+        raise UntrustedCodeError(
+            f"{where}: its network {network.factory!r} is code that comes with the model and would run here; if you "
+            "trust who made it, pass --trust-model-code (in Python trust_model_code=True, for the registered pyfunc "
+            'model_config={"trust_model_code": True})'
+        )
 
 
 def average_names(halflife_images: int) -> tuple[str, str]:

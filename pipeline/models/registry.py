@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,13 @@ from pipeline.models.model_files import (
     WEIGHTS,
     ModelCard,
     ModelFiles,
+    check_trust,
     read_card,
     read_model_files,
 )
 from pipeline.models.model_source import requirements
 from pipeline.models.model_uri import RegisteredUri, check_model_name, parse_registered, split_average
-from pipeline.models.sampler_params import DEFAULT_SAMPLER, is_interval, sampler_options
+from pipeline.models.sampler_params import DEFAULT_SAMPLER, TRUST, is_interval, sampler_options
 from pipeline.progress import say
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import (
@@ -40,7 +41,6 @@ from pipeline.tracking.mlflow_client import (
     environment,
     is_outage,
     mlflow_errors,
-    redact,
     refusal,
     tracking_uri,
 )
@@ -79,7 +79,7 @@ class ResolvedModel:
     version: RegisteredVersion | None
     """The registered version; None for a checkpoint and for a further average, whose figures are not the version's."""
     files: ModelFiles
-    """The model, verified."""
+    """The model, verified, with the permission to run its code where that was given."""
 
 
 def register_model(
@@ -114,7 +114,7 @@ def register_model(
     def wait_for_server(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if state.attempt_number == 1 and error is not None:
-            say(f"MLflow at {redact(run.uri)} does not answer ({describe(error)}); registering {name} waits for it")
+            say(f"MLflow at {run.uri} does not answer ({describe(error)}); registering {name} waits for it")
 
     patiently = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_outage),
@@ -128,19 +128,29 @@ def register_model(
     return _registered(run.uri, name, version)
 
 
-def resolve_model(uri: str, tracking: TrackingConfig) -> ResolvedModel:
+def resolve_model(uri: str, tracking: TrackingConfig, *, trust_model_code: bool = False) -> ResolvedModel:
     """Follow a model's URI to a version or checkpoint, and read and verify its files.
 
     Args:
         uri: models:/name@alias, models:/name/3, or the folder of a checkpoint (local path, file:// or s3://). With
             ?ema=HALFLIFE at its end, a further average of that checkpoint, or of the one that the version comes from.
         tracking: Where the registry is.
+        trust_model_code: Whether code that comes with the model may run: that of a network of one's own.
 
     Raises:
+        UntrustedCodeError: If the model brings code and is not trusted.
         ModelMissingError: If there is no such model, version, alias or checkpoint, or the URI is malformed.
         CheckpointError: If its files are incomplete or altered.
         TrackingUnavailableError: If the server does not answer.
     """
+    found = _resolve(uri, tracking)
+    files = replace(found.files, trusted=trust_model_code)
+    check_trust(files, found.uri)
+    return replace(found, files=files)
+
+
+def _resolve(uri: str, tracking: TrackingConfig) -> ResolvedModel:
+    """The model with its files verified; nobody has trusted it yet."""
     place, halflife_images = split_average(uri)
     registered = parse_registered(place)
     if registered is None:
@@ -185,9 +195,7 @@ def _found(
         except Exception as error:
             if refusal(error):
                 known = _describe_registry(client, uri.name)
-                raise ModelMissingError(
-                    f"{uri.text}: not in the registry at {redact(registry_uri)}; {known}"
-                ) from error
+                raise ModelMissingError(f"{uri.text}: not in the registry at {registry_uri}; {known}") from error
             raise
         yield client, found, _registered(registry_uri, uri.name, int(found.version))
 
@@ -273,6 +281,7 @@ def _save_pyfunc(folder: Path, files: ModelFiles, card: ModelCard, run_id: str, 
             code_paths=code,
             signature=_signature(card),
             pip_requirements=requirements(card.config.network),
+            model_config={TRUST: False},  # without it MLflow would not hear whoever loads the model
         )
     for cache in list(folder.joinpath("pyfunc").rglob("__pycache__")):
         shutil.rmtree(cache)

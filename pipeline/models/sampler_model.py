@@ -2,6 +2,8 @@
 
 Rows go in with `sample_id` (and `label`, if the model has classes) and come out with a PNG each. A row is the image
 that `ddpm.generate` makes for that seed, id and label, so the same ids always give the same images.
+
+A network of one's own runs only where it is loaded with `model_config={"trust_model_code": True}`.
 """
 
 import io
@@ -18,7 +20,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from ddpm import Sampler, generate, x_0_to_images
 from pipeline.models.model_files import MODEL_JSON, SOURCE_JSON, WEIGHTS, ModelFiles, load_model
-from pipeline.models.sampler_params import sampler_of_params
+from pipeline.models.sampler_params import TRUST, sampler_of_params
 
 _MAX_SAMPLE_ID = 2**48 - 1
 
@@ -33,6 +35,7 @@ class SamplerModel(PythonModel):
             card_json=paths[MODEL_JSON].read_bytes(),
             weights=paths[WEIGHTS].read_bytes(),
             source=paths[SOURCE_JSON].read_bytes() if SOURCE_JSON in paths else None,
+            trusted=(context.model_config or {}).get(TRUST) is True,
         )
         card, model = load_model(files, where="registered model")
         if card.config.num_levels != 256:

@@ -8,6 +8,8 @@ from ddpm import DDIM, SAMPLERS, Sampler
 
 DEFAULT_SAMPLER = DDIM()
 """What makes the images if nothing is asked for."""
+TRUST = "trust_model_code"
+"""Key of the pyfunc's model_config: whether the code of a network of one's own may run."""
 
 
 def sampler_options() -> dict[str, Any]:

@@ -152,7 +152,13 @@ class S3Store:
 
     def _client(self) -> Any:
         with _client_lock:
-            return _make_client(frozenset((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
+            try:
+                return _make_client(frozenset((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
+            except ValueError as error:
+                if not str(error).startswith("Invalid endpoint"):
+                    raise
+        # Not what was found there, nor its error: a password in what is no URL could not be told.
+        raise StorageAccessError(f"{self.uri}: AWS_ENDPOINT_URL is no URL; write it as http://host:port")
 
     def _place(self, key: str) -> dict[str, str]:
         # keys that others wrote may have empty parts ("a//b"): readable, but never written by us

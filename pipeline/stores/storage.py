@@ -4,6 +4,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.errors import ConfigError
+from pipeline.redact import redact
 from pipeline.stores.local_store import LocalStore
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.s3_store import S3Store
@@ -18,8 +19,14 @@ def open_store(uri: str) -> ObjectStore:
         uri: A local path (made absolute here, "~" is expanded), file:///path (percent-encoded) or s3://bucket/prefix.
 
     Raises:
-        ConfigError: If the URI has another scheme, a remote host or no bucket.
+        ConfigError: If the URI has another scheme, a remote host, no bucket, or a user or password: credentials are the
+            environment's, and URIs are stored in records and configurations.
     """
+    if redact(uri) != uri:
+        raise ConfigError(
+            f"URI {uri!r}: must hold no user and password, which come from the environment; leave them out, and set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     scheme = uri.split("://", 1)[0] if "://" in uri else ""
     if scheme == "s3":
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")

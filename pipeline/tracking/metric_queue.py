@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pipeline.redact import redact
+
 BATCH_POINTS = 1000  # MLflow's limit for one request
 _GATHER_S = 1.0  # so that a fast training loop makes one request a second, not one a step
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
@@ -249,4 +251,4 @@ class MetricQueue:
 
 
 def _reason(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+    return redact(" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -8,15 +8,16 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
-from pipeline.errors import TrackingUnavailableError
+from pipeline.errors import ConfigError, TrackingUnavailableError
+from pipeline.redact import is_redacted, redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,14 +47,16 @@ _ENVIRONMENT = {
 class TrackingConfig:
     """Where runs and models are recorded."""
 
-    uri: str | None = None
+    uri: str | None = field(default=None, repr=False)
     """MLflow tracking URI (http://..., sqlite:///..., postgresql://...). None: the variable MLFLOW_TRACKING_URI, else
-    the SQLite file artifacts/mlflow.db."""
+    the SQLite file artifacts/mlflow.db. User and password in it are used, but neither shown nor stored."""
     experiment: str = "ddpm"
     """Name of the MLflow experiment; made if there is none."""
 
     def __post_init__(self) -> None:
-        """Check the experiment's name."""
+        """Check the experiment's name, and that a password in the URI stands where it can be told."""
+        if self.uri is not None and (rule := _broken_rule(self.uri)):
+            raise ValueError(f"uri: {rule}")
         if not self.experiment.strip():
             raise ValueError(f"experiment: must not be empty, got {self.experiment!r}")
 
@@ -63,12 +66,24 @@ def tracking_uri(config: TrackingConfig) -> str:
 
     Raises:
         TrackingUnavailableError: If the URI's scheme is none that MLflow's servers and databases have.
+        ConfigError: If it was stored, and so without its password, and the environment does not have the whole of it;
+            or if the environment's is malformed.
     """
-    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///artifacts/mlflow.db"
-    scheme = urlsplit(uri).scheme.partition("+")[0]
+    in_environment = os.environ.get("MLFLOW_TRACKING_URI")
+    if in_environment and (rule := _broken_rule(in_environment)):
+        raise ConfigError(f"MLFLOW_TRACKING_URI: {rule}")
+    uri = config.uri or in_environment or "sqlite:///artifacts/mlflow.db"
+    if is_redacted(uri):
+        if in_environment is None or is_redacted(in_environment) or redact(in_environment) != uri:
+            raise ConfigError(
+                f"tracking.uri: {uri!r} was stored without its user and password, which are needed; give the whole "
+                "of it by --tracking.uri or in MLFLOW_TRACKING_URI"
+            )
+        uri = in_environment
+    scheme = uri.partition("://")[0].partition("+")[0].lower() if "://" in uri else ""
     if scheme not in _SCHEMES:
         raise TrackingUnavailableError(
-            f"tracking.uri: {redact(uri)!r} is no MLflow address; give http://host:port, https://... or sqlite:///file.db"
+            f"tracking.uri: {uri!r} is no MLflow address; give http://host:port, https://... or sqlite:///file.db"
         )
     prefix, separator, path = uri.partition(":///")
     if scheme == "sqlite" and separator and path:
@@ -76,11 +91,12 @@ def tracking_uri(config: TrackingConfig) -> str:
     return uri
 
 
-def redact(uri: str) -> str:
-    """The URI without its password, fit for messages."""
-    parts = urlsplit(uri)
-    user, at, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}")) if at and ":" in user else uri
+def _broken_rule(uri: str) -> str | None:
+    """What is wrong with an address that has an "@" and is no URI, so that `redact` could not tell its password."""
+    if "@" not in uri or uri.startswith("sqlite:") or ("://" in uri and not re.search(r"[\s\"]", uri)):
+        return None
+    shown = f"***@{uri.rpartition('@')[2]}"
+    return f"user and password must stand after :// and be encoded (%20 for a space), got {shown}; write the URI so"
 
 
 def resolve_tracking(config: TrackingConfig) -> TrackingConfig:
@@ -136,7 +152,7 @@ def mlflow_errors(uri: str) -> Iterator[None]:
         if type(error).__module__.partition(".")[0] not in ("mlflow", "requests", "sqlalchemy"):
             raise
         if refusal(error):
-            raise TrackingUnavailableError(f"MLflow at {redact(uri)} refuses: {describe(error)}") from error
+            raise TrackingUnavailableError(f"MLflow at {uri} refuses: {describe(error)}") from error
         raise unavailable(uri, describe(error)) from error
 
 
@@ -166,7 +182,7 @@ def is_outage(error: BaseException) -> bool:
 def describe(error: BaseException) -> str:
     """The root cause in one line of at most 200 characters."""
     innermost = _root_cause(error)
-    text = " ".join(str(innermost).split()) or type(innermost).__name__
+    text = redact(" ".join(str(innermost).split())) or type(innermost).__name__
     text, _, body = text.partition(" Response body: ")
     if body:
         text = f"it answers, but not as MLflow does: {text.rstrip('.')}"
@@ -204,8 +220,7 @@ def _prepare_sqlite(uri: str) -> None:
 def unavailable(uri: str, reason: str) -> TrackingUnavailableError:
     """The error for a server that gives no usable answer."""
     return TrackingUnavailableError(
-        f"MLflow at {redact(uri)} is not available ({reason.replace(uri, redact(uri))}); "
-        "start the server, or correct tracking.uri or MLFLOW_TRACKING_URI"
+        f"MLflow at {uri} is not available ({reason}); start the server, or correct tracking.uri or MLFLOW_TRACKING_URI"
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from pipeline.errors import ConfigError
 from pipeline.progress import say
+from pipeline.redact import redact
 from pipeline.tracking.metric_queue import MetricPoint, MetricQueue, RefusedError
 from pipeline.tracking.mlflow_client import (
     TrackingConfig,
@@ -22,7 +23,6 @@ from pipeline.tracking.mlflow_client import (
     connect,
     describe,
     mlflow_errors,
-    redact,
     refusal,
     resolve_tracking,
     tracking_uri,
@@ -85,7 +85,8 @@ class TrackingRun:
             client = connect(uri)
             experiment_id = _experiment_id(client, uri, config.experiment)
             source = {"mlflow.source.name": Path(sys.argv[0]).name}
-            created = client.create_run(experiment_id, run_name=run_name, tags={**source, **(tags or {})})
+            shown = {key: redact(text) for key, text in (tags or {}).items()}
+            created = client.create_run(experiment_id, run_name=run_name and redact(run_name), tags={**source, **shown})
         run = cls(uri, created.info.run_id, experiment_id)
         run.log_params(params or {})
         return run
@@ -106,9 +107,7 @@ class TrackingRun:
                 client.update_run(run_id, status="RUNNING")
             except Exception as error:
                 if refusal(error):
-                    raise ConfigError(
-                        f"MLflow run {run_id!r}: not at {redact(uri)}, or deleted; start a new run"
-                    ) from error
+                    raise ConfigError(f"MLflow run {run_id!r}: not at {uri}, or deleted; start a new run") from error
                 raise
         return cls(uri, run_id, run.info.experiment_id)
 
@@ -125,7 +124,7 @@ class TrackingRun:
         with mlflow_errors(self.uri):
             client = connect(self.uri)
             known = client.get_run(self.run_id).data.params
-            texts = {key: str(value)[:_MAX_PARAM_LENGTH] for key, value in params.items()}
+            texts = {key: redact(str(value))[:_MAX_PARAM_LENGTH] for key, value in params.items()}
             new = [Param(key, text) for key, text in texts.items() if key not in known]
             changed = [
                 RunTag(f"resumed.{key}", text) for key, text in texts.items() if key in known and known[key] != text
@@ -183,7 +182,7 @@ class TrackingRun:
 
     def log_text(self, text: str, path: str) -> None:
         """Queue a text file for the run's artifacts, such as `config.toml`."""
-        self._queue.put_task(path, functools.partial(self._upload, text.encode(), path))
+        self._queue.put_task(path, functools.partial(self._upload, redact(text).encode(), path))
 
     def log_checkpoint(self, step: int, uri: str, digest: str) -> None:
         """Queue a link to a verified checkpoint: an external model of the run with URI and digest; copies nothing."""
@@ -206,7 +205,7 @@ class TrackingRun:
         queue, self._queue = self._queue, self._new_queue()
         num_lost = queue.close(timeout_s)
         if num_lost:
-            self._say(f"MLflow at {redact(self.uri)}: {num_lost} metrics or files of run {self.run_id} are lost")
+            self._say(f"MLflow at {self.uri}: {num_lost} metrics or files of run {self.run_id} are lost")
         return num_lost
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", timeout_s: float = 30.0) -> int:
@@ -300,7 +299,5 @@ def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
             experiment = client.get_experiment_by_name(name)
             assert experiment is not None
     if experiment.lifecycle_stage != "active":
-        raise ConfigError(
-            f"tracking.experiment: {name!r} was deleted at {redact(uri)}; restore it or choose another name"
-        )
+        raise ConfigError(f"tracking.experiment: {name!r} was deleted at {uri}; restore it or choose another name")
     return str(experiment.experiment_id)

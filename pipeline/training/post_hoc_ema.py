@@ -43,6 +43,9 @@ class ReconstructConfig:
     """Length of the average: its standard deviation in time, as a share of the training."""
     register_as: str | None = None
     """Name in the model registry; no alias is moved. None: not registered."""
+    trust_model_code: bool = False
+    """Run the code that a model brings, a network of its maker's own, with your rights; trust who made it first. Given
+    for this run alone, by the flag: files neither hold nor set it."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow."""
 
@@ -76,9 +79,9 @@ def reconstruct(config: ReconstructConfig) -> Reconstructed:
         OutputExistsError: If the output holds another model of this length; nothing is changed.
         PipelineError: As its subclasses say.
     """
+    run = RunAverages(config.run, trust_model_code=config.trust_model_code)
     if config.register_as is not None:
         check_server(config.tracking)
-    run = RunAverages(config.run)
     residual = run.fit(config.sigma_rel).residual
     store = open_store(join_uri(config.output, f"sigma_rel-{config.sigma_rel}"))
     files = run.model(config.sigma_rel)
@@ -89,7 +92,7 @@ def reconstruct(config: ReconstructConfig) -> Reconstructed:
 
 def describe_plan(config: ReconstructConfig) -> list[tuple[str, str]]:
     """What would be made of what, as names and values; reads the newest checkpoint, writes nothing."""
-    run = RunAverages(config.run)
+    run = RunAverages(config.run, trust_model_code=config.trust_model_code)
     fit = run.fit(config.sigma_rel)
     lengths = sorted({sigma_rel for record in run.snapshots for sigma_rel in record.sigma_rels})
     return [
@@ -105,13 +108,15 @@ class RunAverages:
 
     Args:
         output: The run's output: a folder or s3:// URI.
+        trust_model_code: Whether the code of a network of one's own may run.
 
     Raises:
+        UntrustedCodeError: If the model brings code and is not trusted.
         ModelMissingError: If there is no checkpoint, or none that names a snapshot.
         CheckpointError: If the checkpoint's model cannot be read.
     """
 
-    def __init__(self, output: str) -> None:
+    def __init__(self, output: str, *, trust_model_code: bool = False) -> None:
         """Read the newest good checkpoint."""
         checkpoints = CheckpointStore(open_store(join_uri(output, "checkpoints")))
         newest = checkpoints.newest_good()
@@ -127,7 +132,8 @@ class RunAverages:
                 f"{self.uri}: took no snapshots; train with --post-hoc-ema.snapshot-interval-steps above 0"
             )
         self.snapshots = records
-        self.registered = read_model_files(open_store(self.checkpoint_uri))
+        files = read_model_files(open_store(self.checkpoint_uri))
+        self.registered = dataclasses.replace(files, trusted=trust_model_code)
         self._card, model = load_model(self.registered, self.checkpoint_uri)
         assert isinstance(model.network, nn.Module), "built from the card"
         self._network = model.network
@@ -183,7 +189,8 @@ class RunAverages:
 
     def _encode(self, state: dict[str, Tensor], average: str) -> ModelFiles:
         card = dataclasses.replace(self._card, average=average, train_step=self.snapshots[-1].step)
-        return encode_model(card, state, self.registered.source)
+        made = encode_model(card, state, self.registered.source)
+        return dataclasses.replace(made, trusted=self.registered.trusted)
 
 
 def _total(fit: PostHocFit) -> float:
@@ -208,7 +215,8 @@ def _register(
 ) -> RegisteredVersion:
     known = find_model_version(config.tracking, name, DIGEST_TAG, files.digest)
     if known is not None:
-        version = resolve_model(f"models:/{name}/{known}", config.tracking).version
+        uri = f"models:/{name}/{known}"
+        version = resolve_model(uri, config.tracking, trust_model_code=config.trust_model_code).version
         assert version is not None, "a version's URI is resolved to a version"
         return version
     store = open_store(averages.uri)

@@ -161,6 +161,7 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
         ("workers", f"{config.workers.num_workers} with {'a GPU' if config.workers.use_gpu else 'CPUs only'}"),
         ("shards", f"{len(split.shards)}, {format_bytes(sum(shard.size_bytes for shard in split.shards))}"),
         ("read buffer", f"about {format_bytes(buffer_bytes)} per worker"),
+        ("MLflow", str(resolve_tracking(config.tracking).uri)),
         ("checkpoints", f"{-(-config.steps // config.checkpoint_interval_steps)}, {config.keep_checkpoints} kept"),
         *_snapshot_plan(config, parameters),
     ]

@@ -144,6 +144,6 @@ def test_a_network_of_ones_own(dataset: str, tmp_path: Path, ray_address: str) -
     made = run_job_process(
         "sample", "--model", "models:/ddpm-digits@candidate", "--output", str(tmp_path / "samples"),
         "--images-per-class", "2", "--sampler.num-steps", "4", "--tracking.uri", f"sqlite:///{tmp_path / 'mlflow.db'}",
-        "--num-actors", "1", cwd=tmp_path, address=ray_address,
+        "--num-actors", "1", "--trust-model-code", cwd=tmp_path, address=ray_address,
     )  # fmt: skip
     assert "20 images" in made.stdout

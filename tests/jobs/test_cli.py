@@ -226,3 +226,41 @@ def test_a_file_with_one_job_names_it_too(capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr()
     assert "  jobs/benchmark.py train  " in printed.out
     assert printed.err.startswith("error: jobs/benchmark.py: must be followed by train, got 'draw'")
+
+
+_LONG = "http://me:secret-word-" + "x" * 90 + "-secret-word@host"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--help"],
+        ["--dry-run"],
+        ["--tracking.url", _LONG],
+        ["--steps", _LONG],
+        ["--network.name", _LONG],
+        ["--preset", _LONG],
+        ["--tracking.uri", "me:secret-word@host"],
+        ["--dataset", _LONG],
+        ["--dataset", _LONG, "--traceback"],
+    ],
+)
+def test_no_password_is_printed(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by what breaks its lines at the terminal's width either, where a password could no longer be told."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("COLUMNS", "60")
+    config = PrepareConfig(source="digits", dataset="data")
+    prepare_source(config, open_source(config), map)
+    Path("mine.toml").write_text(f'dataset = "data"\n[tracking]\nuri = "{_LONG}"\n')
+    capsys.readouterr()
+    try:
+        code = run_job(train.JOB, ["--config", "mine.toml", *flags])
+    except SystemExit as stop:  # --help
+        code = int(stop.code or 0)
+    printed = "".join(capsys.readouterr())
+    assert code == (0 if flags in (["--help"], ["--dry-run"]) else 2), printed
+    assert "***@host" in printed
+    assert "secret" not in re.sub(r"\s|secrets?\b", "", printed)

@@ -75,6 +75,16 @@ def test_shared_fields_stand_on_top_and_inner_sections_beside_their_owner() -> N
     assert benchmark["benchmark_train"]["train"]["data"]["lanes"] == 4
 
 
+def test_passwords_are_left_out_of_a_file() -> None:
+    """Of the one field that may hold one, and of a text that mentions one; all else is read back as it was."""
+    uri = "postgresql://me:secret-word@host/db?sslpassword=secret-word&x=1"
+    config = replace(digits().sample, tracking=TrackingConfig(uri=uri), model="s3://bucket/a@b/run:1@2")
+    text = write_section(config, "sample", "digits")
+    assert "secret-word" not in text
+    shown = TrackingConfig(uri="postgresql://***@host/db?sslpassword=***&x=1")
+    assert read(sample.JOB, text, digits()) == replace(config, tracking=shown)
+
+
 def test_every_section_is_a_jobs_and_every_job_has_one() -> None:
     assert sorted(job.section for job in EVERY_JOB.values()) == sorted(SECTIONS)
     assert tuple(one.name for one in fields(Preset)) == SECTIONS[:4], "those of a preset come first"

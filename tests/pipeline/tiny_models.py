@@ -25,6 +25,7 @@ def write_model(
     num_timesteps: int = 100,
     image_size: tuple[int, int] = (8, 8),
     answers: bool = False,
+    class_names: tuple[str, ...] | None = None,
 ) -> str:
     """Write an untrained model's files; returns the folder as a URI. It answers 0, unless it is to answer something."""
     config = ModelConfig(
@@ -34,7 +35,8 @@ def write_model(
         channels=channels,
         num_classes=num_classes,
     )
-    card = ModelCard(config=config, class_names=tuple(f"class {k}" for k in range(num_classes or 0)))
+    names = tuple(f"class {k}" for k in range(num_classes or 0)) if class_names is None else class_names
+    card = ModelCard(config=config, class_names=names)
     weights = build_network(config).state_dict()
     if answers:
         generator = torch.Generator().manual_seed(0)

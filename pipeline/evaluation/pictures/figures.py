@@ -69,7 +69,7 @@ def draw_figures(config: FiguresConfig) -> list[str]:
         PipelineError: As compare_samplers.
     """
     dataset = EvaluationDataset(config.dataset)
-    model = resolve_model(config.sample.model, config.tracking)
+    model = resolve_model(config.sample.model, config.tracking, trust_model_code=config.trust_model_code)
     card, loaded = load_model(model.files, model.uri)
     dataset.check_fits(card, model.uri)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

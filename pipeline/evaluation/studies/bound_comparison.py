@@ -45,6 +45,9 @@ class BoundComparisonConfig:
     """Images per evaluation of a network."""
     seed: int = 0
     """Seed of the noise and of random t, in [0, 2^64)."""
+    trust_model_code: bool = False
+    """Run the code that a model brings, a network of its maker's own, with your rights; trust who made it first. Given
+    for this run alone, by the flag: files neither hold nor set it."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the model registry is."""
 
@@ -125,7 +128,10 @@ def compare_bounds(config: BoundComparisonConfig) -> BoundComparison:
 def _resolve(config: BoundComparisonConfig) -> tuple[EvaluationDataset, ResolvedModel, ResolvedModel]:
     """Dataset, model and baseline, checked against each other."""
     dataset = EvaluationDataset(config.dataset)
-    model, baseline = (resolve_model(uri, config.tracking) for uri in (config.model, config.baseline))
+    model, baseline = (
+        resolve_model(uri, config.tracking, trust_model_code=config.trust_model_code)
+        for uri in (config.model, config.baseline)
+    )
     for found in (model, baseline):
         card = read_card(found.files, found.uri)
         dataset.check_fits(card, found.uri)

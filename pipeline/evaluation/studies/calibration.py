@@ -39,6 +39,9 @@ class CalibrateConfig:
     """Images per evaluation of the network."""
     seed: int = 0
     """Seed of the noise and of the choice of steps, in [0, 2^64)."""
+    trust_model_code: bool = False
+    """Run the code that a model brings, a network of its maker's own, with your rights; trust who made it first. Given
+    for this run alone, by the flag: files neither hold nor set it."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the model registry is."""
 
@@ -61,7 +64,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         PipelineError: If model or dataset cannot be read, or the file cannot be written.
     """
     folder, name = split_file_uri(config.output)
-    model = resolve_model(config.model, config.tracking)
+    model = resolve_model(config.model, config.tracking, trust_model_code=config.trust_model_code)
     store = open_store(config.dataset)
     manifest = load_manifest(store)
     check_levels(manifest, store.uri)
@@ -105,10 +108,11 @@ def calibrate(config: CalibrateConfig) -> Calibration:
 
 
 def describe_plan(config: CalibrateConfig) -> list[tuple[str, str]]:
-    """What a calibration would do, as names and values; reads the dataset's manifest, starts nothing."""
+    """What a calibration would do, as names and values; reads the dataset's manifest and the model, starts nothing."""
+    model = resolve_model(config.model, config.tracking, trust_model_code=config.trust_model_code)
     num_images = min(load_manifest(open_store(config.dataset)).splits["train"].num_samples, config.max_images)
     return [
-        ("model", config.model),
+        ("model", model.uri),
         ("network evaluations", f"about {num_images * config.terms_per_image:,} images"),
         ("output", config.output),
     ]

@@ -52,6 +52,9 @@ class EmaSweepConfig:
     """Lengths to measure, as shares of the training; 0 stands for the weights in training and is always measured."""
     run_name: str = "ema-sweep"
     """Name of the MLflow run."""
+    trust_model_code: bool = False
+    """Run the code that a model brings, a network of its maker's own, with your rights; trust who made it first. Given
+    for this run alone, by the flag: files neither hold nor set it."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -126,14 +129,19 @@ def sweep_ema(config: EmaSweepConfig) -> EmaSweep:
         ModelMissingError: If the run took no snapshots.
         PipelineError: As evaluate; images that were made stay, and running again goes on from there.
     """
+    averages = RunAverages(config.run, trust_model_code=config.trust_model_code)
     check_server(config.tracking)
-    averages = RunAverages(config.run)
     sample = dataclasses.replace(
         config.sample, model=averages.checkpoint_uri, output=join_uri(config.output, "samples")
     )
     options = {one.name: getattr(config.evaluate, one.name) for one in dataclasses.fields(MeasuresConfig)}
     measures = EvaluateConfig(
-        dataset=config.dataset, sample=sample, tracking=config.tracking, cluster=config.cluster, **options
+        dataset=config.dataset,
+        sample=sample,
+        trust_model_code=config.trust_model_code,
+        tracking=config.tracking,
+        cluster=config.cluster,
+        **options,
     )
     run = TrackingRun.create(
         config.tracking,
@@ -219,7 +227,7 @@ def draw_sweep(sweep: EmaSweep) -> bytes:
 
 def describe_plan(config: EmaSweepConfig) -> list[tuple[str, str]]:
     """What a sweep would do, as names and values; reads the newest checkpoint, starts nothing."""
-    averages = RunAverages(config.run)
+    averages = RunAverages(config.run, trust_model_code=config.trust_model_code)
     return [
         ("checkpoint", averages.checkpoint_uri),
         ("snapshots", f"{len(averages.snapshots)}, the newest behind {averages.num_images:,} images"),

@@ -83,6 +83,9 @@ class SamplerComparisonConfig:
     """Numbers of network evaluations per image; a sampler takes as many steps as these allow."""
     max_train_images: int = 10_000
     """Training images, spread over the split, for the classifier and the real figures."""
+    trust_model_code: bool = False
+    """Run the code that a model brings, a network of its maker's own, with your rights; trust who made it first. Given
+    for this run alone, by the flag: files neither hold nor set it."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the model registry is."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -196,7 +199,8 @@ class _Comparison:
 def _resolve(config: SamplerComparisonConfig, model: ResolvedModel | None) -> _Comparison:
     """Look up everything that any of the runs needs, so that none of them fails after hours of others."""
     dataset = EvaluationDataset(config.dataset)
-    model = model or resolve_model(config.sample.model, config.tracking)
+    if model is None:
+        model = resolve_model(config.sample.model, config.tracking, trust_model_code=config.trust_model_code)
     card = read_card(model.files, model.uri)
     dataset.check_fits(card, model.uri)
     if (card.config.num_classes or 0) < 2:
@@ -263,7 +267,7 @@ def _with_options(sampler: AnySampler, base: Sampler) -> AnySampler:
 def _sample_config(config: SamplerComparisonConfig, sampler: AnySampler) -> SampleConfig:
     calibration = config.sample.calibration if sampler.needs_x_0_error else None
     images = dataclasses.replace(config.sample, sampler=sampler, calibration=calibration)
-    return SampleConfig.of(images, config.tracking, config.cluster)
+    return SampleConfig.of(images, config.tracking, config.cluster, trust_model_code=config.trust_model_code)
 
 
 def _images(config: SamplerComparisonConfig, sampler: AnySampler, found: _Comparison) -> LabelledImages:

@@ -148,10 +148,10 @@ def test_an_actor_killed_at_work_is_replaced_and_every_image_is_made_once(
     marker = tmp_path / "killed"
     model = write_own_model(tmp_path / "own", monkeypatch, "kills once", str(marker))
     marker.touch()
-    expected = make_in_process(config_of(model, tmp_path / "in process"))
+    expected = make_in_process(config_of(model, tmp_path / "in process", trust_model_code=True))
     marker.unlink()
 
-    config = config_of(model, tmp_path / "out")
+    config = config_of(model, tmp_path / "out", trust_model_code=True)
     result = sample(config)
     assert marker.exists()
     assert (result.manifest.num_images, result.num_made) == (60, 60) and result.evaluations_per_s > 0
@@ -187,7 +187,7 @@ def test_what_an_actor_raises_reaches_the_operator_as_one_line(tmp_path: Path, m
     with pytest.raises(
         PipelineError, match=r"^out of memory on cpu at output shard \d with batch_size=16: choose batch_size=4,"
     ):
-        sample(config_of(model, tmp_path / "out", batch_size=16))
+        sample(config_of(model, tmp_path / "out", trust_model_code=True, batch_size=16))
     assert not list(tmp_path.glob("out/*/manifest.json"))
 
 
@@ -198,7 +198,11 @@ def test_a_shard_that_kills_every_actor_ends_the_run_after_its_retries(
     marker = tmp_path / "killed"
     model = write_own_model(tmp_path / "own", monkeypatch, "kills", str(marker))
     with pytest.raises(PipelineError, match=r"actors died 3 times over one output shard .*batch_size=2"):
-        sample(config_of(model, tmp_path / "out", images_per_class=1, num_actors=1, max_shard_retries=2))
+        sample(
+            config_of(
+                model, tmp_path / "out", trust_model_code=True, images_per_class=1, num_actors=1, max_shard_retries=2
+            )
+        )
     assert marker.read_text().count("killed") == 3
 
 

@@ -1,5 +1,6 @@
 """One output shard in this process: reproducible bytes, what is in them, and what is said when it cannot be made."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -46,7 +47,7 @@ def spec_of(files: ModelFiles, **changes: Any) -> SamplingSpec:
 
 
 def maker(model: str, output: Path, **changes: Any) -> ShardMaker:
-    files = read_model_files(open_store(model))
+    files = dataclasses.replace(read_model_files(open_store(model)), trusted=True)
     return ShardMaker(
         Ingredients(model=files), spec_of(files, **changes), open_store(str(output)), num_threads=1, device="cpu"
     )

@@ -52,8 +52,16 @@ _ALONE = """
     from PIL import Image
     torch.set_num_threads(1)
     uri, out = sys.argv[1:3]
-    calls, bad = json.load(sys.stdin)
-    model = mlflow.pyfunc.load_model(uri)
+    calls, bad, trust = json.load(sys.stdin)
+    if trust:
+        try:
+            mlflow.pyfunc.load_model(uri)
+        except Exception as error:
+            assert type(error).__name__ == "UntrustedCodeError" and "my_network.layers:make" in str(error), error
+        else:
+            raise AssertionError("its code ran")
+        assert "my_network" not in sys.modules
+    model = mlflow.pyfunc.load_model(uri, model_config={"trust_model_code": True} if trust else None)
     import ddpm
     assert "/code/" in ddpm.__file__, ddpm.__file__
     images = {}
@@ -80,7 +88,7 @@ Call = tuple[dict[str, list[float]], dict[str, object]]
 
 
 def predict_alone(
-    uri: str, tmp_path: Path, calls: list[Call], bad: list[Call]
+    uri: str, tmp_path: Path, calls: list[Call], bad: list[Call], *, trust: bool = False
 ) -> tuple[list[np.ndarray], list[list[str]]]:
     elsewhere, out = tmp_path / "elsewhere", tmp_path / "images.npz"
     elsewhere.mkdir()
@@ -88,7 +96,7 @@ def predict_alone(
     # -I -S: neither the current folder nor the .pth files that make this project importable.
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", script, uri, str(out)],
-        input=json.dumps([calls, bad]), cwd=elsewhere, capture_output=True, text=True, timeout=300,
+        input=json.dumps([calls, bad, trust]), cwd=elsewhere, capture_output=True, text=True, timeout=300,
         env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -97,7 +105,7 @@ def predict_alone(
 
 
 def expected(files: ModelFiles, rows: dict[str, list[float]], params: dict[str, object]) -> np.ndarray:
-    model = load_model(files)[1]
+    model = load_model(dataclasses.replace(files, trusted=True))[1]
     options = {"num_steps": 20} | params
     seed, batch_size = int(str(options.pop("seed", 0))), int(str(options.pop("batch_size", 64)))
     sampler = SAMPLERS[str(options.pop("sampler", "ddim"))](**options)  # type: ignore[arg-type]
@@ -197,7 +205,7 @@ def test_a_network_of_your_own_travels_with_its_source(
     register_model(run, files, "own")
     calls: list[Call] = [({"sample_id": [3, 1, 4]}, {"seed": 9})]
     bad: list[Call] = [({"sample_id": [1]}, {"num_steps": 999})]
-    images, refused = predict_alone(artifact_path(run, "own"), tmp_path, calls, bad)
+    images, refused = predict_alone(artifact_path(run, "own"), tmp_path, calls, bad, trust=True)
     assert images[0].shape == (3, 8, 8, 3)
     assert np.array_equal(images[0], expected(files, *calls[0]))
     assert refused[0][0] == "INVALID_PARAMETER_VALUE"

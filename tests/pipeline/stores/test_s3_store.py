@@ -1,6 +1,7 @@
 """What only S3 can do wrong: credentials, buckets, answers cut short or lost. The contract: test_object_store.py."""
 
 import os
+import traceback
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import boto3
 import pytest
 
 from pipeline.errors import StorageAccessError, StorageError
+from pipeline.redact import redact
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
 from tests.pipeline.cutting_proxy import CuttingProxy
@@ -49,6 +51,33 @@ def test_missing_bucket(s3: str) -> None:
 
 def test_impossible_bucket_name(s3: str) -> None:
     refused_everywhere(open_store("s3://Not_A_Bucket!/x"), "Not_A_Bucket!")
+
+
+def test_credentials_from_a_shared_file(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What README shows for clusters: the job's environment, which others can read, names a file of the nodes."""
+    store = open_store(f"{s3}/{uuid.uuid4().hex}")
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    lines = [f"{name.lower()} = {os.environ[name]}" for name in names]
+    (tmp_path / "aws").write_text("\n".join(["[default]", *lines, ""]))
+    for name in names:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "aws"))
+    store.write("key", b"data")
+    assert store.read("key") == b"data"
+    (tmp_path / "aws").write_text("[default]\naws_access_key_id = AKIAUNKNOWN\naws_secret_access_key = wrong\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", f"{tmp_path}/./aws")  # clients are kept by their environment
+    refused_everywhere(store, "AWS_ACCESS_KEY_ID")
+
+
+def test_the_password_of_an_endpoint_is_not_told(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for endpoint in ("http://me:secret-word@127.0.0.1:9", "http://me:secret/word@127.0.0.1:9", "me:secret-word@h"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(StorageError, match="AWS_ENDPOINT_URL") as caught:
+            open_store(f"{s3}/x").read("key")
+        assert "secret" not in str(caught.value)
+        own_chain = "".join(traceback.format_exception(caught.value))
+        assert "secret" not in redact(own_chain), "what --traceback prints"
 
 
 def test_no_credentials(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

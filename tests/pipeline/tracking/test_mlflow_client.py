@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import TrackingUnavailableError
+from pipeline.errors import ConfigError, TrackingUnavailableError
+from pipeline.redact import redact
 from pipeline.tracking import mlflow_client
-from pipeline.tracking.mlflow_client import redact, tracking_uri
+from pipeline.tracking.mlflow_client import tracking_uri
 from pipeline.tracking.tracking import TrackingConfig, check_server, resolve_tracking
 
 
@@ -104,6 +105,47 @@ def test_a_server_that_does_not_answer_is_one_line(
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
 
 
-def test_redact_keeps_all_but_the_password() -> None:
-    assert redact("postgresql://me:pa:ss@host:5/db?x=1") == "postgresql://me:***@host:5/db?x=1"
-    assert redact("http://host:5000") == "http://host:5000"
+STORED = "http://***@server:5000"
+
+
+def test_a_uri_read_back_from_a_stored_text_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    message = (
+        r"^tracking.uri: 'http://\*\*\*@server:5000' was stored without .* --tracking.uri or in MLFLOW_TRACKING_URI$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        resolve_tracking(TrackingConfig(uri=STORED))
+    for other in ("http://me:secret-word@elsewhere:5000", "http://server:5000", STORED):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+        with pytest.raises(ConfigError, match=message):
+            resolve_tracking(TrackingConfig(uri=STORED))
+    whole = "http://me:secret-word@server:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", whole)
+    assert tracking_uri(TrackingConfig(uri=STORED)) == whole
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", STORED)
+    with pytest.raises(ConfigError, match=message):
+        tracking_uri(TrackingConfig())
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "me:secret-word@server:5000",
+        "http:/me:secret-word@server",
+        "postgresql:me:secret-word@server",
+        "http://me:secret word@server",
+        'http://me:secret"word@server',
+    ],
+)
+def test_a_password_that_could_not_be_told_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    rule = r": user and password must stand after ://.*, got \*\*\*@server(:5000)?; write the URI so$"
+    with pytest.raises(ValueError, match="^uri" + rule) as given:
+        TrackingConfig(uri=uri)
+    with pytest.raises(ConfigError, match="^MLFLOW_TRACKING_URI" + rule) as inherited:
+        tracking_uri(TrackingConfig())
+    assert "secret" not in str(given.value) + str(inherited.value)
+
+
+def test_a_configuration_does_not_show_its_uri() -> None:
+    assert "server" not in repr(TrackingConfig(uri="http://me:secret-word@server"))

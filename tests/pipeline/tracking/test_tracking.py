@@ -334,3 +334,19 @@ def kill_tree(pid: int) -> None:
         if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
             return
         time.sleep(0.05)
+
+
+def test_no_password_of_a_uri_is_logged(config: TrackingConfig, tmp_path: Path, lines: list[str]) -> None:
+    """Of none that a parameter, a tag, a name or a text mentions; a value is cut only after that."""
+    uri = "http://me:secret-word@host"
+    params = {"uri": uri, "long": "x" * (tracking._MAX_PARAM_LENGTH - len("http://me:secret-word")) + " " + uri}
+    run = TrackingRun.create(config, f"run of {uri}", params=params, tags={"ddpm.where": uri})
+    run.log_params({"uri": f"{uri}/other"})
+    run.log_text(f"uri = '{uri}'\n", "config.toml")
+    assert run.finish() == 0
+    data = connect(run.uri).get_run(run.run_id).data
+    assert data.params["uri"] == data.tags["ddpm.where"] == "http://***@host"
+    assert data.tags["resumed.uri"] == "http://***@host/other"
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"mlflow.db", "config.toml"} <= {path.name for path in files}
+    assert [path for path in files if b"secret-w" in path.read_bytes()] == []

@@ -43,7 +43,13 @@ def manifest(*class_names: str) -> DatasetManifest:
 
 
 def make_run(
-    output: Path, *, steps: int = 128, interval: int = 4, directly: float | None = None
+    output: Path,
+    *,
+    steps: int = 128,
+    interval: int = 4,
+    directly: float | None = None,
+    card: ModelCard = CARD,
+    source: bytes | None = None,
 ) -> tuple[TrainingState, PowerEma | None]:
     """Train and take snapshots; the last step makes a checkpoint.
 
@@ -52,8 +58,10 @@ def make_run(
         steps: Steps in all.
         interval: Steps between snapshots; 0 takes none.
         directly: Length of an average that is computed beside them.
+        card: The model.
+        source: That of a network of one's own.
     """
-    network = build_network(MODEL, seed=0)
+    network = build_network(card.config, seed=0)
     config = OptimizerConfig(learning_rate=0.01, warmup_steps=0, ema_halflife_images=100)
     state = TrainingState(network, config, keep_ema=True, sigma_rels=(0.05, 0.10) if interval else ())
     beside = None if directly is None else PowerEma(network, directly)
@@ -69,8 +77,10 @@ def make_run(
         if interval and state.step % interval == 0:
             state.averages.take_snapshot(state.step, snapshots, "float32")
     store = open_store(str(output))
-    trained = TrainConfig(network=MODEL.network, schedule=MODEL.schedule, class_conditional=True, optimizer=config)
-    identity = RunIdentity.of(trained, manifest(*CARD.class_names))
-    CheckpointStore(open_store(f"{output}/checkpoints")).save(steps, state.to_files(CARD, None))
+    trained = TrainConfig(
+        network=card.config.network, schedule=card.config.schedule, class_conditional=True, optimizer=config
+    )
+    identity = RunIdentity.of(trained, manifest(*card.class_names))
+    CheckpointStore(open_store(f"{output}/checkpoints")).save(steps, state.to_files(card, source))
     store.create(RUN_RECORD, to_json(RunRecord(run_id="0" * 32, identity=identity)))
     return state, beside
