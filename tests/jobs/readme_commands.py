@@ -5,7 +5,14 @@ import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "ddpm/README.md", "pipeline/README.md", "CONTRIBUTING.md", "pipeline/presets.md"]
+PAGES = [
+    "README.md",
+    "ddpm/README.md",
+    "ddpm/measurements.md",
+    "pipeline/README.md",
+    "CONTRIBUTING.md",
+    "pipeline/presets.md",
+]
 _JOB = r"(?:(?:\.venv/bin/)?python )?jobs/\w+\.py"
 _COMMAND = rf"{_JOB} |(?:\.venv/bin/)?python -m|make |pytest|ray |\.ci/"
 

@@ -39,6 +39,7 @@ NO_DRY_RUN = {
     "pytest": "the files exist (tests/test_readme.py); `make test` and `make test-long` run them",
     "python -m pytest": "as pytest",
     ".ci/run": "is the checks themselves",
+    "ray start": "is Ray's own, with flags of the cluster's makers",
     "ray job submit": "what it runs is a command of its own here; tests/integration/test_submit.py submits one",
 }
 # What a reader fills in.
@@ -73,6 +74,8 @@ WITH_FLAGS = {
         "--calibration artifacts/digits/train/calibration.json"
     ),
     "--post-hoc-ema.snapshot-interval-steps": f"{_TRAIN} --post-hoc-ema.snapshot-interval-steps 100",
+    "--trust-model-code": f"{_SAMPLE} --trust-model-code",
+    "--tracking.uri": f"{_TRAIN} --tracking.uri sqlite:///artifacts/mlflow.db",
     "--gradient-checkpointing": f"{_TRAIN} --gradient-checkpointing",
     "--network.name own --network.factory package.module:factory": (
         f"{_TRAIN} --network.name own --network.factory package.module:factory"

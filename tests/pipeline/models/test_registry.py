@@ -69,10 +69,10 @@ def test_the_alias_moves_forward_only(registry: TrackingConfig, run: TrackingRun
     assert resolve_model("models:/alias/1", registry).files == model_files(1)
 
 
-@pytest.fixture
-def missing(run: TrackingRun) -> None:
+@pytest.fixture(scope="module")
+def missing(registry: TrackingConfig) -> None:
     """A model of one version, whichever test of this module runs first in its process."""
-    register_model(run, model_files(1), "missing")
+    register_model(TrackingRun.create(registry), model_files(1), "missing")
 
 
 @pytest.mark.usefixtures("missing")
