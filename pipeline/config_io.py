@@ -268,7 +268,7 @@ def _check_variants(hint: Any, value: Any) -> None:
     if not is_special(hint):
         return
     variants = variants_of(hint)
-    if variants and value is not None and type(value) not in variants.values():
+    if variants and dataclasses.is_dataclass(value) and type(value) not in variants.values():
         raise ValueError(
             f"{type(value).__name__}: is none of the kinds that are stored here, {', '.join(variants)}; register it"
         )

@@ -95,7 +95,7 @@ def test_a_network_is_chosen_like_a_sampler(tmp_path: Path) -> None:
     own = ["--network.name", "own", "--network.factory", "nets:make", "--network.options", "gain", "0.5"]
     assert resolve(train.JOB, *own).network == OwnNetworkConfig(factory="nets:make", options={"gain": 0.5})
     learned = resolve(train.JOB, "--preset", "imagenet64", "--network.name", "dit").network
-    assert learned == DiTConfig(learned_variance=True), "what the network answers with is shared"
+    assert learned == DiTConfig(learned_variance=True, embedding_divisor="half"), "what both have is shared"
     assert resolve(train.JOB, "--preset", "imagenet64").network == imagenet64().train.network
 
 

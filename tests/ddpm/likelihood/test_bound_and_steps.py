@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm import NoiseSchedule, ScheduleConfig, make_schedule, p_mean_variance
-from ddpm.likelihood.terms import bound_loss, prior_loss
-from ddpm.process.denoiser import Prediction
+from ddpm import NoiseSchedule, Prediction, ScheduleConfig, bound_loss, make_schedule, p_mean_variance, prior_loss
 from ddpm.shapes import Images, Labels, Times
 
 LEVELS = torch.linspace(10, 245, 26).round().to(torch.float64)
