@@ -4,7 +4,34 @@ An exception of a task or an actor comes back wrapped, sometimes several times, 
 its message. An operator needs the one line that was meant for them.
 """
 
+import traceback
+
+from pipeline import errors
 from pipeline.errors import PipelineError
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an error in another process, as text: the cause of that error here, so that it can be shown."""
+
+
+def to_values(error: PipelineError) -> dict[str, str]:
+    """An error as values that travel in a row: an exception would come back wrapped in Ray's, without its class.
+
+    Returns:
+        Name of its class, message and traceback, by the names of `of_values`.
+    """
+    return {
+        "error": type(error).__name__,
+        "message": str(error),
+        "trace": "".join(traceback.format_exception(error)),
+    }
+
+
+def of_values(error: str, message: str, trace: str) -> PipelineError:
+    """The error that `to_values` was given in another process."""
+    made: PipelineError = getattr(errors, error)(message)
+    made.__cause__ = RemoteTraceback(trace)
+    return made
 
 
 def own_error(error: BaseException) -> PipelineError | None:

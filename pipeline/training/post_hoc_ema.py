@@ -114,7 +114,7 @@ class RunAverages:
     def __init__(self, output: str) -> None:
         """Read the newest good checkpoint."""
         checkpoints = CheckpointStore(open_store(join_uri(output, "checkpoints")))
-        newest = checkpoints.newest_good()
+        newest = checkpoints.newest_good(put_aside=False)
         if newest is None:
             raise ModelMissingError(
                 f"{output}: holds no checkpoint of a training run; name the output of jobs/train.py"
