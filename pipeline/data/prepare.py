@@ -25,7 +25,7 @@ from pipeline.errors import DatasetMissingError, OutputExistsError, ShardCorrupt
 from pipeline.progress import Progress, format_bytes, say
 from pipeline.ray_errors import of_values
 from pipeline.stores.object_store import ObjectStore
-from pipeline.stores.storage import open_store
+from pipeline.stores.storage import check_uris, open_store
 
 QUARANTINE_KEY = "quarantine.json"
 _SHARD_KEY = re.compile(r"[a-z_]+/\d{9}-[0-9a-f]{16}\.tar")
@@ -63,10 +63,7 @@ class PrepareConfig:
     """Where the work runs."""
 
     def __post_init__(self) -> None:
-        if not self.source:
-            raise ValueError("source: must not be empty; give 'digits' or the URI of a folder")
-        if not self.dataset:
-            raise ValueError("dataset: must not be empty; give a folder or s3://bucket/prefix")
+        check_uris(self, "source", "dataset")
         if self.source == "digits":
             if self.image_size != OWN_SIZE and parse_image_size(self.image_size) != DIGITS_IMAGE_SIZE:
                 raise ValueError(
