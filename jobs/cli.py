@@ -1,14 +1,10 @@
-"""What all jobs share: preset < file < flags, one line per error, exit codes.
-
-Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
-"""
+"""What all jobs share: preset < file < flags, one line per error; exits.py has the exit codes."""
 
 import argparse
 import contextlib
 import io
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +12,11 @@ from typing import Any, Generic, TypeVar
 
 import tyro
 
+from jobs.exits import run_guarded
 from jobs.variant_flags import describe_variants, take_variants
 from pipeline.config_fields import fields_of
 from pipeline.config_sections import SECTIONS, read_section, write_section
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError
 from pipeline.presets import PRESETS, Preset
 from pipeline.progress import say
 from pipeline.project import parse_project, read_preset
@@ -67,21 +64,16 @@ def run_job(job: Job[C], argv: Sequence[str], *, program: str | None = None) -> 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--traceback", action="store_true")
     show_traceback = own.parse_known_args(argv)[0].traceback
-    try:
+
+    def work() -> None:
         dry_run, preset, config = _resolve(job, argv, program)
         if dry_run:
+            sys.dont_write_bytecode = True  # a network of your own is imported to look at it
             _print_plan(write_section(config, job.section, preset), job.describe(config))
         else:
             job.run(config)
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if show_traceback:
-            traceback.print_exc()
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return error.exit_code if isinstance(error, PipelineError) else 1
+
+    return run_guarded(work, show_traceback=show_traceback)
 
 
 def run_subcommand(jobs: Mapping[str, Job[Any]], argv: Sequence[str], *, program: str, doc: str | None) -> int:
@@ -99,13 +91,15 @@ def run_subcommand(jobs: Mapping[str, Job[Any]], argv: Sequence[str], *, program
     name = argv[0] if argv else ""
     if name in jobs:
         return run_job(jobs[name], argv[1:], program=f"{program} {name}")
-    if not argv or name in ("-h", "--help"):
-        say(_overview(program, jobs, doc))
-    if name in ("-h", "--help"):
-        return 0
-    names, got = " or ".join(jobs), repr(name) if argv else "nothing"
-    print(f"error: {program}: must be followed by {names}, got {got}; --help says what they do", file=sys.stderr)
-    return ConfigError.exit_code
+
+    def work() -> None:
+        if not argv or name in ("-h", "--help"):
+            say(_overview(program, jobs, doc))
+        if name not in ("-h", "--help"):
+            names, got = " or ".join(jobs), repr(name) if argv else "nothing"
+            raise ConfigError(f"{program}: must be followed by {names}, got {got}; --help says what they do")
+
+    return run_guarded(work, show_traceback=False)
 
 
 def _overview(program: str, jobs: Mapping[str, Job[Any]], doc: str | None) -> str:
@@ -199,12 +193,6 @@ def _first_sentence(box: str, owner: str) -> str:
         path = field["path"]
         sentence = field["rule"] if path is None else f"{path.replace('-', '_')}.{field['rule']}"
     return f"{sentence} (--help lists every flag)"
-
-
-def one_line(error: Exception) -> str:
-    """An error as one line for the terminal."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text} (--traceback shows where)"
 
 
 def _print_plan(file: str, plan: list[tuple[str, str]]) -> None:

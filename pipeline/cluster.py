@@ -16,7 +16,7 @@ from pathlib import Path
 import ray
 import ray.data
 
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 
 # Ray reads these once, when it is first used. Usage statistics would go to a host outside the cluster.
 _QUIET_ENVIRONMENT = {
@@ -30,6 +30,7 @@ _QUIET_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 # An embedded Ray keeps little in its object store: streams are bounded, models are handed over once.
+_MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 _EMBEDDED_OBJECT_STORE_BYTES = 1 << 30
 
 
@@ -68,9 +69,9 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     if not config.ray_logs:
         for name, value in _QUIET_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-    with contextlib.nullcontext() if config.ray_logs else _stderr_closed():
-        _start(config)
     try:
+        with contextlib.nullcontext() if config.ray_logs else _stderr_closed():
+            _start(config)
         yield
     finally:
         ray.shutdown()
@@ -90,10 +91,29 @@ def _stderr_closed() -> Iterator[None]:
         os.close(saved)
 
 
+def _check_socket_paths() -> None:
+    """Refuse a temporary folder below which Ray's sockets have longer names than Unix takes.
+
+    Raises:
+        ConfigError: Names the variable, its length and what to do.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    if name is None:  # Ray takes /tmp
+        return
+    folder = os.environ[name]
+    allowed = _MAX_SOCKET_BYTES - len(os.fsencode(f"/ray/session_{'0' * 26}_{os.getpid()}/sockets/plasma_store"))
+    if len(os.fsencode(folder)) > allowed:
+        raise ConfigError(
+            f"{name}: must have at most {allowed} bytes, because the sockets of Ray lie below it, got "
+            f"{len(os.fsencode(folder))} in {folder!r}; set RAY_TMPDIR to a shorter folder, such as /tmp"
+        )
+
+
 def _start(config: ClusterConfig) -> None:
     level = logging.INFO if config.ray_logs else logging.ERROR
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address is None:
+        _check_socket_paths()
         ray.init(
             # "local" and not a cluster that happens to run on this machine
             address="local",

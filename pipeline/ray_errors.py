@@ -58,6 +58,16 @@ def own_error(error: BaseException) -> PipelineError | None:
     return None
 
 
+def innermost(error: BaseException) -> BaseException:
+    """What an operator should read of an error: ours, or what a task raised, without the text that Ray makes of it."""
+    own = own_error(error)
+    if own is not None:
+        return own
+    while isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause
+    return error
+
+
 def _in_one_line(error: PipelineError) -> PipelineError:
     """Our messages have one line; Ray Data appends advice about its own settings to them."""
     line, *more = str(error).splitlines() or [""]
