@@ -68,8 +68,9 @@ def run_job(job: Job[C], argv: Sequence[str], *, program: str | None = None) -> 
     def work() -> None:
         dry_run, preset, config = _resolve(job, argv, program)
         if dry_run:
-            sys.dont_write_bytecode = True  # a network of your own is imported to look at it
-            _print_plan(write_section(config, job.section, preset), job.describe(config))
+            with _no_bytecode():  # a network of your own is imported to look at it
+                plan = job.describe(config)
+            _print_plan(write_section(config, job.section, preset), plan)
         else:
             job.run(config)
 
@@ -193,6 +194,15 @@ def _first_sentence(box: str, owner: str) -> str:
         path = field["path"]
         sentence = field["rule"] if path is None else f"{path.replace('-', '_')}.{field['rule']}"
     return f"{sentence} (--help lists every flag)"
+
+
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _print_plan(file: str, plan: list[tuple[str, str]]) -> None:

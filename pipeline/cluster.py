@@ -91,21 +91,27 @@ def _stderr_closed() -> Iterator[None]:
         os.close(saved)
 
 
+def _temporary_folder() -> tuple[str, str]:
+    """Where a Ray that is started here keeps its files, and the variable that says so."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "RAY_TMPDIR")
+    return name, os.environ.get(name, "/tmp")
+
+
 def _check_socket_paths() -> None:
-    """Refuse a temporary folder below which Ray's sockets have longer names than Unix takes.
+    """Refuse a temporary folder below which Ray's sockets would have longer names than Unix takes.
 
     Raises:
         ConfigError: Names the variable, its length and what to do.
     """
-    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
-    if name is None:  # Ray takes /tmp
-        return
-    folder = os.environ[name]
-    allowed = _MAX_SOCKET_BYTES - len(os.fsencode(f"/ray/session_{'0' * 26}_{os.getpid()}/sockets/plasma_store"))
-    if len(os.fsencode(folder)) > allowed:
+    name, folder = _temporary_folder()
+    session = f"session_2026-11-27_12-30-00_000000_{os.getpid()}"
+    longest = Path(folder, "ray", session, "sockets", "plasma_store")
+    excess = len(os.fsencode(longest)) - _MAX_SOCKET_BYTES
+    if excess > 0:
+        length = len(os.fsencode(folder))
         raise ConfigError(
-            f"{name}: must have at most {allowed} bytes, because the sockets of Ray lie below it, got "
-            f"{len(os.fsencode(folder))} in {folder!r}; set RAY_TMPDIR to a shorter folder, such as /tmp"
+            f"{name}: must have at most {length - excess} bytes, because Ray's sockets lie below it, got {length} in "
+            f"{folder!r}; set RAY_TMPDIR to a shorter folder, such as /tmp"
         )
 
 
@@ -114,14 +120,22 @@ def _start(config: ClusterConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address is None:
         _check_socket_paths()
-        ray.init(
-            # "local" and not a cluster that happens to run on this machine
-            address="local",
-            num_cpus=config.num_cpus,
-            object_store_memory=_EMBEDDED_OBJECT_STORE_BYTES,
-            log_to_driver=config.ray_logs,
-            logging_level=level,
-        )
+        try:
+            ray.init(
+                # "local" and not a cluster that happens to run on this machine
+                address="local",
+                num_cpus=config.num_cpus,
+                object_store_memory=_EMBEDDED_OBJECT_STORE_BYTES,
+                log_to_driver=config.ray_logs,
+                logging_level=level,
+            )
+        except OSError as error:  # a folder that cannot be written, a full disk
+            name, folder = _temporary_folder()
+            reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+            raise PipelineError(
+                f"{name}: Ray cannot keep its files in {folder!r} ({reason}); set RAY_TMPDIR to a folder that can be "
+                "written and has space"
+            ) from error
     else:
         try:
             ray.init(address=address, log_to_driver=config.ray_logs, logging_level=level)
