@@ -115,34 +115,48 @@ def _overview(program: str, jobs: Mapping[str, Job[Any]], doc: str | None) -> st
 def _resolve(job: Job[C], argv: Sequence[str], program: str | None) -> tuple[bool, str, C]:
     """Whether it is a dry run, the preset's name, and the configuration."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--preset")
-    parser.add_argument("--config", type=Path)
+    parser.add_argument("--preset", action="append")
+    parser.add_argument("--config", action="append")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--traceback", action="store_true")
     try:
         common, flags = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
-    tables: dict[str, Any] = {}
-    if common.config is not None:
-        try:
-            text = common.config.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"--config: cannot read {common.config} ({error.strerror})") from error
-        tables = parse_project(text, str(common.config))
-    name = common.preset or tables.get("preset", _DEFAULT_PRESET)
+    asked, file = _only("--preset", common.preset), _only("--config", common.config)
+    tables = {} if file is None else parse_project(_read(file), file)
+    name = asked or tables.get("preset", _DEFAULT_PRESET)
     if name not in PRESETS:
-        where = "--preset" if common.preset else f"{common.config}: preset"
+        where = "--preset" if asked else f"{file}: preset"
         raise ConfigError(f"{where}: one of {', '.join(PRESETS)}, got {name!r}")
-    preset = read_preset(PRESETS[name](), tables, str(common.config), job.reads)
+    preset = read_preset(PRESETS[name](), tables, str(file), job.reads)
     try:
         config = job.of_preset(preset)
     except ValueError as error:  # a rule of the job's about what other sections say
-        raise ConfigError(f"{common.config}: {error}") from None
+        raise ConfigError(f"{file}: {error}") from None
     if job.section not in job.reads:  # what it builds on is read already, and may have been changed by of_preset
         own = {name: table for name, table in tables.items() if name not in SECTIONS or name == job.section}
-        config = read_section(config, job.section, own, str(common.config))
+        config = read_section(config, job.section, own, str(file))
     return common.dry_run, name, _parse_flags(job, preset, config, flags, program)
+
+
+def _only(flag: str, given: list[str] | None) -> str | None:
+    """The value of a flag that is given once at most; of two, one would be lost without a word."""
+    if given is None:
+        return None
+    if len(given) > 1:
+        raise ConfigError(f"{flag}: must be given once, got {' and '.join(map(repr, given))}; keep one of them")
+    if not given[0]:
+        raise ConfigError(f"{flag}: must not be empty, got ''; give a value or leave it out")
+    return given[0]
+
+
+def _read(file: str) -> bytes:
+    try:
+        return Path(file).expanduser().read_bytes()
+    except (OSError, RuntimeError, ValueError) as error:  # of the system; of "~nobody"; of a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"--config: cannot read {file} ({reason}); name a TOML file") from error
 
 
 def _sections(job: Job[C], preset: Preset, config: C) -> Iterator[str]:

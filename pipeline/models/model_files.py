@@ -230,4 +230,4 @@ def _parse_card(card_json: bytes, where: str) -> ModelCard:
     try:
         return read_record(ModelCard, card_json, place, remedy=_REMEDY)
     except ConfigError as error:  # nobody typed this file: it is damaged, not a mistake in a config
-        raise CheckpointError(str(error)) from error
+        raise CheckpointError(f"{error}; use another checkpoint or version") from error
