@@ -5,6 +5,7 @@ its message. An operator needs the one line that was meant for them.
 """
 
 import traceback
+from typing import TypedDict
 
 from pipeline import errors
 from pipeline.errors import PipelineError
@@ -14,7 +15,18 @@ class RemoteTraceback(Exception):
     """The traceback of an error in another process, as text: the cause of that error here, so that it can be shown."""
 
 
-def to_values(error: PipelineError) -> dict[str, str]:
+class ErrorValues(TypedDict):
+    """An error as it travels in a row."""
+
+    error: str
+    """Name of its class in pipeline/errors.py; empty: none."""
+    message: str
+    """Its message."""
+    trace: str
+    """Its traceback."""
+
+
+def to_values(error: PipelineError) -> ErrorValues:
     """An error as values that travel in a row: an exception would come back wrapped in Ray's, without its class.
 
     Returns:

@@ -94,8 +94,7 @@ def make_shard(task: ShardTask, reader: Reader, store: ObjectStore, publish: boo
         if publish:
             _write_verified(store, key, data)
     except PipelineError as error:
-        failed = ShardResult(split=task.split, num_images=len(task.keys))
-        return dataclasses.replace(failed, **to_values(error))
+        return ShardResult(split=task.split, num_images=len(task.keys), **to_values(error))
     return dataclasses.replace(result, key=key, size_bytes=len(data), sha256=sha256, num_samples=len(samples))
 
 
