@@ -108,7 +108,9 @@ class _ShardActor:
         try:
             commit = self._load()(shard)
         except PipelineError as error:
-            return {"outcome": [""], **{name: [value] for name, value in to_values(error).items()}}
+            values = to_values(error)
+            row = {"error": [values["error"]], "message": [values["message"]], "trace": [values["trace"]]}
+            return {"outcome": [""], **row}
         record = to_json(commit.record).decode()
         return {"outcome": [commit.outcome], "error": [""], "message": [record], "trace": [""]}
 
