@@ -1,14 +1,10 @@
-"""What all jobs share: preset < file < flags, one line per error, exit codes.
-
-Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted.
-"""
+"""What all jobs share: preset < file < flags, one line per error; exits.py has the exit codes."""
 
 import argparse
 import contextlib
 import io
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +12,11 @@ from typing import Any, Generic, TypeVar
 
 import tyro
 
+from jobs.exits import run_guarded
 from jobs.variant_flags import describe_variants, take_variants
 from pipeline.config_fields import fields_of
 from pipeline.config_sections import FLAGS_ALONE, SECTIONS, read_section, write_section
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError
 from pipeline.presets import PRESETS, Preset
 from pipeline.progress import say
 from pipeline.project import parse_project, read_preset
@@ -68,21 +65,17 @@ def run_job(job: Job[C], argv: Sequence[str], *, program: str | None = None) -> 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--traceback", action="store_true")
     show_traceback = own.parse_known_args(argv)[0].traceback
-    try:
+
+    def work() -> None:
         dry_run, preset, config = _resolve(job, argv, program)
         if dry_run:
-            _print_plan(write_section(config, job.section, preset), [*_flags_alone(config), *job.describe(config)])
+            with _no_bytecode():  # a network of your own is imported to look at it
+                plan = [*_flags_alone(config), *job.describe(config)]
+            _print_plan(write_section(config, job.section, preset), plan)
         else:
             job.run(config)
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if show_traceback:
-            print(redact(traceback.format_exc()), end="", file=sys.stderr)
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return error.exit_code if isinstance(error, PipelineError) else 1
+
+    return run_guarded(work, show_traceback=show_traceback)
 
 
 def run_subcommand(jobs: Mapping[str, Job[Any]], argv: Sequence[str], *, program: str, doc: str | None) -> int:
@@ -100,13 +93,15 @@ def run_subcommand(jobs: Mapping[str, Job[Any]], argv: Sequence[str], *, program
     name = argv[0] if argv else ""
     if name in jobs:
         return run_job(jobs[name], argv[1:], program=f"{program} {name}")
-    if not argv or name in ("-h", "--help"):
-        say(_overview(program, jobs, doc))
-    if name in ("-h", "--help"):
-        return 0
-    names, got = " or ".join(jobs), repr(redact(name)) if argv else "nothing"
-    print(f"error: {program}: must be followed by {names}, got {got}; --help says what they do", file=sys.stderr)
-    return ConfigError.exit_code
+
+    def work() -> None:
+        if not argv or name in ("-h", "--help"):
+            say(_overview(program, jobs, doc))
+        if name not in ("-h", "--help"):
+            names, got = " or ".join(jobs), repr(name) if argv else "nothing"
+            raise ConfigError(f"{program}: must be followed by {names}, got {got}; --help says what they do")
+
+    return run_guarded(work, show_traceback=False)
 
 
 def _overview(program: str, jobs: Mapping[str, Job[Any]], doc: str | None) -> str:
@@ -121,34 +116,48 @@ def _overview(program: str, jobs: Mapping[str, Job[Any]], doc: str | None) -> st
 def _resolve(job: Job[C], argv: Sequence[str], program: str | None) -> tuple[bool, str, C]:
     """Whether it is a dry run, the preset's name, and the configuration."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--preset")
-    parser.add_argument("--config", type=Path)
+    parser.add_argument("--preset", action="append")
+    parser.add_argument("--config", action="append")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--traceback", action="store_true")
     try:
         common, flags = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
-    tables: dict[str, Any] = {}
-    if common.config is not None:
-        try:
-            text = common.config.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"--config: cannot read {common.config} ({error.strerror})") from error
-        tables = parse_project(text, str(common.config))
-    name = common.preset or tables.get("preset", _DEFAULT_PRESET)
+    asked, file = _only("--preset", common.preset), _only("--config", common.config)
+    tables = {} if file is None else parse_project(_read(file), file)
+    name = asked or tables.get("preset", _DEFAULT_PRESET)
     if name not in PRESETS:
-        where = "--preset" if common.preset else f"{common.config}: preset"
+        where = "--preset" if asked else f"{file}: preset"
         raise ConfigError(f"{where}: one of {', '.join(PRESETS)}, got {name!r}")
-    preset = read_preset(PRESETS[name](), tables, str(common.config), job.reads)
+    preset = read_preset(PRESETS[name](), tables, str(file), job.reads)
     try:
         config = job.of_preset(preset)
     except ValueError as error:  # a rule of the job's about what other sections say
-        raise ConfigError(f"{common.config}: {error}") from None
+        raise ConfigError(f"{file}: {error}") from None
     if job.section not in job.reads:  # what it builds on is read already, and may have been changed by of_preset
         own = {name: table for name, table in tables.items() if name not in SECTIONS or name == job.section}
-        config = read_section(config, job.section, own, str(common.config))
+        config = read_section(config, job.section, own, str(file))
     return common.dry_run, name, _parse_flags(job, preset, config, flags, program)
+
+
+def _only(flag: str, given: list[str] | None) -> str | None:
+    """The value of a flag that is given once at most; of two, one would be lost without a word."""
+    if given is None:
+        return None
+    if len(given) > 1:
+        raise ConfigError(f"{flag}: must be given once, got {' and '.join(map(repr, given))}; keep one of them")
+    if not given[0]:
+        raise ConfigError(f"{flag}: must not be empty, got ''; give a value or leave it out")
+    return given[0]
+
+
+def _read(file: str) -> bytes:
+    try:
+        return Path(file).expanduser().read_bytes()
+    except (OSError, RuntimeError, ValueError) as error:  # of the system; of "~nobody"; of a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"--config: cannot read {file} ({reason}); name a TOML file") from error
 
 
 def _sections(job: Job[C], preset: Preset, config: C) -> Iterator[str]:
@@ -212,10 +221,13 @@ def _first_sentence(box: str, owner: str) -> str:
     return f"{sentence} (--help lists every flag)"
 
 
-def one_line(error: Exception) -> str:
-    """An error as one line for the terminal, without the password of any URI."""
-    text = redact(" ".join(str(error).split()))
-    return text if isinstance(error, PipelineError) else f"{type(error).__name__}: {text} (--traceback shows where)"
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _flags_alone(config: object) -> list[tuple[str, str]]:

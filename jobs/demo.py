@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from jobs.cli import one_line
+from jobs.exits import run_guarded
 from pipeline.cluster import ray_session
 from pipeline.data.prepare import prepare
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.generation.sample import sample
 from pipeline.presets import digits
@@ -54,12 +54,17 @@ def main() -> None:
     say(f"done in {format_duration(time.perf_counter() - started_s)}")
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print("usage: jobs/demo.py, without flags\n\n" + str(__doc__), file=sys.stderr)
-        sys.exit(0 if sys.argv[1] in ("-h", "--help") else ConfigError.exit_code)
-    try:
+def start(flags: list[str]) -> None:
+    """Say what this is, or run it."""
+    if flags and flags[0] in ("-h", "--help"):
+        say(f"usage: jobs/demo.py [--traceback]\n\n{__doc__}")
+    elif flags not in ([], ["--traceback"]):
+        raise ConfigError(
+            f"jobs/demo.py: takes no flags but --traceback, got {' '.join(flags)}; --help says what it does"
+        )
+    else:
         main()
-    except PipelineError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    sys.exit(run_guarded(lambda: start(sys.argv[1:]), show_traceback="--traceback" in sys.argv))

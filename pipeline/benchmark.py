@@ -143,7 +143,7 @@ def _bare_rate(config: TrainConfig, place: Path) -> float:
     )
     workers = multiprocessing.get_context("spawn")
     processes = [
-        workers.Process(target=_bare_worker, args=(rank, config, network, str(place)))
+        workers.Process(target=_bare_worker, args=(rank, config, network, str(place)), daemon=True)  # ends with us
         for rank in range(config.workers.num_workers)
     ]
     for process in processes:

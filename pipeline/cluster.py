@@ -16,7 +16,7 @@ from pathlib import Path
 import ray
 import ray.data
 
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 
 # Ray reads these once, when it is first used. Usage statistics would go to a host outside the cluster.
 _QUIET_ENVIRONMENT = {
@@ -30,6 +30,7 @@ _QUIET_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 # An embedded Ray keeps little in its object store: streams are bounded, models are handed over once.
+_MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 _EMBEDDED_OBJECT_STORE_BYTES = 1 << 30
 
 
@@ -68,9 +69,9 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     if not config.ray_logs:
         for name, value in _QUIET_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-    with contextlib.nullcontext() if config.ray_logs else _stderr_closed():
-        _start(config)
     try:
+        with contextlib.nullcontext() if config.ray_logs else _stderr_closed():
+            _start(config)
         yield
     finally:
         ray.shutdown()
@@ -90,18 +91,51 @@ def _stderr_closed() -> Iterator[None]:
         os.close(saved)
 
 
+def _temporary_folder() -> tuple[str, str]:
+    """Where a Ray that is started here keeps its files, and the variable that says so."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "RAY_TMPDIR")
+    return name, os.environ.get(name, "/tmp")
+
+
+def _check_socket_paths() -> None:
+    """Refuse a temporary folder below which Ray's sockets would have longer names than Unix takes.
+
+    Raises:
+        ConfigError: Names the variable, its length and what to do.
+    """
+    name, folder = _temporary_folder()
+    session = f"session_2026-11-27_12-30-00_000000_{os.getpid()}"
+    longest = Path(folder, "ray", session, "sockets", "plasma_store")
+    excess = len(os.fsencode(longest)) - _MAX_SOCKET_BYTES
+    if excess > 0:
+        length = len(os.fsencode(folder))
+        raise ConfigError(
+            f"{name}: must have at most {length - excess} bytes, because Ray's sockets lie below it, got {length} in "
+            f"{folder!r}; set RAY_TMPDIR to a shorter folder, such as /tmp"
+        )
+
+
 def _start(config: ClusterConfig) -> None:
     level = logging.INFO if config.ray_logs else logging.ERROR
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        ray.init(
-            # "local" and not a cluster that happens to run on this machine
-            address="local",
-            num_cpus=config.num_cpus,
-            object_store_memory=_EMBEDDED_OBJECT_STORE_BYTES,
-            log_to_driver=config.ray_logs,
-            logging_level=level,
-        )
+        _check_socket_paths()
+        try:
+            ray.init(
+                # "local" and not a cluster that happens to run on this machine
+                address="local",
+                num_cpus=config.num_cpus,
+                object_store_memory=_EMBEDDED_OBJECT_STORE_BYTES,
+                log_to_driver=config.ray_logs,
+                logging_level=level,
+            )
+        except OSError as error:  # a folder that cannot be written, a full disk
+            name, folder = _temporary_folder()
+            reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+            raise PipelineError(
+                f"{name}: Ray cannot keep its files in {folder!r} ({reason}); set RAY_TMPDIR to a folder that can be "
+                "written and has space"
+            ) from error
     else:
         try:
             ray.init(address=address, log_to_driver=config.ray_logs, logging_level=level)

@@ -13,6 +13,7 @@ Fields that were added to a format later (ddpm/added_field.py) are not written w
 that lack them are read as if they had the pins: what is stored, and every digest, stays what it was.
 """
 
+import codecs
 import copy
 import dataclasses
 import functools
@@ -80,10 +81,25 @@ def parse_toml(text: str | bytes, where: str) -> dict[str, Any]:
     Raises:
         ConfigError: If the text is not TOML.
     """
+    if isinstance(text, bytes):
+        text = _decode(text, where)
     try:
-        return tomllib.loads(text.decode() if isinstance(text, bytes) else text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(text.removeprefix("\ufeff"))  # some editors write a byte-order mark
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
+
+
+def _decode(data: bytes, where: str) -> str:
+    """The text of a file that a person wrote, in whichever encoding their editor chose."""
+    if b"\0" in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ConfigError(f"{where}: not valid TOML: is UTF-16 text, or none at all; save it as UTF-8")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{where}: not valid TOML: byte 0x{data[error.start]:02x} in line {line} is not UTF-8; save it as UTF-8"
+        ) from None
 
 
 def from_tables(cls: type[T], name: str, value: Any, where: str, base: T) -> T:
@@ -214,8 +230,10 @@ def _without_negative_zeros(data: Any) -> Any:
 def _parse(data: bytes, where: str) -> Any:
     try:
         return json.loads(data)
-    except ValueError as error:
-        raise ConfigError(f"{where}: not valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        start = " ".join(data[:200].decode(errors="replace").split())
+        found = f"it starts with {short(start)}" if start else "it is empty"
+        raise ConfigError(f"{where}: not valid JSON: {error}; {found}") from None
 
 
 def _check_version(record: dict[str, Any], expected: int, where: str, remedy: str) -> None:

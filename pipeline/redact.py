@@ -4,7 +4,7 @@ What is left out of a URI is its user-info, `user:password@`, and the values of 
 `?password=...`. In memory a URI stays whole, since whoever connects needs it; one that is read back from a stored text
 can be told, and has to be given again.
 
-Used by this project's errors (errors.py), by lines for the terminal (progress.py, jobs/cli.py), by files of
+Used by this project's errors (errors.py), by lines for the terminal (progress.py, jobs/exits.py), by files of
 configurations (config_sections.py), and by what goes to MLflow as text (tracking/). A foreign text that is cut short
 goes through it before: without its end a password could no longer be told.
 """

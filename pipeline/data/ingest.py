@@ -152,7 +152,7 @@ def _blocks(
         own = own_error(error)
         if own is None or own is error:
             raise
-        raise own from None
+        raise own from error  # --traceback shows what the task said
 
 
 def _next(blocks: Iterator[Any]) -> Block | None:

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 import ray.data
 
-from pipeline import errors
 from pipeline.cluster import ClusterConfig, ray_session
 from pipeline.config_io import to_json
 from pipeline.data.image_input import MAX_PIXELS_LIMIT
@@ -24,9 +23,10 @@ from pipeline.data.prepare_shard import ShardResult, ShardTask, make_shard
 from pipeline.data.sources import DIGITS_IMAGE_SIZE, Source, open_digits, open_folder
 from pipeline.errors import DatasetMissingError, OutputExistsError, ShardCorruptError, UndecodableImageError
 from pipeline.progress import Progress, format_bytes, say
+from pipeline.ray_errors import of_values
 from pipeline.redact import redact
 from pipeline.stores.object_store import ObjectStore
-from pipeline.stores.storage import open_store
+from pipeline.stores.storage import check_uris, open_store
 
 QUARANTINE_KEY = "quarantine.json"
 _SHARD_KEY = re.compile(r"[a-z_]+/\d{9}-[0-9a-f]{16}\.tar")
@@ -64,10 +64,7 @@ class PrepareConfig:
     """Where the work runs."""
 
     def __post_init__(self) -> None:
-        if not self.source:
-            raise ValueError("source: must not be empty; give 'digits' or the URI of a folder")
-        if not self.dataset:
-            raise ValueError("dataset: must not be empty; give a folder or s3://bucket/prefix")
+        check_uris(self, "source", "dataset")
         if self.source == "digits":
             if self.image_size != OWN_SIZE and parse_image_size(self.image_size) != DIGITS_IMAGE_SIZE:
                 raise ValueError(
@@ -166,7 +163,7 @@ def prepare_source(config: PrepareConfig, source: Source, execute: Execute) -> D
     with Progress("prepare", sum(len(task.keys) for task in tasks), "images") as progress:
         for result in execute(work, tasks):
             if result.error:
-                raise getattr(errors, result.error)(result.message)
+                raise of_values(result.error, result.message, result.trace)
             quarantined.update(zip(result.quarantined, result.reasons, strict=True))
             if len(quarantined) > config.max_quarantined:
                 _give_up(source, quarantined, f"max_quarantined = {config.max_quarantined} allows no more")
@@ -186,7 +183,7 @@ def prepare_source(config: PrepareConfig, source: Source, execute: Execute) -> D
         num_quarantined=len(quarantined),
     )
     if existing is not None:
-        return _compare(store, manifest, existing)
+        return _compare(store, manifest, existing, quarantined)
     return _publish(store, manifest, quarantined)
 
 
@@ -250,7 +247,9 @@ def _find_existing(config: PrepareConfig, source: Source) -> DatasetManifest | N
     return existing
 
 
-def _compare(store: ObjectStore, manifest: DatasetManifest, existing: DatasetManifest) -> DatasetManifest:
+def _compare(
+    store: ObjectStore, manifest: DatasetManifest, existing: DatasetManifest, quarantined: dict[str, str]
+) -> DatasetManifest:
     if manifest.digest != existing.digest:
         _refuse_other(
             store, f"its digest is {existing.digest[:16]}, this source and config give {manifest.digest[:16]}"
@@ -263,16 +262,20 @@ def _compare(store: ObjectStore, manifest: DatasetManifest, existing: DatasetMan
                     f"{store.uri}/{shard.key}: is missing or has another size than the manifest says; delete "
                     f"{MANIFEST_KEY} and prepare again to restore it"
                 )
-    say(f"{store.uri} already holds this dataset (digest {existing.digest[:16]}): nothing written")
+    # whoever published this manifest may have been killed before the list of what it leaves out
+    written = "nothing written"
+    if quarantined and store.create(QUARANTINE_KEY, to_json(Quarantine(reasons=quarantined))):
+        written = f"only {QUARANTINE_KEY} was missing, and is written"
+    say(f"{store.uri} already holds this dataset (digest {existing.digest[:16]}): {written}")
     return existing
 
 
 def _publish(store: ObjectStore, manifest: DatasetManifest, quarantined: dict[str, str]) -> DatasetManifest:
-    if quarantined:
+    if not store.create(MANIFEST_KEY, to_json(manifest)):  # another run finished first
+        return _compare(store, manifest, load_manifest(store), quarantined)
+    if quarantined:  # not before the manifest: a run that comes second must not replace the list of the first
         store.write(QUARANTINE_KEY, to_json(Quarantine(reasons=quarantined)))
         say(f"{len(quarantined)} images left out, listed in {store.uri}/{QUARANTINE_KEY}")
-    if not store.create(MANIFEST_KEY, to_json(manifest)):  # another run finished first
-        return _compare(store, manifest, load_manifest(store))
     named = {shard.key for split in manifest.splits.values() for shard in split.shards}
     for split in manifest.splits:
         for info in list(store.list(f"{split}/")):

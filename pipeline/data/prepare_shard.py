@@ -10,6 +10,7 @@ from pipeline.data.manifest import ShardRecord
 from pipeline.data.shards import Sample, encode_png, pack_shard
 from pipeline.data.sources import Reader
 from pipeline.errors import PipelineError
+from pipeline.ray_errors import to_values
 from pipeline.stores.object_store import ObjectStore
 
 _READ_THREADS = 16
@@ -55,6 +56,8 @@ class ShardResult:
     """Name of the class in pipeline/errors.py that ended the task; empty: none."""
     message: str = ""
     """Its message. Errors travel as values, so that Ray neither wraps nor retries them."""
+    trace: str = ""
+    """Its traceback."""
 
     @property
     def record(self) -> ShardRecord:
@@ -91,7 +94,7 @@ def make_shard(task: ShardTask, reader: Reader, store: ObjectStore, publish: boo
         if publish:
             _write_verified(store, key, data)
     except PipelineError as error:
-        return ShardResult(split=task.split, num_images=len(task.keys), error=type(error).__name__, message=str(error))
+        return ShardResult(split=task.split, num_images=len(task.keys), **to_values(error))
     return dataclasses.replace(result, key=key, size_bytes=len(data), sha256=sha256, num_samples=len(samples))
 
 

@@ -46,7 +46,7 @@ from pipeline.models.model_files import load_model, read_card
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.models.version_records import log_version_metrics
 from pipeline.progress import say
-from pipeline.stores.storage import join_uri
+from pipeline.stores.storage import check_uris, join_uri
 from pipeline.tracking.tracking import TrackingConfig
 
 REPORT_KEY = "evaluation.json"
@@ -118,6 +118,10 @@ class EvaluateConfig(MeasuresConfig):
     """Where the model registry is."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Where the work runs."""
+
+    def __post_init__(self) -> None:
+        MeasuresConfig.__post_init__(self)
+        check_uris(self, "dataset")
 
     @property
     def sampling(self) -> SampleConfig:

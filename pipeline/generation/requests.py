@@ -15,6 +15,7 @@ from ddpm.editing.partial import num_partial_steps
 from ddpm.editing.repaint import resampling_path, single_step_sampler
 from pipeline.config_io import refuse_empty
 from pipeline.generation.edits import AnyEditSpec, InpaintSpec, InterpolateSpec, PartialSpec
+from pipeline.stores.storage import check_file_uris, check_uris
 
 REGIONS = ("upper_half", "lower_half", "left_half", "right_half", "centre")
 
@@ -57,7 +58,8 @@ class Edit(Request):
 
     def __post_init__(self) -> None:
         """Refuse impossible values of what all edits share; then, by `check`, of the edit's own options."""
-        refuse_empty(self, "inputs", "split")
+        check_uris(self, "inputs")
+        refuse_empty(self, "split")
         if self.num_images is not None and self.num_images < 1:
             raise ValueError(f"num_images: must be at least 1, got {self.num_images}; leave it out for all")
         if self.label is not None and self.label < 0:
@@ -99,7 +101,7 @@ class Inpaint(Edit):
 
     def check(self) -> None:
         """See Edit.check."""
-        refuse_empty(self, "mask")
+        check_file_uris(self, "mask")
         resampling_path(1, self.jump_length, self.num_resamples)
 
     def check_sampler(self, sampler: Sampler) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, fields
 from ddpm import DDIM, ModelConfig, flops_per_image, make_schedule
 from ddpm.samplers.registry import AnySampler
 from pipeline.cluster import ClusterConfig
-from pipeline.config_io import refuse_empty
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import ConfigError
 from pipeline.generation.edit_inputs import EditRequest, resolve_request
@@ -15,9 +14,10 @@ from pipeline.generation.sampling_plan import OutputShard, SamplingSpec, ShardPl
 from pipeline.generation.shard_maker import Ingredients
 from pipeline.models.calibration import Calibration, read_calibration
 from pipeline.models.model_files import ModelCard, check_trust, read_card
+from pipeline.models.model_uri import check_model_uris
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.stores.object_store import ObjectStore
-from pipeline.stores.storage import join_uri, open_store
+from pipeline.stores.storage import check_file_uris, check_uris, join_uri, open_store
 from pipeline.tracking.tracking import TrackingConfig
 
 
@@ -61,7 +61,9 @@ class ImagesConfig:
     """Age, seconds, from which the files of killed attempts are removed; longer than making and storing any shard."""
 
     def __post_init__(self) -> None:
-        refuse_empty(self, "model", "output", "guide_model", "calibration")
+        check_model_uris(self, "model", "guide_model")
+        check_uris(self, "output")
+        check_file_uris(self, "calibration")
         for name in (
             "images_per_class",
             "shard_size",

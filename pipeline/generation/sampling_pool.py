@@ -13,13 +13,13 @@ import ray.data
 import ray.exceptions
 from ray.util.annotations import RayDeprecationWarning
 
-from pipeline import errors
 from pipeline.cluster import quiet_data_context
 from pipeline.config_io import from_json, to_json
 from pipeline.errors import PipelineError
 from pipeline.generation.commits import Commit, CommitRecord
 from pipeline.generation.sampling_plan import OutputShard, SamplingSpec
 from pipeline.generation.shard_maker import Ingredients, ShardMaker
+from pipeline.ray_errors import of_values, to_values
 from pipeline.redact import redact
 from pipeline.stores.storage import open_store
 
@@ -71,7 +71,7 @@ def make_shards(
         try:
             for row in dataset.iter_rows():
                 if row["error"]:
-                    raise getattr(errors, row["error"])(row["message"])
+                    raise of_values(row["error"], row["message"], row["trace"])
                 record = from_json(CommitRecord, row["message"].encode(), "commit of an actor")
                 yield Commit(record=record, outcome=row["outcome"])
         except ray.exceptions.RayActorError as error:
@@ -108,9 +108,12 @@ class _ShardActor:
         shard = OutputShard(**{name: int(column[0]) for name, column in batch.items()})
         try:
             commit = self._load()(shard)
-        except PipelineError as error:  # as data: an exception would come back wrapped in Ray's, without its class
-            return {"error": [type(error).__name__], "message": [str(error)], "outcome": [""]}
-        return {"error": [""], "message": [to_json(commit.record).decode()], "outcome": [commit.outcome]}
+        except PipelineError as error:
+            values = to_values(error)
+            row = {"error": [values["error"]], "message": [values["message"]], "trace": [values["trace"]]}
+            return {"outcome": [""], **row}
+        record = to_json(commit.record).decode()
+        return {"outcome": [commit.outcome], "error": [""], "message": [record], "trace": [""]}
 
     def _load(self) -> ShardMaker:
         # Not in __init__: an actor that dies while it is made is replaced without end.

@@ -240,7 +240,10 @@ def read_model_files(store: ObjectStore, prefix: str = "", *, ema_halflife_image
 def _what_is_there(store: ObjectStore, inside: str, where: str, ema_halflife_images: int | None) -> str:
     """The message of a model that is missing."""
     if ema_halflife_images is None or store.stat(inside + MODEL_JSON) is None:
-        return f"{where}: no {MODEL_JSON} there, so it is no checkpoint; give a checkpoint's own folder (step-...)"
+        return (
+            f"{where}: no {MODEL_JSON} there, so it is no checkpoint; give a checkpoint's own folder (step-...), or "
+            "models:/name@alias"
+        )
     names = (info.key.removeprefix(inside) for info in store.list(f"{inside}ema-"))
     found = [name.removeprefix("ema-").removesuffix(".json") for name in names if name.endswith(".json")]
     return (
@@ -254,4 +257,4 @@ def _parse_card(card_json: bytes, where: str) -> ModelCard:
     try:
         return read_record(ModelCard, card_json, place, remedy=_REMEDY)
     except ConfigError as error:  # nobody typed this file: it is damaged, not a mistake in a config
-        raise CheckpointError(str(error)) from error
+        raise CheckpointError(f"{error}; use another checkpoint or version") from error

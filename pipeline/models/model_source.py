@@ -46,7 +46,14 @@ def collect_source(network: NetworkConfig) -> bytes | None:
             f"network.factory: the package {top_level!r} holds {num_bytes} bytes of Python, more than "
             f"{_MAX_SOURCE_BYTES}; move the network into a package of its own, or install it"
         )
-    return _encode({file.relative_to(root).as_posix(): file.read_text(encoding="utf-8") for file in files})
+    return _encode({file.relative_to(root).as_posix(): _read_source(file) for file in files})
+
+
+def _read_source(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"network.factory: {file} is not UTF-8 ({error.reason}); save it as UTF-8") from None
 
 
 def required_distribution(network: NetworkConfig) -> str | None:

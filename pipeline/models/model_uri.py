@@ -10,7 +10,9 @@ import re
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError, ModelMissingError
+from pipeline.stores.storage import fault_of
 
+_KINDS = "models:/name@alias, models:/name/3 or a checkpoint's folder"
 _AVERAGE = re.compile(r"(?P<uri>.+)\?ema=(?P<halflife_images>[^/]*)")
 _HALFLIFE = re.compile(r"[1-9][0-9]*")
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@:'?]+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@:'?]+))")
@@ -59,11 +61,33 @@ def parse_registered(uri: str) -> RegisteredUri | None:
         return None
     match = _REGISTERED.fullmatch(uri)
     if match is None:
-        raise ModelMissingError(
-            f"{uri}: is no model URI; give models:/name@alias, models:/name/3 or a checkpoint's folder, with nothing "
-            "but ?ema=HALFLIFE behind it"
-        )
+        raise ModelMissingError(f"{uri}: is no model URI; give {_KINDS}, with nothing but ?ema=HALFLIFE behind it")
     return RegisteredUri(text=uri, name=match["name"], version=match["version"], alias=match["alias"])
+
+
+def check_model_uris(config: object, *fields: str) -> None:
+    """Refuse, before anything is looked up, what no registry and no store could open.
+
+    Args:
+        config: The object.
+        fields: Names of fields that hold a model's URI, or None.
+
+    Raises:
+        ValueError: Names the field, the value and what to write.
+    """
+    for name in fields:
+        uri = getattr(config, name)
+        if uri is None:
+            continue
+        if not uri:
+            raise ValueError(f"{name}: must not be empty, got {uri!r}; give {_KINDS}")
+        try:
+            place, _ = split_average(uri)
+            is_registered = parse_registered(place) is not None
+        except ModelMissingError as error:
+            raise ValueError(f"{name}: {error}") from None
+        if not is_registered and fault_of(place) is not None:
+            raise ValueError(f"{name}: is no model URI, got {uri!r}; give {_KINDS}")
 
 
 def check_model_name(name: str, alias: str | None = None) -> None:

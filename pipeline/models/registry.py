@@ -39,6 +39,7 @@ from pipeline.tracking.mlflow_client import (
     connect,
     describe,
     environment,
+    has_tables,
     is_outage,
     mlflow_errors,
     refusal,
@@ -180,8 +181,7 @@ def _found(
 ) -> "Iterator[tuple[MlflowClient, ModelVersion, RegisteredVersion]]":
     """The version that a registry's URI names, while its server is asked."""
     registry_uri = tracking_uri(tracking)
-    database = Path(registry_uri.removeprefix("sqlite:///").partition("?")[0])
-    if registry_uri.startswith("sqlite:///") and not database.exists():  # MLflow would make one to look into
+    if registry_uri.startswith("sqlite:///") and not has_tables(registry_uri):  # MLflow would make them to look into
         raise ModelMissingError(
             f"{uri.text}: there is no registry at {registry_uri} yet; train a model, or name a server"
         )

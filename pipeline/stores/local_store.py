@@ -139,6 +139,8 @@ class LocalStore:
     def _refuse(self, path: Path, verb: str, error: OSError) -> NoReturn:
         if error.errno in (errno.EPERM, errno.EOPNOTSUPP) and verb == "write":
             advice = "check the permissions, and that the file system supports hard links"
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            advice = "a file and a folder are in each other's way: choose another place"
         else:
             advice = "check the path, the permissions and the free space"
         raise StorageAccessError(f"{path}: cannot {verb}: {error.strerror or one_line(error)}; {advice}") from error

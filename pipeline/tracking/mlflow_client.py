@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import re
+import sqlite3
 import threading
 import warnings
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ def tracking_uri(config: TrackingConfig) -> str:
         )
     prefix, separator, path = uri.partition(":///")
     if scheme == "sqlite" and separator and path:
-        return f"{prefix}:///{Path(path).absolute()}"
+        return f"{prefix}:///{Path(path).expanduser().absolute()}"
     return uri
 
 
@@ -215,6 +216,23 @@ def _prepare_sqlite(uri: str) -> None:
         raise unavailable(uri, "the file is no SQLite database")
     if not all(os.access(place, os.W_OK) for place in (file, file.parent) if place.exists()):
         raise unavailable(uri, "it may not be written")
+
+
+def has_tables(uri: str) -> bool:
+    """Whether MLflow has made its tables in an SQLite file; False where there is no file. Nothing is made or changed.
+
+    Args:
+        uri: sqlite:///file.
+    """
+    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if not file.exists():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            asked = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'registered_models'")
+            return asked.fetchone() is not None
+    except sqlite3.Error:
+        return True  # no database, or locked: MLflow's answer says which
 
 
 def unavailable(uri: str, reason: str) -> TrackingUnavailableError:

@@ -116,13 +116,13 @@ class CheckpointStore:
             with contextlib.suppress(CheckpointError, ObjectMissingError):  # damaged, or removed since it was listed
                 yield self._read_record(key)
 
-    def newest_good(self, report: Callable[[str], None] = say) -> CheckpointRecord | None:
+    def newest_good(self, report: Callable[[str], None] = say, *, put_aside: bool) -> CheckpointRecord | None:
         """The newest checkpoint whose files are all as recorded; reports a line for each that is not.
-
-        The record of a damaged checkpoint is put aside, so that the step can be recorded again.
 
         Args:
             report: Takes the lines about damaged checkpoints.
+            put_aside: Move the record of a damaged checkpoint, so that its step can be recorded again: for the run that
+                writes here. Whoever only looks changes nothing.
 
         Returns:
             Its record; None if there is no good checkpoint.
@@ -138,8 +138,9 @@ class CheckpointStore:
             except CheckpointError as error:
                 step = int(key.removesuffix(".json").rpartition("-")[2])
                 report(f"checkpoint of step {step} is damaged and left out ({error}); trying the one before it")
-                self._store.write(f"{_DAMAGED}{key.removeprefix(_RECORDS)}", self._store.read(key))
-                self._store.delete(key)
+                if put_aside:
+                    self._store.write(f"{_DAMAGED}{key.removeprefix(_RECORDS)}", self._store.read(key))
+                    self._store.delete(key)
         return None
 
     def prune(self, keep: int) -> None:

@@ -13,13 +13,12 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from ddpm import PostHocFit, PowerProfile, combine_snapshots, fit_post_hoc_ema
-from pipeline.config_io import refuse_empty
 from pipeline.errors import ConfigError, ModelMissingError, ObjectMissingError, OutputExistsError
 from pipeline.models.model_files import MODEL_JSON, ModelFiles, encode_model, load_model, read_model_files
 from pipeline.models.model_uri import check_model_name
 from pipeline.models.registry import DIGEST_TAG, RegisteredVersion, register_model, resolve_model
 from pipeline.progress import Progress, say
-from pipeline.stores.storage import ObjectStore, join_uri, open_store
+from pipeline.stores.storage import ObjectStore, check_uris, join_uri, open_store
 from pipeline.tracking.mlflow_client import find_model_version
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
 from pipeline.training.averages import SNAPSHOTS_JSON
@@ -50,7 +49,7 @@ class ReconstructConfig:
     """MLflow."""
 
     def __post_init__(self) -> None:
-        refuse_empty(self, "run", "output")
+        check_uris(self, "run", "output")
         PowerProfile(num_images=1, sigma_rel=self.sigma_rel)
         if self.register_as is not None:
             try:
@@ -119,7 +118,7 @@ class RunAverages:
     def __init__(self, output: str, *, trust_model_code: bool = False) -> None:
         """Read the newest good checkpoint."""
         checkpoints = CheckpointStore(open_store(join_uri(output, "checkpoints")))
-        newest = checkpoints.newest_good()
+        newest = checkpoints.newest_good(put_aside=False)
         if newest is None:
             raise ModelMissingError(
                 f"{output}: holds no checkpoint of a training run; name the output of jobs/train.py"

@@ -88,7 +88,7 @@ def train(config: TrainConfig) -> TrainResult:
     checkpoints = CheckpointStore(open_store(join_uri(config.output, "checkpoints")))
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        newest = checkpoints.newest_good()
+        newest = checkpoints.newest_good(put_aside=True)
         if newest is None or newest.step < config.steps:
             with ray_session(config.cluster):
                 done = newest.step if newest else 0
@@ -103,7 +103,7 @@ def train(config: TrainConfig) -> TrainResult:
                             board=board,
                         )
                     )
-        last = checkpoints.newest_good()
+        last = checkpoints.newest_good(put_aside=True)
         if last is None or last.step < config.steps:
             raise TrainingFailedError(
                 f"{config.output}: the workers ended before step {config.steps}; --resume goes on"

@@ -9,6 +9,7 @@ from ddpm.training.objectives import check_objective
 from pipeline.cluster import ClusterConfig
 from pipeline.data.data_order import DataConfig, DataOrder
 from pipeline.data.manifest import DatasetManifest
+from pipeline.stores.storage import check_uris
 from pipeline.tracking.tracking import TrackingConfig
 from pipeline.training.ema_snapshots import PostHocEmaConfig
 
@@ -139,6 +140,7 @@ class TrainConfig:
     """Ray."""
 
     def __post_init__(self) -> None:
+        check_uris(self, "dataset", "output")
         _positive(self, "steps", "global_batch", "checkpoint_interval_steps", "keep_checkpoints")
         _positive(self, "log_interval_steps")
         if self.grid_interval_steps < 0:

@@ -90,7 +90,7 @@ def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool) -> 
 
 def _agree_on_checkpoint(task: TrainTask, checkpoints: CheckpointStore, rank: int) -> CheckpointRecord | None:
     """Rank 0 chooses and the others follow: two listings can differ while a checkpoint is being removed."""
-    chosen = [checkpoints.newest_good(task.board.say.remote) if rank == 0 else None]
+    chosen = [checkpoints.newest_good(task.board.say.remote, put_aside=True) if rank == 0 else None]
     torch.distributed.broadcast_object_list(chosen, src=0)
     return chosen[0]
 

@@ -59,6 +59,15 @@ def test_a_job_is_a_program(tmp_path: Path) -> None:
         (["--preset", "mnist"], ["--preset", "digits", "mnist"]),
         (["--config", "nothing.toml"], ["--config", "nothing.toml"]),
         (["--dataset", "nothing"], ["nothing", "prepare_data"]),
+        (
+            ["--config", "a.toml", "--config", "b.toml"],
+            ["error: --config: must be given once, got 'a.toml' and 'b.toml'"],
+        ),
+        (["--preset", "digits", "--preset", "cifar10"], ["error: --preset: must be given once", "'cifar10'"]),
+        (["--config", ""], ["error: --config: must not be empty"]),
+        (["--config", "."], ["error: --config: cannot read . (Is a directory)", "name a TOML file"]),
+        (["--config", "~nobody.here/x.toml"], ["error: --config: cannot read ~nobody.here/x.toml ("]),
+        (["--config", "größe x.toml"], ["error: --config: cannot read größe x.toml (No such file"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(train_job, flags: list[str], words: list[str], tmp_path: Path) -> None:

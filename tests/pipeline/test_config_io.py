@@ -149,11 +149,6 @@ def test_mistakes_are_one_line_with_file_field_rule_and_value(toml: str, field_p
     assert caught.value.exit_code == 2
 
 
-def test_bytes_that_are_not_text() -> None:
-    with pytest.raises(ConfigError, match=r"^x\.toml: not valid TOML"):
-        read_toml(Job, b"\xff\xfe", "x.toml")
-
-
 @pytest.mark.parametrize(
     "data", [b"", b"{", b"[]", b"null", b'{"output":"a","other":1}', b'{"output":"a","note":3}', b"\xff"]
 )

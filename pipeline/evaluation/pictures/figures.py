@@ -28,7 +28,7 @@ from pipeline.models.model_files import load_model
 from pipeline.models.registry import resolve_model
 from pipeline.models.version_records import log_version_files
 from pipeline.progress import say
-from pipeline.stores.storage import join_uri, open_store
+from pipeline.stores.storage import check_uris, join_uri, open_store
 
 _MLFLOW_FOLDER = "figures"
 _TRAJECTORY_STEPS, _TRAJECTORY_COLUMNS, _TRAJECTORY_IMAGES = 100, 10, 4
@@ -49,6 +49,7 @@ class FiguresConfig(SamplerComparisonConfig):
 
     def __post_init__(self) -> None:
         SamplerComparisonConfig.__post_init__(self)
+        check_uris(self, "output")
         for name in ("max_bound_images", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}; choose a positive number")

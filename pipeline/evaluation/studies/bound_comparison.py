@@ -17,8 +17,9 @@ from pipeline.generation.inventory import write_if_changed
 from pipeline.measuring.bound import BoundMeter
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.models.model_files import load_model, read_card
+from pipeline.models.model_uri import check_model_uris
 from pipeline.models.registry import ResolvedModel, resolve_model
-from pipeline.stores.storage import join_uri, open_store
+from pipeline.stores.storage import check_uris, join_uri, open_store
 from pipeline.tracking.tracking import TrackingConfig
 
 REPORT_KEY = "bounds.json"
@@ -52,6 +53,8 @@ class BoundComparisonConfig:
     """Where the model registry is."""
 
     def __post_init__(self) -> None:
+        check_model_uris(self, "model", "baseline")
+        check_uris(self, "dataset", "output")
         for name in ("max_images", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}; choose a positive number")

@@ -13,9 +13,10 @@ from pipeline.errors import ConfigError
 from pipeline.measuring.evaluation_dataset import check_fits
 from pipeline.models.calibration import Calibration
 from pipeline.models.model_files import load_model, read_card
+from pipeline.models.model_uri import check_model_uris
 from pipeline.models.registry import resolve_model
 from pipeline.progress import Progress
-from pipeline.stores.storage import open_store, split_file_uri
+from pipeline.stores.storage import check_file_uris, check_uris, open_store, split_file_uri
 from pipeline.tracking.tracking import TrackingConfig
 
 
@@ -46,6 +47,9 @@ class CalibrateConfig:
     """Where the model registry is."""
 
     def __post_init__(self) -> None:
+        check_model_uris(self, "model")
+        check_uris(self, "dataset")
+        check_file_uris(self, "output")
         for name in ("max_images", "terms_per_image", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}; choose a positive number")

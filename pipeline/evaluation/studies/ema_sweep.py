@@ -21,7 +21,7 @@ from pipeline.generation.sample_job import ImagesConfig
 from pipeline.models.model_files import ModelFiles
 from pipeline.models.registry import ResolvedModel
 from pipeline.progress import say
-from pipeline.stores.storage import join_uri, open_store
+from pipeline.stores.storage import check_uris, join_uri, open_store
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
 from pipeline.training.post_hoc_ema import RunAverages
 
@@ -61,7 +61,8 @@ class EmaSweepConfig:
     """Where the work runs."""
 
     def __post_init__(self) -> None:
-        refuse_empty(self, "run", "output", "run_name")
+        check_uris(self, "run", "output", "dataset")
+        refuse_empty(self, "run_name")
         if not isinstance(self.sample.request, Generate):
             raise ValueError(
                 "sample.request.name: averages are measured on images from nothing, got "

@@ -41,7 +41,7 @@ from pipeline.measuring.measures import PixelClassifier, pixel_moments, pixels
 from pipeline.models.model_files import ModelCard, read_card
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.progress import say
-from pipeline.stores.storage import join_uri, open_store
+from pipeline.stores.storage import check_uris, join_uri, open_store
 from pipeline.tracking.tracking import TrackingConfig
 
 REPORT_KEY, CHART_KEY = "samplers.json", "samplers.png"
@@ -92,6 +92,7 @@ class SamplerComparisonConfig:
     """Where the work runs."""
 
     def __post_init__(self) -> None:
+        check_uris(self, "dataset")
         unknown = [name for name in self.samplers if name not in COMPARED]
         if unknown:
             raise ValueError(

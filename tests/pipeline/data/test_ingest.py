@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +180,8 @@ def test_a_damaged_shard_is_an_error_of_its_own_in_one_line(
     assert "\n" not in str(raised.value)
     assert damaged.shards[2].key in str(raised.value)
     assert reason in str(raised.value)
+    shown = "".join(traceback.format_exception(raised.value))  # --traceback
+    assert "window_reader.py" in shown and shown.rstrip().endswith(str(raised.value))
 
 
 def test_a_closed_stream_leaves_nothing_running(ray_session: None, large_images: SmallDataset) -> None:

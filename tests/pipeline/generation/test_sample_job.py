@@ -92,7 +92,7 @@ def test_a_job_of_other_images_is_made_of_their_part() -> None:
     [
         ({"sampler": DDIM(num_steps=101)}, r"^sample: num_steps: .*101"),
         ({"model": "/nowhere"}, r"/nowhere"),
-        ({"output": "ftp://host/x"}, r"ftp://host/x"),
+        ({"output": "ftp://host/x"}, r"^output: ftp: .*, got .ftp://host/x.$"),
         ({"sampler": Ancestral(num_steps=4, variance="learned_range")}, r"sampler\.variance: .* not learned one"),
         (
             {"sampler": Ancestral(num_steps=4, variance="analytic")},
@@ -104,9 +104,9 @@ def test_a_job_of_other_images_is_made_of_their_part() -> None:
     ids=["steps", "model", "output", "variance", "no calibration", "calibration", "images"],
 )
 def test_mistakes_are_found_before_anything_is_started(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    config = dataclasses.replace(config_of(write_model(tmp_path / "model"), tmp_path / "out"), **change)
-    with pytest.raises((ConfigError, ModelMissingError), match=message):
-        sample(config)
+    config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
+    with pytest.raises((ConfigError, ModelMissingError, ValueError), match=message):
+        sample(dataclasses.replace(config, **change))
     assert not (tmp_path / "out").exists()
 
 

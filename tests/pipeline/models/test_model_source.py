@@ -52,6 +52,15 @@ def test_a_package_is_collected_whole_and_nothing_else(package: Path) -> None:
     assert collect_source(own("my_nets.parts.block:VALUE")) == source, "one package, one source, whatever the factory"
 
 
+def test_a_source_that_is_not_utf_8_is_named(package: Path) -> None:
+    (package / "single.py").write_bytes(b"# coding: latin-1\nNAME = 'gr\xf6\xdfer'\n")
+    with pytest.raises(ValueError, match=r"^network\.factory: .*/single\.py is not UTF-8 .*; save it as UTF-8$"):
+        collect_source(own("single:make"))
+    (package / "single.py").write_text("\ufeffdef make():\n    return 1\n", encoding="utf-8")
+    source = collect_source(own("single:make"))
+    assert source is not None, "Python reads a byte-order mark"
+
+
 @pytest.mark.parametrize(("factory", "names"), [("single:make", ["single.py"]), ("spread.net:make", ["spread/net.py"])])
 def test_a_module_and_a_package_without_init(package: Path, factory: str, names: list[str]) -> None:
     source = collect_source(own(factory))

@@ -137,7 +137,7 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     ):
         with pytest.raises(StorageAccessError) as caught:
             attempt()
-        check_one_line(caught.value, str(tmp_path), "cannot")
+        check_one_line(caught.value, str(tmp_path), "cannot", "a file and a folder are in each other's way")
     assert (tmp_path / "file").read_bytes() == b"x"
 
 

@@ -38,9 +38,44 @@ def test_a_single_file_is_read_by_its_own_uri(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    "uri", ["", "s3://", "s3:///key", "gs://bucket/x", "http://host/x", "file://host/x", "file://"]
+    ("uri", "advice"),
+    [
+        ("", "write a local path"),
+        ("s3://", "names no bucket; write s3://bucket/prefix"),
+        ("s3:///key", "write s3://key"),
+        ("s3:/x", "write s3://x"),
+        ("s3:x/y", "write s3://x/y"),
+        ("s3//x", "write s3://x"),
+        ("S3://x/Y", "write s3://x/Y"),
+        ("S3//x", "write s3://x"),
+        ("s3:\\\\x", "write s3://x"),
+        ("s3://b/../x", "which no key has; write s3://bucket/prefix"),
+        ("gs://bucket/x", "gs: is none of the kinds that can be opened; write a local path"),
+        ("http://host/x", "http: is none"),
+        ("https:/host/x", "https: is none"),
+        ("s3a://bucket/x", "s3a: is none"),
+        ("models:/x@y", "models: is none"),
+        ("C:\\data", "C: is none"),
+        ("file://host/x", "write file:///host/x"),
+        ("file://", "write file:///path"),
+        ("file:/x", "write file:///x"),
+        ("FILE:///x", "write file:///x"),
+        ("file:///a%00b", "NUL byte; write"),
+        ("x ", "blanks at its ends"),
+        (" s3://b/x", "blanks at its ends"),
+        ("s3://b/x\n", "blanks at its ends, or control characters; write"),
+        ("a\0b", "control characters; write"),
+        ("a\udce4", "control characters; write"),
+        ("~nobody.here/x", "no such user's folder as ~nobody.here; write"),
+    ],
 )
-def test_uris_that_cannot_be_opened(uri: str) -> None:
+def test_uris_that_cannot_be_opened(uri: str, advice: str) -> None:
     with pytest.raises(ConfigError) as caught:
         open_store(uri)
-    check_one_line(caught.value, repr(uri), "write")
+    check_one_line(caught.value, repr(uri), advice)
+
+
+@pytest.mark.parametrize("uri", ["a:b", "./s3:/x", "größe/a b", "s3", "s3x//y", "file", "~", "s3://b/ä ü", "file:///"])
+def test_uris_that_are_right_as_they_stand(uri: str) -> None:
+    store = open_store(uri)
+    assert open_store(store.uri).uri == store.uri

@@ -43,9 +43,12 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(store: ObjectStore, da
         store.write(key, b"sec" if damage == "cut short" else b"sEcond")
     with pytest.raises(CheckpointError, match=r"b\.bin"):
         checkpoints.read(bad)
-    lines: list[str] = []
-    assert checkpoints.newest_good(lines.append) == good
-    assert len(lines) == 1 and "step 2 is damaged" in lines[0]
+    for put_aside in (False, True):
+        before, lines = [(info.key, info.modified_s) for info in store.list()], list[str]()
+        assert checkpoints.newest_good(lines.append, put_aside=put_aside) == good
+        assert len(lines) == 1 and "step 2 is damaged" in lines[0]
+        after = [(info.key, info.modified_s) for info in store.list()]
+        assert (after == before) is not put_aside, "whoever only looks changes nothing"
     assert [record.step for record in checkpoints.records()] == [1], "the step can be recorded again"
     assert checkpoints.save(2, FILES).step == 2
 
@@ -54,7 +57,7 @@ def test_without_its_record_a_checkpoint_does_not_exist(store: ObjectStore) -> N
     checkpoints = CheckpointStore(store)
     record = checkpoints.save(3, FILES)
     store.delete(f"_records/step-{3:09d}.json")  # as after a kill between the files and the record
-    assert checkpoints.newest_good() is None
+    assert checkpoints.newest_good(put_aside=True) is None
     assert store.stat(f"{record.prefix}/a.bin") is not None
 
 
@@ -63,7 +66,7 @@ def test_a_record_that_is_no_record_gives_way_too(store: ObjectStore) -> None:
     good = checkpoints.save(1, FILES)
     store.write(f"_records/step-{2:09d}.json", b'{"step":')
     lines: list[str] = []
-    assert checkpoints.newest_good(lines.append) == good
+    assert checkpoints.newest_good(lines.append, put_aside=True) == good
     assert len(lines) == 1 and "step-000000002" in lines[0]
 
 
@@ -85,7 +88,7 @@ def test_a_record_of_another_version_is_left_alone(store: ObjectStore, record: b
     store.write(key, record)
     lines: list[str] = []
     with pytest.raises(FormatVersionError, match=rf"{key}: {rule}"):
-        checkpoints.newest_good(lines.append)
+        checkpoints.newest_good(lines.append, put_aside=True)
     assert store.read(key) == record and lines == [], "it is not damaged"
     with pytest.raises(FormatVersionError):
         list(checkpoints.records())
