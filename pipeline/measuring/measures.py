@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from ddpm import (
@@ -76,9 +76,14 @@ class PixelClassifier:
         """Share of labelled images that are read as what their label says, in [0, 1]."""
         num_right = num_images = 0
         for group in regroup(stream, CHUNK_IMAGES):
-            num_right += int((self._svm.predict(pixels(group)) == group.labels).sum())
+            num_right += int(self.is_right(group).sum())
             num_images += len(group)
         return num_right / num_images
+
+    def is_right(self, images: LabelledImages) -> Bool[np.ndarray, " n"]:
+        """Whether each image is read as what its label says [N]."""
+        right: Bool[np.ndarray, " n"] = self._svm.predict(pixels(images)) == images.labels
+        return right
 
 
 def eps_mse(
