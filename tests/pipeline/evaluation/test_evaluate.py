@@ -146,6 +146,22 @@ def test_a_second_evaluation_writes_nothing(digits: str, model: str, tmp_path: P
     assert of_fewer.figures["frechet_pixels"] != first.figures["frechet_pixels"]
 
 
+def test_more_images_than_real_ones_are_compared_at_the_real_ones_number(
+    digits: str, model: str, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(config_of(digits, model, tmp_path / "out"), eps_images_per_t=2, max_bound_images=2)
+    few = run(dataclasses.replace(config, max_train_images=100, max_classifier_images=100))
+    figure = few.record.figures["frechet_pixels"]
+    assert figure.num_images is not None and 100 <= figure.num_images < NUM_IMAGES == few.record.num_images
+    store = open_store(str(Path(few.uri).parent))
+    manifest = load_generation_manifest(store)
+    assert manifest is not None
+    first = read_images(store, manifest.shards, figure.num_images)
+    held_out = read_images(open_store(digits), load_manifest(open_store(digits)).splits["held_out"].shards)
+    x, y = (images.images.reshape(-1, 64) / 255 for images in (first, held_out))
+    assert figure.model == pytest.approx(frechet(x, y), rel=1e-4)
+
+
 def write_dataset(folder: Path, *, size: int, channels: int = 3, held_out: bool = True) -> str:
     """A dataset without labels."""
     store, generator = open_store(str(folder)), np.random.default_rng(0)
