@@ -37,8 +37,13 @@ from ddpm.samplers.generate import generate
 from ddpm.samplers.heun import Heun
 from ddpm.samplers.registry import SAMPLERS
 from ddpm.samplers.sampler import Sampler, SingleStepSampler
-from ddpm.statistics.frechet import Moments, frechet_distance
-from ddpm.statistics.running_moments import Estimate, RunningMoments
+from ddpm.statistics.frechet import Moments, frechet_distance, frechet_influence
+from ddpm.statistics.running_moments import (
+    Estimate,
+    RunningMoments,
+    agreement_standard_error,
+    stratified_standard_error,
+)
 from ddpm.training.ema import Ema, EmaBank
 from ddpm.training.objectives import ObjectiveConfig
 from ddpm.training.post_hoc_ema import PostHocFit, PowerEma, PowerProfile, combine_snapshots, fit_post_hoc_ema
@@ -93,6 +98,7 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "Variance",
+    "agreement_standard_error",
     "bernoulli",
     "bound_loss",
     "bound_of_images",
@@ -107,6 +113,7 @@ __all__ = [
     "fit_post_hoc_ema",
     "flops_per_image",
     "frechet_distance",
+    "frechet_influence",
     "gaussian_kl",
     "generate",
     "images_to_x_0",
@@ -132,6 +139,7 @@ __all__ = [
     "slerp",
     "spaced_timesteps",
     "standard_normal",
+    "stratified_standard_error",
     "stratified_timesteps",
     "x_0_error_table",
     "x_0_errors",

@@ -69,6 +69,8 @@ class Stream(IntEnum):
     """Noise under the errors of x_0_hat; the draw counts the terms of an image."""
     EVAL_X_0_ERROR_T = 54
     """Step indices at which those are measured, draw 0."""
+    EVAL_SUBSET = 55
+    """Which real images stand beside as many generated ones, draw 0; the id is the image's row."""
 
 
 def philox4x32(counter: Int[Tensor, "*n 4"], key: tuple[int, int]) -> Int[Tensor, "*n 4"]:

@@ -88,3 +88,34 @@ class RunningMoments:
     def estimate(self, index: int) -> Estimate:
         """Mean and standard error of one quantity."""
         return Estimate(value=float(self.mean[index]), standard_error=float(self.standard_error[index]))
+
+
+def stratified_standard_error(values: Float[Tensor, " n"], stratum: Int[Tensor, " n"] | None) -> float:
+    """Standard error of a mean over images of which each stratum has a fixed number, as generated classes have.
+
+    What the strata differ by is no source of error then, and is left out. NaN if there is no more than one image for
+    each stratum: nothing shows their spread.
+
+    Args:
+        values: One number for each image [N].
+        stratum: Stratum of each image [N], from 0; None if they are drawn without strata.
+    """
+    values = values.to("cpu", torch.float64)
+    index = torch.zeros(len(values), dtype=torch.int64) if stratum is None else stratum.cpu()
+    moments = RunningMoments.from_entries(index, values, int(index.max()) + 1)
+    spare = len(values) - int((moments.count > 0).sum())
+    return math.sqrt(float(moments.m2.sum()) / spare / len(values)) if spare else math.nan
+
+
+def agreement_standard_error(agreement: float, num_images: int) -> float:
+    """Standard error of a share of images, half the Wilson interval of one standard error: not 0 for a share of 1.
+
+    Args:
+        agreement: The share, in [0, 1].
+        num_images: Images, at least 1.
+
+    Source:
+        Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    spread = agreement * (1 - agreement) / num_images + 1 / (4 * num_images**2)
+    return math.sqrt(spread) / (1 + 1 / num_images)

@@ -1,7 +1,8 @@
 """Measure a model on a labelled dataset: every figure beside real images and beside a naive model.
 
     label agreement     share of images that a classifier fitted to real training images reads as the class asked for
-    Frechet distance    between Gaussians fitted to raw pixels in [0, 1], against the held-out images
+    Frechet distance    between Gaussians fitted to raw pixels in [0, 1], against the held-out images; it depends on the
+                        number of images, which is the same for generated and real ones
     eps error           mean squared error of the predicted noise on held-out images, over all t
     bits per dimension  the variational bound of the held-out images, whole and by term; if asked for, that of the
                         probability flow, another model's
@@ -11,6 +12,7 @@ a model is left out: labels need classes, and pixel statistics need small images
 images, beside fills of the same hidden pixels that no model made (fills.py); a picture shows the first of them.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -25,23 +27,25 @@ from ddpm import (
     ModelConfig,
     Moments,
     Network,
+    agreement_standard_error,
     frechet_distance,
     x_0_to_images,
 )
 from pipeline.cluster import ClusterConfig
 from pipeline.config_io import to_json
-from pipeline.data.image_stream import LabelledImages, join_images, read_images
+from pipeline.data.image_stream import LabelledImages, join_images, read_images, stream_images
 from pipeline.errors import ConfigError, PipelineError, TrackingUnavailableError
 from pipeline.evaluation.baselines import ClassGaussians
 from pipeline.evaluation.fills import Fills
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
 from pipeline.generation.inventory import write_if_changed
+from pipeline.generation.sample import SampleResult, sample
 from pipeline.generation.sample import describe_plan as sampling_plan
-from pipeline.generation.sample import sample
 from pipeline.generation.sample_job import ImagesConfig, SampleConfig, resolve_job
 from pipeline.measuring.bound import BoundMeter, eps_network
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.measuring.measures import PixelClassifier, eps_mse, pixel_moments
+from pipeline.measuring.pixel_distance import PixelDistance, pixel_distance, real_distance
 from pipeline.models.model_files import load_model, read_card
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.models.version_records import log_version_metrics
@@ -51,9 +55,7 @@ from pipeline.tracking.tracking import TrackingConfig
 
 REPORT_KEY = "evaluation.json"
 FILLS_KEY = "completions.png"
-# Covariances of pixels: 4096 values per image take 128 MiB, and all classes together at most 2 GiB.
-_MAX_PIXELS = 4096
-_MAX_COVARIANCE_ENTRIES = 2**28
+_MAX_COVARIANCE_ENTRIES = 2**28  # of pixels, all classes together: 2 GiB
 _SIGNIFICANT_DIGITS = 6  # what lies beyond depends on the order of summation
 _DRAWN_AT_ONCE = 1000
 
@@ -141,18 +143,20 @@ def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> E
 
     Raises:
         DatasetMissingError: If there is no dataset, or it has no held-out split.
-        ConfigError: If the model makes other images than the dataset holds.
+        ConfigError: If the model makes other images, or has other classes, than the dataset holds.
         PipelineError: As sample.
     """
     dataset = EvaluationDataset(config.dataset)
     if model is None:
         model = resolve_model(config.sample.model, config.tracking, trust_model_code=config.trust_model_code)
-    dataset.check_fits(read_card(model.files, model.uri), model.uri)
+    warnings = dataset.check_fits(read_card(model.files, model.uri), model.uri)
+    for warning in warnings:
+        say(f"warning: {warning}")
     made = sample(config.sampling, model=model)
     num_images = made.num_asked
     card, diffusion = load_model(model.files, model.uri)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    figures = _measure(config, dataset, card.config, diffusion.to(device), made.images, num_images, device)
+    figures = _measure(config, dataset, card.config, diffusion.to(device), made, device)
     if made.edit is not None and made.edit.known is not None:
         train = dataset.stream("train", config.max_train_images)
         fills = Fills.fit(made.edit, num_images, train, card.config.num_classes)
@@ -167,6 +171,7 @@ def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> E
         dataset_digest=dataset.manifest.digest,
         num_images=num_images,
         figures=figures,
+        warnings=warnings,
     )
     write_if_changed(made.store, REPORT_KEY, to_json(record))
     evaluation = Evaluation(uri=join_uri(made.store.uri, REPORT_KEY), record=record)
@@ -179,8 +184,7 @@ def _measure(
     dataset: EvaluationDataset,
     network_config: ModelConfig,
     model: DiffusionModel,
-    generated: _OpenStream,
-    num_images: int,
+    made: SampleResult,
     device: torch.device,
 ) -> dict[str, Figure]:
     """Every figure that makes sense for this dataset and model."""
@@ -188,20 +192,18 @@ def _measure(
     num_entries = (num_classes or 1) * math.prod(image_shape) ** 2
     gaussians = None
     figures = {}
-    if math.prod(image_shape) <= _MAX_PIXELS:
+    if not dataset.too_large_for_pixels:
         by_class = num_classes if num_entries <= _MAX_COVARIANCE_ENTRIES else None
         train = _class_moments(dataset, config, by_class)
         if by_class == num_classes:
             gaussians = ClassGaussians.fit([_in_x_0_scale(moments) for moments in train], image_shape)
-        naive = None if gaussians is None else functools.partial(_draw, gaussians, config.seed, num_images, num_classes)
-        figures["frechet_pixels"] = _frechet(functools.reduce(Moments.__add__, train), dataset, generated, naive)
+        draw = None if gaussians is None else functools.partial(_draw, gaussians, config.seed, num_classes)
+        figures["frechet_pixels"] = _frechet(config, dataset, made, sum(moments.count for moments in train), draw)
         if num_classes is not None and num_classes > 1:
-            figures["label_agreement"] = _label_agreement(config, dataset, generated, naive)
+            naive = None if draw is None else functools.partial(draw, made.num_asked)
+            figures["label_agreement"] = _label_agreement(config, dataset, made.images, naive)
     else:
-        say(
-            f"images of {math.prod(image_shape)} values are too large for pixel statistics: "
-            "only the eps error and the bound are measured"
-        )
+        say(f"{dataset.too_large_for_pixels}: only the eps error and the bound are measured")
     figures["eps_mse"] = _eps_error(config, dataset, model, gaussians, device)
     return figures | _bound_figures(config, dataset, model, device)
 
@@ -218,27 +220,61 @@ def _in_x_0_scale(moments: Moments) -> Moments:
     return Moments(count=moments.count, mean=2 * moments.mean - 1, m2=4 * moments.m2)
 
 
-def _frechet(train: Moments, dataset: EvaluationDataset, generated: _OpenStream, naive: _OpenStream | None) -> Figure:
+def _frechet(
+    config: EvaluateConfig,
+    dataset: EvaluationDataset,
+    made: SampleResult,
+    num_train: int,
+    draw: Callable[[int], Iterator[LabelledImages]] | None,
+) -> Figure:
+    """The distances of equally many images: the first of the generated ones where there are fewer training images."""
     held_out = pixel_moments(dataset.stream("held_out"), None)[0]
+    real = real_distance(lambda: dataset.stream("train", config.max_train_images), num_train, made.num_asked, held_out)
 
-    def distance(stream: Iterator[LabelledImages]) -> float:
-        return _figure(frechet_distance(pixel_moments(stream, None)[0], held_out))
+    def first() -> Iterator[LabelledImages]:
+        return stream_images(made.store, made.manifest.shards, stop=real.num_images)
 
+    of_model = pixel_distance(first, held_out)
+    of_naive = None if draw is None else pixel_distance(functools.partial(draw, real.num_images), held_out)
     return Figure(
-        model=distance(generated()),
-        real=_figure(frechet_distance(train, held_out)),
-        gaussian=None if naive is None else distance(naive()),
+        model=_figure(of_model.value),
+        real=_figure(real.distance.value),
+        gaussian=None if of_naive is None else _figure(of_naive.value),
+        # An edit's images are not drawn independently of each other: they share their inputs with the held-out images.
+        standard_error=None if made.edit is not None else _error_of(of_model),
+        real_standard_error=_figure(real.distance.standard_error),
+        gaussian_standard_error=None if of_naive is None else _error_of(of_naive),
+        num_images=real.num_images,
+        num_real_sets=real.num_sets,
     )
+
+
+def _error_of(distance: PixelDistance) -> float | None:
+    return None if distance.standard_error is None else _figure(distance.standard_error)
 
 
 def _label_agreement(
     config: EvaluateConfig, dataset: EvaluationDataset, generated: _OpenStream, naive: _OpenStream | None
 ) -> Figure:
     classifier = PixelClassifier(join_images(list(dataset.stream("train", config.max_classifier_images))))
+
+    def measure(open_stream: _OpenStream | None) -> tuple[float | None, float | None]:
+        if open_stream is None:
+            return None, None
+        agreement = classifier.agreement(open_stream())
+        error = agreement_standard_error(agreement, sum(map(len, open_stream())))
+        return _figure(agreement), _figure(error)
+
+    model, standard_error = measure(generated)
+    real, real_standard_error = measure(lambda: dataset.stream("held_out"))
+    gaussian, gaussian_standard_error = measure(naive)
     return Figure(
-        model=_figure(classifier.agreement(generated())),
-        real=_figure(classifier.agreement(dataset.stream("held_out"))),
-        gaussian=None if naive is None else _figure(classifier.agreement(naive())),
+        model=model,
+        real=real,
+        gaussian=gaussian,
+        standard_error=standard_error,
+        real_standard_error=real_standard_error,
+        gaussian_standard_error=gaussian_standard_error,
     )
 
 
@@ -249,11 +285,16 @@ def _fill_figures(
     more = {}
     for name, open_stream in fills.streams.items():
         if "label_agreement" in figures:
-            of_fill = _label_agreement(config, dataset, open_stream, None).model
-            more[f"label_agreement_{name}"] = Figure(model=of_fill, real=None, gaussian=None)
+            agreement = _label_agreement(config, dataset, open_stream, None)
+            more[f"label_agreement_{name}"] = Figure(
+                model=agreement.model, real=None, gaussian=None, standard_error=agreement.standard_error
+            )
         if "frechet_pixels" in figures:
+            num_images = figures["frechet_pixels"].num_images
+            assert num_images is not None, "that of the completions, which the fills stand beside"
             held_out = pixel_moments(dataset.stream("held_out"), None)[0]
-            of_fill = _figure(frechet_distance(pixel_moments(open_stream(), None)[0], held_out))
+            of_as_many = dataclasses.replace(fills, num_images=num_images).streams[name]
+            of_fill = _figure(frechet_distance(pixel_moments(of_as_many(), None)[0], held_out))
             more[f"frechet_pixels_{name}"] = Figure(model=of_fill, real=None, gaussian=None)
     return more
 
@@ -320,7 +361,7 @@ def _bound_figures(
     }
 
 
-def _draw(gaussians: ClassGaussians, seed: int, num_images: int, num_classes: int | None) -> Iterator[LabelledImages]:
+def _draw(gaussians: ClassGaussians, seed: int, num_classes: int | None, num_images: int) -> Iterator[LabelledImages]:
     """As many images of the naive model, with the same labels, in the same 8 bits."""
     for start in range(0, num_images, _DRAWN_AT_ONCE):
         ids = torch.arange(start, min(start + _DRAWN_AT_ONCE, num_images))
@@ -340,7 +381,10 @@ def _log(evaluation: Evaluation, model: ResolvedModel) -> None:
         return
     metrics = {f"eval/{name}": value for name, value in evaluation.figures.items()}
     try:
-        log_version_metrics(model.version, metrics, {"ddpm.evaluation": evaluation.uri})
+        warnings = "; ".join(evaluation.record.warnings) or "none"
+        log_version_metrics(
+            model.version, metrics, {"ddpm.evaluation": evaluation.uri, "ddpm.evaluation_warnings": warnings}
+        )
     except TrackingUnavailableError as error:
         say(f"the figures are in {evaluation.uri} but not in MLflow ({error}); evaluate again to log them")
 
@@ -350,10 +394,11 @@ def describe_plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     dataset = EvaluationDataset(config.dataset)
     splits = {name: split.num_samples for name, split in dataset.manifest.splits.items()}
     job = resolve_job(config.sampling)
-    dataset.check_fits(job.card, job.model.uri)
+    warnings = dataset.check_fits(job.card, job.model.uri)
     num_evaluated = job.card.config.schedule.num_timesteps * config.eps_images_per_t
     return [
         *sampling_plan(config.sampling),
         ("dataset", f"{config.dataset}: {splits['train']:,} training, {splits['held_out']:,} held-out images"),
         ("eps error", f"{num_evaluated:,} held-out and as many training images, one evaluation each"),
+        *(("warning", warning) for warning in warnings),
     ]

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ddpm.added_field import added_field
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
@@ -15,6 +17,15 @@ class Figure:
     """The naive model: a Gaussian per class."""
     standard_error: float | None = None
     """Standard error of the model's figure, where it is known."""
+    real_standard_error: float | None = added_field(default=None, pin=None)
+    """That of the real images' figure."""
+    gaussian_standard_error: float | None = added_field(default=None, pin=None)
+    """That of the naive model's figure."""
+    num_images: int | None = added_field(default=None, pin=None)
+    """Images of the model, of the naive model and in a set of real ones, for a figure that depends on their number; old
+    records have None there, and took all training images for the real ones."""
+    num_real_sets: int | None = added_field(default=None, pin=None)
+    """Disjoint sets of so many training images, whose mean `real` is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +46,8 @@ class EvaluationRecord:
     """Generated images that were measured."""
     figures: dict[str, Figure]
     """Figures by name."""
+    warnings: tuple[str, ...] = added_field(default=(), pin=())
+    """What may make the figures wrong, one line each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +69,8 @@ class Evaluation:
                 ("_real", figure.real),
                 ("_gaussian", figure.gaussian),
                 ("_standard_error", figure.standard_error),
+                ("_real_standard_error", figure.real_standard_error),
+                ("_gaussian_standard_error", figure.gaussian_standard_error),
             ):
                 if value is not None:
                     named[name + suffix] = value
@@ -63,14 +78,21 @@ class Evaluation:
 
     def table(self) -> str:
         """The figures as aligned text."""
-        rows = [("", "model", "real images", "Gaussian per class")]
+        rows = [["", "model", "real images", "Gaussian per class"]]
         for name, title in _TITLES.items():
             if name in self.record.figures:
                 figure = self.record.figures[name]
-                error = f" +- {figure.standard_error:.4f}" if figure.standard_error else ""
-                rows.append((title, _number(figure.model) + error, _number(figure.real), _number(figure.gaussian)))
+                if figure.num_images is not None:
+                    title += f", {figure.num_images:,} images each"
+                cells = (
+                    (figure.model, figure.standard_error),
+                    (figure.real, figure.real_standard_error),
+                    (figure.gaussian, figure.gaussian_standard_error),
+                )
+                rows.append([title, *(_number(*cell) for cell in cells)])
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.record.warnings)])
 
 
 _TITLES = {
@@ -92,5 +114,7 @@ _TITLES = {
 }
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _number(value: float | None, standard_error: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" + (f" +- {standard_error:.4f}" if standard_error else "")

@@ -90,6 +90,8 @@ def sample(config: SampleConfig, *, model: ResolvedModel | None = None) -> Sampl
     """
     started_s = time.monotonic()
     job = resolve_job(config, model)
+    for warning in job.calibration.warnings if job.calibration else ():
+        say(f"warning: calibration {config.calibration}: {warning}")
     known, made, making_s = dict(job.known), _Made(), 0.0
     for _ in range(_MAX_ROUNDS):
         found = survey(job.store, job.plan, known)

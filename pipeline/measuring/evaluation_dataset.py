@@ -1,5 +1,6 @@
 """The real images that a model is measured against."""
 
+import math
 from collections.abc import Iterator
 
 from pipeline.data.image_stream import LabelledImages, read_images, spread_shards
@@ -10,6 +11,10 @@ from pipeline.models.model_files import ModelCard
 from pipeline.stores.storage import open_store
 
 _MAX_KEPT_BYTES = 256 << 20  # of decoded images
+
+
+# Covariances of pixels: 4096 values per image take 128 MiB.
+_MAX_PIXELS = 4096
 
 
 class EvaluationDataset:
@@ -47,20 +52,40 @@ class EvaluationDataset:
                 self._bytes_left -= images.images.nbytes
             yield images[::every]
 
-    def check_fits(self, card: ModelCard, uri: str) -> None:
-        """Refuse a model of other images, or of other classes.
+    @property
+    def too_large_for_pixels(self) -> str | None:
+        """Why statistics of raw pixels cannot be taken, if so: the covariance of large images fits in no memory."""
+        num_values = math.prod(self.manifest.image_shape)
+        if num_values <= _MAX_PIXELS:
+            return None
+        return f"images of {num_values:,} values are too large for pixel statistics, which take at most {_MAX_PIXELS:,}"
+
+    def check_pixel_statistics(self) -> None:
+        """Refuse images that are too large for statistics of raw pixels.
 
         Raises:
-            ConfigError: If the model makes other images than the dataset holds.
+            ConfigError: Names the dataset and its images' size.
         """
-        check_fits(self.manifest, card, self._store.uri, uri)
+        if self.too_large_for_pixels:
+            raise ConfigError(f"dataset: {self._store.uri}: {self.too_large_for_pixels}; prepare smaller images")
+
+    def check_fits(self, card: ModelCard, uri: str) -> tuple[str, ...]:
+        """Refuse a model of other images or of other classes; see `check_fits`."""
+        return check_fits(self.manifest, card, self._store.uri, uri)
 
 
-def check_fits(manifest: DatasetManifest, card: ModelCard, dataset_uri: str, model_uri: str) -> None:
-    """Refuse a model of other images or classes than a dataset's.
+def check_fits(manifest: DatasetManifest, card: ModelCard, dataset_uri: str, model_uri: str) -> tuple[str, ...]:
+    """Refuse a model of other images or classes than a dataset's, and say what may make its figures wrong.
+
+    A model knows its classes' names and the digest of the manifest that it was trained on, which covers the images,
+    their order and their splits. Labels that mean something else are certainly wrong. Of another manifest nothing is
+    certain: it may hold the same images, split in another way or not.
+
+    Returns:
+        Warnings for the terminal and the report, one line each; none where the manifest is the one of the training.
 
     Raises:
-        ConfigError: Names both.
+        ConfigError: Names both, and what differs.
     """
     network = card.config
     ours = (manifest.image_size, manifest.channels, manifest.num_levels, network.num_classes and manifest.num_classes)
@@ -70,6 +95,25 @@ def check_fits(manifest: DatasetManifest, card: ModelCard, dataset_uri: str, mod
             f"dataset: {dataset_uri} holds {_describe(*ours[:3], manifest.num_classes)}; {model_uri} makes "
             f"{_describe(*theirs)}; name the dataset that it was trained on"
         )
+    if network.num_classes is not None and card.class_names and card.class_names != manifest.class_names:
+        label = next(k for k, name in enumerate(card.class_names) if name != manifest.class_names[k])
+        here, there = manifest.class_names[label], card.class_names[label]
+        same = sorted(card.class_names) == sorted(manifest.class_names)
+        raise ConfigError(
+            f"dataset: {dataset_uri} has {'the same classes in another order' if same else 'other classes'} than "
+            f"{model_uri}: label {label} is {here!r} here, {there!r} there; name the dataset that it was trained on"
+        )
+    if not card.dataset_digest:
+        return (
+            f"{model_uri} does not say what it was trained on: images of {dataset_uri} that are called held-out may be "
+            "among it",
+        )
+    if card.dataset_digest != manifest.digest:
+        return (
+            f"{model_uri} was trained on another dataset, or another split of it, ({card.dataset_digest[:16]}) than "
+            f"{dataset_uri} ({manifest.digest[:16]}): it may have seen images that are called held-out here",
+        )
+    return ()
 
 
 def _describe(image_size: tuple[int, int], channels: int, num_levels: int, num_classes: int | None) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from ddpm import (
@@ -26,7 +26,8 @@ from ddpm import (
 )
 from pipeline.data.image_stream import LabelledImages, regroup
 
-_CHUNK_IMAGES = 4096
+CHUNK_IMAGES = 4096
+"""Images whose pixels are in memory at once as float64."""
 
 
 def pixels(images: LabelledImages) -> Float64[np.ndarray, "n d"]:
@@ -41,7 +42,7 @@ def pixel_moments(stream: Iterable[LabelledImages], num_classes: int | None) -> 
         ValueError: If a class has no image.
     """
     moments: list[Moments | None] = [None] * (num_classes or 1)
-    for group in regroup(stream, _CHUNK_IMAGES):
+    for group in regroup(stream, CHUNK_IMAGES):
         values = torch.from_numpy(pixels(group))
         for k in range(len(moments)):
             rows = values if num_classes is None else values[torch.from_numpy(group.labels == k)]
@@ -74,10 +75,15 @@ class PixelClassifier:
     def agreement(self, stream: Iterable[LabelledImages]) -> float:
         """Share of labelled images that are read as what their label says, in [0, 1]."""
         num_right = num_images = 0
-        for group in regroup(stream, _CHUNK_IMAGES):
-            num_right += int((self._svm.predict(pixels(group)) == group.labels).sum())
+        for group in regroup(stream, CHUNK_IMAGES):
+            num_right += int(self.is_right(group).sum())
             num_images += len(group)
         return num_right / num_images
+
+    def is_right(self, images: LabelledImages) -> Bool[np.ndarray, " n"]:
+        """Whether each image is read as what its label says [N]."""
+        right: Bool[np.ndarray, " n"] = self._svm.predict(pixels(images)) == images.labels
+        return right
 
 
 def eps_mse(

@@ -6,6 +6,7 @@ One JSON file for each model, measured once (pipeline/evaluation/studies/calibra
 import math
 from dataclasses import dataclass
 
+from ddpm.added_field import added_field
 from pipeline import config_io
 from pipeline.errors import ConfigError, ObjectMissingError
 from pipeline.stores.storage import read_file
@@ -29,6 +30,8 @@ class Calibration:
     """Whether predicted images were limited to [-1, 1], as by the sampler that this is for."""
     x_0_error: tuple[float, ...]
     """What x_0_error_table gave: mean squared error of x_0_hat, not negative, one number per trained step."""
+    warnings: tuple[str, ...] = added_field(default=(), pin=())
+    """What may make the numbers wrong, one line each; sampling with them says so."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""

@@ -103,6 +103,7 @@ def test_stream_numbers_are_permanent() -> None:
         "EVAL_PROBE": 52,
         "EVAL_X_0_ERROR_EPS": 53,
         "EVAL_X_0_ERROR_T": 54,
+        "EVAL_SUBSET": 55,
     }
 
 

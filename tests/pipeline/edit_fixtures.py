@@ -14,7 +14,9 @@ from tests.pipeline.small_datasets import NUM_CLASSES
 from tests.pipeline.tiny_models import TINY_UNET
 
 
-def write_editing_model(folder: Path, *, seed: int = 1, class_names: str = "abcdefg", **changes: Any) -> str:
+def write_editing_model(
+    folder: Path, *, seed: int = 1, class_names: str = "abcdefg", dataset_digest: str = "", **changes: Any
+) -> str:
     """Write an untrained model of 8x8 grey images whose classes are a small dataset's; returns the folder as a URI."""
     values: dict[str, Any] = {
         "network": TINY_UNET,
@@ -28,7 +30,8 @@ def write_editing_model(folder: Path, *, seed: int = 1, class_names: str = "abcd
     with torch.no_grad():  # the last convolution of a fresh U-Net is zero: its images would not depend on the label
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
-    card = ModelCard(config=config, class_names=tuple(class_names) if config.num_classes else ())
+    names = tuple(class_names) if config.num_classes else ()
+    card = ModelCard(config=config, class_names=names, dataset_digest=dataset_digest)
     folder.mkdir(parents=True)
     for name, data in encode_model(card, network.state_dict(), None).as_dict().items():
         (folder / name).write_bytes(data)

@@ -26,8 +26,12 @@ def write_model(
     image_size: tuple[int, int] = (8, 8),
     answers: bool = False,
     class_names: tuple[str, ...] | None = None,
+    dataset_digest: str = "",
 ) -> str:
-    """Write an untrained model's files; returns the folder as a URI. It answers 0, unless it is to answer something."""
+    """Write an untrained model's files; returns the folder as a URI. It answers 0, unless it is to answer something.
+
+    Its classes are called 0, 1, ... like those of the digits, unless they have other names.
+    """
     config = ModelConfig(
         network=network,
         schedule=ScheduleConfig(name="cosine", num_timesteps=num_timesteps),
@@ -35,8 +39,8 @@ def write_model(
         channels=channels,
         num_classes=num_classes,
     )
-    names = tuple(f"class {k}" for k in range(num_classes or 0)) if class_names is None else class_names
-    card = ModelCard(config=config, class_names=names)
+    names = tuple(str(k) for k in range(num_classes or 0)) if class_names is None else class_names
+    card = ModelCard(config=config, class_names=names, dataset_digest=dataset_digest)
     weights = build_network(config).state_dict()
     if answers:
         generator = torch.Generator().manual_seed(0)

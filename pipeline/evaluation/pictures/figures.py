@@ -70,6 +70,7 @@ def draw_figures(config: FiguresConfig) -> list[str]:
         PipelineError: As compare_samplers.
     """
     dataset = EvaluationDataset(config.dataset)
+    dataset.check_pixel_statistics()
     model = resolve_model(config.sample.model, config.tracking, trust_model_code=config.trust_model_code)
     card, loaded = load_model(model.files, model.uri)
     dataset.check_fits(card, model.uri)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ddpm import Estimate, ImageBound, LikelihoodConfig, RunningMoments
+from ddpm.added_field import added_field
 from pipeline.config_io import to_json
 from pipeline.errors import ConfigError
 from pipeline.generation.inventory import write_if_changed
@@ -19,6 +20,7 @@ from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.models.model_files import load_model, read_card
 from pipeline.models.model_uri import check_model_uris
 from pipeline.models.registry import ResolvedModel, resolve_model
+from pipeline.progress import say
 from pipeline.stores.storage import check_uris, join_uri, open_store
 from pipeline.tracking.tracking import TrackingConfig
 
@@ -84,6 +86,8 @@ class BoundComparison:
     """The same of the baseline."""
     difference: dict[str, Estimate]
     """Model minus baseline, image by image."""
+    warnings: tuple[str, ...] = added_field(default=(), pin=())
+    """What may make the figures wrong, one line each."""
 
     def table(self) -> str:
         """The figures as aligned text."""
@@ -92,7 +96,8 @@ class BoundComparison:
             of_each = (self.of_model[name], self.of_baseline[name], self.difference[name])
             rows.append([name, *(f"{estimate.value:.4f} +- {estimate.standard_error:.4f}" for estimate in of_each)])
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
 def compare_bounds(config: BoundComparisonConfig) -> BoundComparison:
@@ -106,10 +111,13 @@ def compare_bounds(config: BoundComparisonConfig) -> BoundComparison:
 
     Raises:
         DatasetMissingError: If there is no dataset, or it has no held-out split.
-        ConfigError: If a model makes other images than the dataset holds, or has fewer steps than the bound asks for.
+        ConfigError: If a model makes other images or has other classes than the dataset, or has fewer steps than the
+            bound asks for.
         ModelMissingError, CheckpointError, StorageError: If models or dataset cannot be read.
     """
-    dataset, model, baseline = _resolve(config)
+    dataset, model, baseline, warnings = _resolve(config)
+    for warning in warnings:
+        say(f"warning: {warning}")
     pairs = zip(_bounds(model, dataset, config), _bounds(baseline, dataset, config))
     moments = functools.reduce(RunningMoments.__add__, (_side_by_side(ours, theirs) for ours, theirs in pairs))
     of_model, of_baseline, difference = (
@@ -123,13 +131,17 @@ def compare_bounds(config: BoundComparisonConfig) -> BoundComparison:
         of_model=of_model,
         of_baseline=of_baseline,
         difference=difference,
+        warnings=warnings,
     )
     write_if_changed(open_store(config.output), REPORT_KEY, to_json(comparison))
     return comparison
 
 
-def _resolve(config: BoundComparisonConfig) -> tuple[EvaluationDataset, ResolvedModel, ResolvedModel]:
-    """Dataset, model and baseline, checked against each other."""
+def _resolve(
+    config: BoundComparisonConfig,
+) -> tuple[EvaluationDataset, ResolvedModel, ResolvedModel, tuple[str, ...]]:
+    """Dataset, model and baseline, checked against each other, and warnings."""
+    warnings: list[str] = []
     dataset = EvaluationDataset(config.dataset)
     model, baseline = (
         resolve_model(uri, config.tracking, trust_model_code=config.trust_model_code)
@@ -137,7 +149,7 @@ def _resolve(config: BoundComparisonConfig) -> tuple[EvaluationDataset, Resolved
     )
     for found in (model, baseline):
         card = read_card(found.files, found.uri)
-        dataset.check_fits(card, found.uri)
+        warnings += dataset.check_fits(card, found.uri)
         most = card.config.schedule.num_timesteps
         if config.bound.num_steps is not None and config.bound.num_steps > most:
             raise ConfigError(
@@ -146,7 +158,7 @@ def _resolve(config: BoundComparisonConfig) -> tuple[EvaluationDataset, Resolved
             )
     if model.files.digest == baseline.files.digest:
         raise ConfigError(f"baseline: must be another model, got {baseline.uri}, which is the model; name another")
-    return dataset, model, baseline
+    return dataset, model, baseline, tuple(warnings)
 
 
 def _bounds(model: ResolvedModel, dataset: EvaluationDataset, config: BoundComparisonConfig) -> Iterator[ImageBound]:
@@ -164,11 +176,12 @@ def _side_by_side(ours: ImageBound, theirs: ImageBound) -> RunningMoments:
 
 def describe_plan(config: BoundComparisonConfig) -> list[tuple[str, str]]:
     """What a comparison would do, as names and values; reads manifest and models, starts nothing."""
-    dataset, model, baseline = _resolve(config)
+    dataset, model, baseline, warnings = _resolve(config)
     num_images = min(config.max_images, dataset.manifest.splits["held_out"].num_samples)
     rows = [("dataset", f"{config.dataset}: about {num_images:,} held-out images")]
     for name, found in (("model", model), ("baseline", baseline)):
         schedule = read_card(found.files, found.uri).config.schedule
         evaluations = config.bound.terms_per_image or config.bound.num_steps or schedule.num_timesteps
         rows.append((name, f"{found.uri}: {evaluations:,} evaluations of the network per image"))
-    return [*rows, ("report", join_uri(config.output, REPORT_KEY))]
+    rows.append(("report", join_uri(config.output, REPORT_KEY)))
+    return [*rows, *(("warning", warning) for warning in warnings)]

@@ -15,7 +15,7 @@ from pipeline.models.calibration import Calibration
 from pipeline.models.model_files import load_model, read_card
 from pipeline.models.model_uri import check_model_uris
 from pipeline.models.registry import resolve_model
-from pipeline.progress import Progress
+from pipeline.progress import Progress, say
 from pipeline.stores.storage import check_file_uris, check_uris, open_store, split_file_uri
 from pipeline.tracking.tracking import TrackingConfig
 
@@ -74,7 +74,9 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     check_levels(manifest, store.uri)
     card = read_card(model.files, model.uri)
     network_config = card.config
-    check_fits(manifest, card, config.dataset, model.uri)
+    warnings = check_fits(manifest, card, config.dataset, model.uri)
+    for warning in warnings:
+        say(f"warning: {warning}")
     num_timesteps = network_config.schedule.num_timesteps
     if config.terms_per_image > num_timesteps:
         raise ConfigError(f"terms_per_image: must be at most {num_timesteps}, its steps, got {config.terms_per_image}")
@@ -106,6 +108,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         num_images=num_images,
         clip_x_0=config.clip_x_0,
         x_0_error=tuple(x_0_error_table(errors).tolist()),
+        warnings=warnings,
     )
     open_store(folder).write(name, to_json(calibration))
     return calibration

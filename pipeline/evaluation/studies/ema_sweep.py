@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ddpm import PowerProfile
+from ddpm.added_field import added_field
 from pipeline.cluster import ClusterConfig, ray_session
 from pipeline.config_io import refuse_empty, to_json
 from pipeline.config_sections import write_section
 from pipeline.evaluation.charts import Line, Panel, line_charts
 from pipeline.evaluation.evaluate import EvaluateConfig, MeasuresConfig, evaluate
+from pipeline.evaluation.report import EvaluationRecord
 from pipeline.generation.inventory import write_if_changed
 from pipeline.generation.requests import Generate
 from pipeline.generation.sample_job import ImagesConfig
@@ -89,6 +91,8 @@ class EmaSweepRow:
     """Digest of its files."""
     figures: dict[str, float]
     """The model's figures by name, as `evaluate` names them."""
+    standard_errors: dict[str, float] = added_field(default_factory=dict, pin={})
+    """Their standard errors, where known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +111,12 @@ class EmaSweep:
     """Images of each model that were measured."""
     rows: tuple[EmaSweepRow, ...]
     """The registered average first, then by length."""
+    real: dict[str, float] = added_field(default_factory=dict, pin={})
+    """The figures of real images, as many as each model's: the Frechet distance depends on their number."""
+    real_standard_errors: dict[str, float] = added_field(default_factory=dict, pin={})
+    """Their standard errors."""
+    warnings: tuple[str, ...] = added_field(default=(), pin=())
+    """What may make the figures wrong, one line each."""
 
     def table(self) -> str:
         """The figures as aligned text."""
@@ -115,9 +125,21 @@ class EmaSweep:
         for row in self.rows:
             length = "registered" if row.sigma_rel is None else f"{row.sigma_rel:g}"
             residual = "-" if row.residual is None else f"{row.residual:.1e}"
-            lines.append((length, *(f"{row.figures[name]:.4f}" for name in names), residual))
+            lines.append((length, *_cells(names, row.figures, row.standard_errors), residual))
+        if self.real:
+            lines.append(("real images", *_cells(names, self.real, self.real_standard_errors), "-"))
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+        table = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines]
+        return "\n".join([*table, *(f"warning: {warning}" for warning in self.warnings)])
+
+
+def _cells(names: list[str], figures: dict[str, float], standard_errors: dict[str, float]) -> list[str]:
+    """Figures with their standard errors; "-" for one that is not known."""
+    cells = []
+    for name in names:
+        error = f" +- {standard_errors[name]:.4f}" if name in standard_errors else ""
+        cells.append(f"{figures[name]:.4f}{error}" if name in figures else "-")
+    return cells
 
 
 def sweep_ema(config: EmaSweepConfig) -> EmaSweep:
@@ -154,25 +176,37 @@ def sweep_ema(config: EmaSweepConfig) -> EmaSweep:
     status: Literal["FINISHED", "FAILED"] = "FAILED"
     try:
         rows: list[EmaSweepRow] = []
-        num_images = 0
+        records: list[EvaluationRecord] = []
         with ray_session(config.cluster):
             for sigma_rel, residual, files in _models(config, averages):
                 model = ResolvedModel(uri=f"{averages.uri}, {_name(sigma_rel)}", version=None, files=files)
                 say(f"{len(rows) + 1} of {len(config.sigma_rels) + 2}: {_name(sigma_rel)}")
                 record = evaluate(measures, model=model).record
-                figures = {name: f.model for name, f in record.figures.items() if f.model is not None}
-                num_images = record.num_images
+                records.append(record)
                 row = EmaSweepRow(
-                    sigma_rel=sigma_rel, residual=residual, model_digest=record.model_digest, figures=figures
+                    sigma_rel=sigma_rel,
+                    residual=residual,
+                    model_digest=record.model_digest,
+                    figures={name: f.model for name, f in record.figures.items() if f.model is not None},
+                    standard_errors={
+                        name: f.standard_error for name, f in record.figures.items() if f.standard_error is not None
+                    },
                 )
                 rows.append(row)
                 _log(run, row)
+        # The eps error has no figure of real images: what it calls so is the model's on the training images.
+        of_images = {name: f for name, f in records[0].figures.items() if name in ("frechet_pixels", "label_agreement")}
         sweep = EmaSweep(
             train=averages.uri,
             checkpoint=averages.checkpoint_uri,
             num_snapshots=len(averages.snapshots),
-            num_images=num_images,
+            num_images=records[0].num_images,
             rows=tuple(rows),
+            real={name: f.real for name, f in of_images.items() if f.real is not None},
+            real_standard_errors={
+                name: f.real_standard_error for name, f in of_images.items() if f.real_standard_error is not None
+            },
+            warnings=tuple(dict.fromkeys(warning for record in records for warning in record.warnings)),
         )
         _publish(config, sweep, run)
         status = "FINISHED"

@@ -2,7 +2,8 @@
 
 Each sampler with each number of steps is a generation run of its own, made as `sample` makes any: over the whole
 cluster, exactly once. A comparison that was cut off goes on with what is missing, and one that gets another sampler
-makes only that one's images. Real images stand beside the figures.
+makes only that one's images. As many real images stand beside the figures. Samplers are compared image by image, where
+what they share in noise and in held-out images cancels.
 """
 
 import dataclasses
@@ -20,10 +21,8 @@ from ddpm import (
     DPMSolver3M,
     DPMSolver3MCommon,
     Heun,
-    Moments,
     NoiseSchedule,
     Sampler,
-    frechet_distance,
     make_schedule,
 )
 from ddpm.samplers.registry import AnySampler
@@ -31,13 +30,14 @@ from pipeline.cluster import ClusterConfig, ray_session
 from pipeline.config_io import to_json
 from pipeline.data.image_stream import LabelledImages, join_images
 from pipeline.errors import ConfigError
-from pipeline.evaluation.studies.sampler_table import SamplerComparison, SamplerRow, draw_comparison
+from pipeline.evaluation.studies.sampler_judge import JudgedImages, SamplerJudge, rows_of
+from pipeline.evaluation.studies.sampler_table import SamplerComparison, draw_comparison
 from pipeline.generation.inventory import write_if_changed
 from pipeline.generation.requests import Generate
 from pipeline.generation.sample import sample
 from pipeline.generation.sample_job import ImagesConfig, SampleConfig, resolve_job
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
-from pipeline.measuring.measures import PixelClassifier, pixel_moments, pixels
+from pipeline.measuring.measures import pixels
 from pipeline.models.model_files import ModelCard, read_card
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.progress import say
@@ -81,6 +81,9 @@ class SamplerComparisonConfig:
     given: all that fit the model."""
     evaluations: tuple[int, ...] = (5, 10, 20, 50, 250, 1000)
     """Numbers of network evaluations per image; a sampler takes as many steps as these allow."""
+    num_seeds: int = 1
+    """Seeds, from sample.seed on: each makes as many images once more, from other noise, and the figures are means. The
+    Frechet distance stays that of one seed's number of images."""
     max_train_images: int = 10_000
     """Training images, spread over the split, for the classifier and the real figures."""
     trust_model_code: bool = False
@@ -105,8 +108,11 @@ class SamplerComparisonConfig:
             )
         if not self.evaluations or min(self.evaluations) < 1:
             raise ValueError(f"evaluations: at least one number, each at least 1, got {self.evaluations}; try 10 20 50")
-        if self.max_train_images < 1:
-            raise ValueError(f"max_train_images: must be at least 1, got {self.max_train_images}; take 10000")
+        for name in ("num_seeds", "max_train_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}; choose a positive number")
+        if self.sample.seed + self.num_seeds > 2**64:
+            raise ValueError(f"num_seeds: seeds end at 2^64, got {self.num_seeds} from sample.seed on; choose fewer")
 
 
 def compare_samplers(config: SamplerComparisonConfig, *, model: ResolvedModel | None = None) -> SamplerComparison:
@@ -120,28 +126,36 @@ def compare_samplers(config: SamplerComparisonConfig, *, model: ResolvedModel | 
         The figures; they are in the output as `samplers.json` and `samplers.png` too.
 
     Raises:
-        ConfigError: If model and dataset do not belong together, or have no classes.
+        ConfigError: If model and dataset do not belong together or have no classes, or the images are too large.
         PipelineError: As sample.
     """
     started_s = time.monotonic()
     found = _resolve(config, model)
-    judge = _Judge(config, found.dataset)
-    rows = []
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+    num_images = config.sample.images_per_class * (found.card.config.num_classes or 1)
+    judge = SamplerJudge(found.dataset, config.max_train_images, num_images)
+    judged = []
     with ray_session(config.cluster):
-        reference = _images(config, found.reference, found)
+        references = [_images(config, found.reference, found, k) for k in range(config.num_seeds)]
         for number, run in enumerate(found.runs, start=1):
             say(f"{number} of {len(found.runs)}: {run.name}, {run.num_evaluations} evaluations")
-            made = _images(config, run.sampler, found)
-            rows.append(judge.row(run, made, reference if run.sampler.is_deterministic else None))
+            judged.append(_judge(config, run, judge, found, references))
     comparison = SamplerComparison(
         model=found.model.uri,
         model_digest=found.model.files.digest,
         dataset_digest=found.dataset.manifest.digest,
-        num_images=config.sample.images_per_class * (found.card.config.num_classes or 1),
+        num_images=num_images,
         wall_s=round(time.monotonic() - started_s),
-        real_frechet_pixels=judge.real_frechet,
+        real_frechet_pixels=judge.real.distance.value,
         real_label_agreement=judge.real_agreement,
-        rows=tuple(rows),
+        rows=rows_of(judged),
+        num_seeds=config.num_seeds,
+        num_compared_images=judge.real.num_images,
+        num_real_sets=judge.real.num_sets,
+        real_frechet_standard_error=judge.real.distance.standard_error,
+        real_agreement_standard_error=judge.real_agreement_standard_error,
+        warnings=found.warnings,
     )
     store = open_store(config.sample.output)
     write_if_changed(store, REPORT_KEY, to_json(comparison))
@@ -149,31 +163,26 @@ def compare_samplers(config: SamplerComparisonConfig, *, model: ResolvedModel | 
     return comparison
 
 
-class _Judge:
-    """The figures of merit; real images are read once."""
-
-    def __init__(self, config: SamplerComparisonConfig, dataset: EvaluationDataset) -> None:
-        train = join_images(list(dataset.stream("train", config.max_train_images)))
-        self._classifier = PixelClassifier(train)
-        self._held_out = self._moments(dataset.stream("held_out"))
-        self.real_frechet = frechet_distance(self._moments([train]), self._held_out)
-        self.real_agreement = self._classifier.agreement(dataset.stream("held_out"))
-
-    def row(self, run: "_Run", made: LabelledImages, reference: LabelledImages | None) -> SamplerRow:
-        """Measure a run's images."""
-        rms = None if reference is None else float(np.sqrt(np.mean((pixels(made) - pixels(reference)) ** 2)))
-        return SamplerRow(
-            sampler=run.name,
-            max_evaluations=run.max_evaluations,
-            num_evaluations=run.num_evaluations,
-            frechet_pixels=float(frechet_distance(self._moments([made]), self._held_out)),
-            label_agreement=self._classifier.agreement([made]),
-            rms_to_reference=rms,
-        )
-
-    @staticmethod
-    def _moments(stream: "list[LabelledImages] | Iterator[LabelledImages]") -> Moments:
-        return pixel_moments(stream, None)[0]
+def _judge(
+    config: SamplerComparisonConfig,
+    run: "_Run",
+    judge: SamplerJudge,
+    found: "_Comparison",
+    references: list[LabelledImages],
+) -> JudgedImages:
+    """Make and measure a run's images, of every seed."""
+    parts, squares = [], []
+    for k, reference in enumerate(references):
+        made = _images(config, run.sampler, found, k)
+        parts.append(judge.judge(made))
+        squares.append(float(np.mean((pixels(made) - pixels(reference)) ** 2)))
+    return JudgedImages(
+        sampler=run.name,
+        max_evaluations=run.max_evaluations,
+        num_evaluations=run.num_evaluations,
+        seeds=tuple(parts),
+        rms_to_reference=float(np.sqrt(np.mean(squares))) if run.sampler.is_deterministic else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,15 +204,17 @@ class _Comparison:
     card: ModelCard
     reference: AnySampler
     runs: tuple[_Run, ...]
+    warnings: tuple[str, ...]
 
 
 def _resolve(config: SamplerComparisonConfig, model: ResolvedModel | None) -> _Comparison:
     """Look up everything that any of the runs needs, so that none of them fails after hours of others."""
     dataset = EvaluationDataset(config.dataset)
+    dataset.check_pixel_statistics()
     if model is None:
         model = resolve_model(config.sample.model, config.tracking, trust_model_code=config.trust_model_code)
     card = read_card(model.files, model.uri)
-    dataset.check_fits(card, model.uri)
+    warnings = dataset.check_fits(card, model.uri)
     if (card.config.num_classes or 0) < 2:
         raise ConfigError(f"sample.model: {model.uri} has no classes to read in its images; compare one that has")
     obstacles = {name: _obstacle(name, config, card) for name in config.samplers or COMPARED}
@@ -214,8 +225,8 @@ def _resolve(config: SamplerComparisonConfig, model: ResolvedModel | None) -> _C
     num_steps = min(REFERENCE.num_steps, card.config.schedule.num_timesteps)
     reference = dataclasses.replace(_with_options(REFERENCE, config.sample.sampler), num_steps=num_steps)
     for sampler in (reference, *{run.name: run.sampler for run in runs}.values()):
-        resolve_job(_sample_config(config, sampler), model)
-    return _Comparison(dataset=dataset, model=model, card=card, reference=reference, runs=runs)
+        resolve_job(_sample_config(config, sampler, 0), model)
+    return _Comparison(dataset=dataset, model=model, card=card, reference=reference, runs=runs, warnings=warnings)
 
 
 def _obstacle(name: str, config: SamplerComparisonConfig, card: ModelCard) -> str | None:
@@ -265,21 +276,23 @@ def _with_options(sampler: AnySampler, base: Sampler) -> AnySampler:
     )
 
 
-def _sample_config(config: SamplerComparisonConfig, sampler: AnySampler) -> SampleConfig:
+def _sample_config(config: SamplerComparisonConfig, sampler: AnySampler, seed: int) -> SampleConfig:
     calibration = config.sample.calibration if sampler.needs_x_0_error else None
-    images = dataclasses.replace(config.sample, sampler=sampler, calibration=calibration)
+    images = dataclasses.replace(
+        config.sample, sampler=sampler, calibration=calibration, seed=config.sample.seed + seed
+    )
     return SampleConfig.of(images, config.tracking, config.cluster, trust_model_code=config.trust_model_code)
 
 
-def _images(config: SamplerComparisonConfig, sampler: AnySampler, found: _Comparison) -> LabelledImages:
-    """The images of one sampler, made if they are missing."""
-    return join_images(list(sample(_sample_config(config, sampler), model=found.model).images()))
+def _images(config: SamplerComparisonConfig, sampler: AnySampler, found: _Comparison, seed: int) -> LabelledImages:
+    """The images of one sampler and seed, made if they are missing."""
+    return join_images(list(sample(_sample_config(config, sampler, seed), model=found.model).images()))
 
 
 def describe_plan(config: SamplerComparisonConfig) -> list[tuple[str, str]]:
     """What a comparison would do, as names and values; reads manifest and models, starts nothing."""
     found = _resolve(config, None)
-    num_images = config.sample.images_per_class * (found.card.config.num_classes or 1)
+    num_images = config.sample.images_per_class * (found.card.config.num_classes or 1) * config.num_seeds
     evaluations = sum(run.num_evaluations for run in found.runs)
     evaluations += found.reference.num_evaluations(make_schedule(found.card.config.schedule))
     guided = 1 if config.sample.sampler.guidance_scale == 1.0 else 2
@@ -289,4 +302,5 @@ def describe_plan(config: SamplerComparisonConfig) -> list[tuple[str, str]]:
         ("runs", f"{len(found.runs)} of {num_images:,} images each, and the reference"),
         ("network evaluations", f"{num_images * evaluations * guided:,} images at most; what exists is not made again"),
         ("report", join_uri(config.sample.output, REPORT_KEY)),
+        *(("warning", warning) for warning in found.warnings),
     ]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ddpm.added_field import added_field
 from pipeline.evaluation.charts import Line, Panel, line_charts
 from pipeline.progress import format_duration
 
@@ -23,6 +24,14 @@ class SamplerRow:
     rms_to_reference: float | None
     """Root mean square difference, pixels in [0, 1], to the reference's images from the same x_T; None for a sampler
     that adds noise."""
+    frechet_standard_error: float | None = added_field(default=None, pin=None)
+    """Standard error of the distance over images, the held-out ones being the same."""
+    agreement_standard_error: float | None = added_field(default=None, pin=None)
+    """Standard error of the agreement."""
+    frechet_better_than: tuple[str, ...] = added_field(default=(), pin=())
+    """Samplers with as many evaluations whose distance is surely larger (sampler_judge.py)."""
+    agreement_better_than: tuple[str, ...] = added_field(default=(), pin=())
+    """Those whose agreement is surely smaller."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,15 +47,28 @@ class SamplerComparison:
     dataset_digest: str
     """Digest of the dataset's manifest."""
     num_images: int
-    """Images of each row."""
+    """Images of each row and seed."""
     wall_s: float
     """Time of the whole comparison, seconds; less if some images existed already."""
     real_frechet_pixels: float
-    """Frechet distance of the training images to the held-out images."""
+    """Frechet distance of as many training images to the held-out images, mean over sets of them; in records without
+    num_compared_images, of all training images."""
     real_label_agreement: float
     """Share of held-out images that the classifier reads as their class."""
     rows: tuple[SamplerRow, ...]
     """In the order of the samplers, each with ascending evaluations."""
+    num_seeds: int = added_field(default=1, pin=1)
+    """Seeds of which each row is the mean."""
+    num_compared_images: int | None = added_field(default=None, pin=None)
+    """Images in each Frechet distance, real or generated."""
+    num_real_sets: int | None = added_field(default=None, pin=None)
+    """Disjoint sets of so many training images."""
+    real_frechet_standard_error: float | None = added_field(default=None, pin=None)
+    """Standard error of the distance of one of these sets."""
+    real_agreement_standard_error: float | None = added_field(default=None, pin=None)
+    """That of the held-out images' agreement."""
+    warnings: tuple[str, ...] = added_field(default=(), pin=())
+    """What may make the figures wrong, one line each."""
 
     @property
     def samplers(self) -> list[str]:
@@ -54,29 +76,62 @@ class SamplerComparison:
         return list(dict.fromkeys(row.sampler for row in self.rows))
 
     def table(self) -> str:
-        """The figures as tables of Markdown: a row for each sampler, a column for each limit of evaluations."""
-        tables = [
-            f"{self.num_images:,} images of {self.model} each, made and measured in {format_duration(self.wall_s)}"
+        """The figures as tables of Markdown, a row for each sampler and a column for each limit of evaluations.
+
+        Below them stands which differences are more than chance.
+        """
+        seeds = f"{self.num_seeds} seeds of " if self.num_seeds > 1 else ""
+        parts = [
+            f"{seeds}{self.num_images:,} images of {self.model} each, made and measured in "
+            f"{format_duration(self.wall_s)}; +- is one standard error over images"
         ]
-        for title, field, digits in (
-            (f"Frechet distance (real: {self.real_frechet_pixels:.3f})", "frechet_pixels", 3),
-            (f"label agreement (real: {self.real_label_agreement:.3f})", "label_agreement", 3),
-            ("RMS to the reference, pixels in [0, 1]", "rms_to_reference", 4),
+        real_frechet = _number(self.real_frechet_pixels, self.real_frechet_standard_error, 3)
+        real_agreement = _number(self.real_label_agreement, self.real_agreement_standard_error, 3)
+        of_as_many = f", {self.num_compared_images:,} images each" if self.num_compared_images else ""
+        for title, field, error, digits in (
+            (f"Frechet distance{of_as_many} (real: {real_frechet})", "frechet_pixels", "frechet_standard_error", 3),
+            (f"label agreement (real: {real_agreement})", "label_agreement", "agreement_standard_error", 3),
+            ("RMS to the reference, pixels in [0, 1]", "rms_to_reference", None, 4),
         ):
             if any(getattr(row, field) is not None for row in self.rows):
-                tables.append(self._table(title, field, digits))
-        return "\n\n".join(tables)
+                parts.append(self._table(title, field, error, digits))
+        parts.append(self._differences())
+        return "\n\n".join([*parts, *(f"warning: {warning}" for warning in self.warnings)])
 
-    def _table(self, title: str, field: str, digits: int) -> str:
+    def _table(self, title: str, field: str, error: str | None, digits: int) -> str:
         rows = [row for row in self.rows if getattr(row, field) is not None]
         columns = sorted({row.max_evaluations for row in rows})
         lines = [f"| {title} | " + " | ".join(str(column) for column in columns) + " |"]
         lines.append("|---" * (len(columns) + 1) + "|")
         for name in dict.fromkeys(row.sampler for row in rows):
             cells = {row.max_evaluations: row for row in rows if row.sampler == name}
-            values = [f"{getattr(cells[c], field):.{digits}f}" if c in cells else "" for c in columns]
+            values = [
+                _number(getattr(cells[c], field), getattr(cells[c], error) if error else None, digits)
+                if c in cells
+                else ""
+                for c in columns
+            ]
             lines.append(f"| {name} | " + " | ".join(values) + " |")
         return "\n".join(lines)
+
+    def _differences(self) -> str:
+        """Which samplers no other is surely better than, for each number of evaluations."""
+        lines = [
+            "Samplers than which no other is surely better (paired over images; a false alarm in 5 % of the lines). No "
+            "difference among those of a line is supported:"
+        ]
+        for evaluations in sorted({row.max_evaluations for row in self.rows}):
+            column = [row for row in self.rows if row.max_evaluations == evaluations]
+            for what, field in (("Frechet distance", "frechet_better_than"), ("agreement", "agreement_better_than")):
+                beaten = {name for row in column for name in getattr(row, field)}
+                unbeaten = [row.sampler for row in column if row.sampler not in beaten]
+                which = "all" if not beaten else "; ".join(unbeaten)
+                lines.append(f"- {evaluations} evaluations, {what}: {which}")
+        return "\n".join(lines)
+
+
+def _number(value: float, standard_error: float | None, digits: int) -> str:
+    return f"{value:.{digits}f}" + (f" +- {standard_error:.{digits}f}" if standard_error else "")
 
 
 def draw_comparison(comparison: SamplerComparison) -> bytes:

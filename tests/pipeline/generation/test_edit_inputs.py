@@ -77,6 +77,7 @@ def test_bad_requests_are_one_line_and_exit_code_2(
         ({"num_classes": None}, {"label": 2}, r"^request.label: models:/m/1 has no classes, got 2"),
         ({"class_names": "abc", "num_classes": 3}, {}, r"^request.label: .*\(a, b, c, d, e, ...\).*\(a, b, c\)"),
         ({"class_names": "abcdefx"}, {}, r"^request.label: .*choose a label for all"),
+        ({"class_names": "gfedcba"}, {}, r"^request.label: .*choose a label for all"),
     ],
 )  # fmt: skip
 def test_inputs_that_do_not_fit_the_model_are_refused(

@@ -10,6 +10,7 @@ import torch
 
 from ddpm import DDIM, Ancestral, generate, images_to_x_0, x_0_error_table, x_0_errors, x_0_to_images
 from pipeline.config_io import from_json, to_json
+from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError, FormatVersionError
 from pipeline.evaluation.studies.calibration import CalibrateConfig, calibrate, describe_plan
 from pipeline.generation.sample import sample
@@ -119,6 +120,29 @@ def test_mistakes_are_found_before_anything_is_measured(
 ) -> None:
     with pytest.raises((ConfigError, ValueError), match=words):
         calibrate(dataclasses.replace(config, **changes))
+
+
+def test_other_classes_are_refused(config: CalibrateConfig, tmp_path: Path) -> None:
+    reordered = write_editing_model(tmp_path / "reordered", class_names="gbcdefa")
+    with pytest.raises(ConfigError, match=r"^dataset: .*the same classes in another order .*label 0 is 'a' here, 'g' "):
+        calibrate(dataclasses.replace(config, model=reordered))
+    assert not Path(config.output).exists()
+
+
+def test_of_another_dataset_than_the_training_s_the_file_and_who_samples_with_it_say_so(
+    config: CalibrateConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = load_manifest(open_store(config.dataset)).digest
+    trained = write_editing_model(tmp_path / "trained", dataset_digest=own)
+    assert calibrate(dataclasses.replace(config, model=trained)).warnings == ()
+    assert "warning" not in capsys.readouterr().out
+    elsewhere = write_editing_model(tmp_path / "elsewhere", dataset_digest="a" * 64)
+    config = dataclasses.replace(config, model=elsewhere)
+    (warning,) = calibrate(config).warnings
+    assert "another split" in warning and own[:16] in warning and "a" * 16 in warning
+    assert f"warning: {warning}" in capsys.readouterr().out
+    run(sample_config(config, tmp_path / "images"))
+    assert f"warning: calibration {config.output}: {warning}" in capsys.readouterr().out
 
 
 def test_another_dataset_is_refused(config: CalibrateConfig, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The pictures of a model: drawn from real measurements, in the folder and in the run."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import pytest
 import torch
 
 from ddpm import LikelihoodConfig
+from pipeline.config_io import to_json
+from pipeline.data.manifest import MANIFEST_KEY, load_manifest
 from pipeline.data.shards import decode_png
+from pipeline.errors import ConfigError
 from pipeline.evaluation.pictures.figures import (
     FiguresConfig,
     describe_plan,
@@ -16,11 +20,13 @@ from pipeline.evaluation.pictures.figures import (
     draw_figures,
     draw_trajectory,
 )
+from pipeline.evaluation.studies.sampler_comparison import compare_samplers
 from pipeline.generation.sample_job import ImagesConfig
 from pipeline.measuring.bound import BoundMeter
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.models.model_files import load_model
 from pipeline.models.registry import register_model, resolve_model
+from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
 from tests.pipeline.evaluation.studies.test_sampler_comparison import digits  # noqa: F401
 from tests.pipeline.registered_models import download_artifacts
@@ -62,6 +68,22 @@ def test_every_picture_is_in_the_folder_and_in_the_run(digits: str, tmp_path: Pa
     }
     logged = download_artifacts(run, "figures", tmp_path / "logged")
     assert {path.name: path.read_bytes() for path in logged.iterdir()} == drawn
+
+
+def test_images_too_large_for_pixel_statistics_are_refused_before_anything_is_measured(
+    digits: str,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    manifest = dataclasses.replace(load_manifest(open_store(digits)), image_size=(72, 64))
+    (tmp_path / MANIFEST_KEY).write_bytes(to_json(manifest))
+    model = write_model(tmp_path / "model", num_classes=10, image_size=(72, 64))
+    images = ImagesConfig(model=model, output=str(tmp_path / "samples"))
+    config = FiguresConfig(dataset=str(tmp_path), sample=images, output=str(tmp_path / "figures"))
+    for act in (draw_figures, compare_samplers, describe_plan):
+        with pytest.raises(ConfigError, match=r"^dataset: .*4,608 values are too large for pixel statistics"):
+            act(config)  # type: ignore[operator]
+    assert "measuring" not in capsys.readouterr().out
 
 
 def test_its_own_rules_hold_and_those_of_the_comparison() -> None:

@@ -8,6 +8,7 @@ import torch
 
 from ddpm import LikelihoodConfig, ModelConfig, ScheduleConfig, build_network
 from pipeline.config_io import from_json
+from pipeline.data.manifest import load_manifest
 from pipeline.data.prepare import PrepareConfig, prepare
 from pipeline.errors import ConfigError, ModelMissingError
 from pipeline.evaluation.studies.bound_comparison import (
@@ -17,6 +18,7 @@ from pipeline.evaluation.studies.bound_comparison import (
     describe_plan,
 )
 from pipeline.models.model_files import ModelCard, encode_model
+from pipeline.stores.storage import open_store
 from tests.pipeline.tiny_models import TINY_UNET
 
 
@@ -27,7 +29,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
-def write_model(folder: Path, *, shift: float = 0.0, image_size: int = 8, learned_variance: bool = False) -> str:
+def write_model(
+    folder: Path,
+    *,
+    shift: float = 0.0,
+    image_size: int = 8,
+    learned_variance: bool = False,
+    class_names: str = "0123456789",
+    dataset_digest: str = "",
+) -> str:
     """An untrained model, which answers 0 plus a shift."""
     config = ModelConfig(
         network=dataclasses.replace(TINY_UNET, learned_variance=learned_variance),
@@ -40,7 +50,7 @@ def write_model(folder: Path, *, shift: float = 0.0, image_size: int = 8, learne
     last = [name for name, tensor in weights.items() if name.endswith("bias") and len(tensor) == 1 + learned_variance]
     weights[last[-1]] = torch.full_like(weights[last[-1]], shift)
     folder.mkdir(parents=True)
-    card = ModelCard(config=config, class_names=tuple(map(str, range(10))))
+    card = ModelCard(config=config, class_names=tuple(class_names), dataset_digest=dataset_digest)
     for name, data in encode_model(card, weights, None).as_dict().items():
         (folder / name).write_bytes(data)
     return str(folder)
@@ -81,6 +91,9 @@ def test_what_does_not_fit_is_refused_in_one_line(dataset: str, tmp_path: Path) 
     model = write_model(tmp_path / "model")
     with pytest.raises(ConfigError, match=r"^dataset: .* 8 x 8 pixels .* makes images of 16 x 16 pixels"):
         compare_bounds(config(dataset, tmp_path, model=model, baseline=write_model(tmp_path / "big", image_size=16)))
+    with pytest.raises(ConfigError, match=r"^dataset: .*the same classes in another order"):
+        reordered = write_model(tmp_path / "reordered", class_names="1023456789")
+        compare_bounds(config(dataset, tmp_path, model=model, baseline=reordered))
     with pytest.raises(ModelMissingError):
         compare_bounds(config(dataset, tmp_path, model=model, baseline=str(tmp_path / "nowhere")))
     with pytest.raises(ConfigError, match=r"bound\.num_steps: must be in \[1, 30\]"):
@@ -93,6 +106,19 @@ def test_what_does_not_fit_is_refused_in_one_line(dataset: str, tmp_path: Path) 
     with pytest.raises(ValueError, match="importance"):
         importance = LikelihoodConfig(terms="importance", terms_per_image=3)
         config(dataset, tmp_path, model=model, baseline=model, bound=importance)
+
+
+def test_each_model_that_was_trained_on_something_else_is_named(
+    dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = load_manifest(open_store(dataset)).digest
+    model = write_model(tmp_path / "model", dataset_digest=own)
+    other = write_model(tmp_path / "other", shift=0.5, dataset_digest="a" * 64)
+    asked = config(dataset, tmp_path, model=model, baseline=other, max_images=4)
+    (warning,) = compare_bounds(asked).warnings
+    assert warning.startswith(f"{other} was trained on another dataset")
+    assert capsys.readouterr().out == f"warning: {warning}\n"
+    assert ("warning", warning) in describe_plan(asked)
 
 
 def test_the_plan_says_what_it_takes(dataset: str, tmp_path: Path) -> None:

@@ -59,6 +59,12 @@ def test_a_sweep(config: EmaSweepConfig, tmp_path: Path) -> None:
     assert (sweep.num_snapshots, sweep.num_images) == (16, 100)
     assert len({row.model_digest for row in sweep.rows}) == 4
     assert len({row.figures["eps_mse"] for row in sweep.rows}) == 4
+    assert set(sweep.real) == set(sweep.real_standard_errors) == {"frechet_pixels", "label_agreement"}
+    assert 0.3 < sweep.real["frechet_pixels"] < 0.7, "of 100 real images each, where 1,500 have 0.14"
+    lines = sweep.table().splitlines()
+    assert lines[5].split()[:2] == ["real", "images"]
+    assert all(row.standard_errors["frechet_pixels"] > 0 for row in sweep.rows)
+    assert lines[6:] == [f"warning: {warning}" for warning in sweep.warnings] and len(sweep.warnings) == 4
     assert sweep.rows[2].residual == pytest.approx(0, abs=1e-6), "0.05 was tracked"
 
     output = Path(config.output)

@@ -77,9 +77,12 @@ def test_figures_are_those_of_the_images_and_are_made_once(digits: str, model: s
     assert row.frechet_pixels == pytest.approx(
         frechet_distance(pixel_moments([made], None)[0], pixel_moments([held_out], None)[0]), rel=1e-9
     )
-    assert 0.98 < found.real_label_agreement < 1 and found.real_frechet_pixels < min(
-        r.frechet_pixels for r in found.rows
-    )
+    assert 0.98 < found.real_label_agreement < 1
+    assert found.real_frechet_pixels < min(row.frechet_pixels for row in found.rows)
+    assert (found.num_compared_images, found.num_real_sets) == (40, 10)
+    assert found.real_frechet_pixels > 4 * 0.1406, "of 40 real images, which have 0.14 if they are 1,500"
+    assert all(0 < (row.frechet_standard_error or 0) < 0.2 * row.frechet_pixels for row in found.rows)
+    assert len(found.warnings) == 1 and "does not say what it was trained on" in found.table()
     stored = (tmp_path / "out" / "samplers.json").read_bytes()
     assert from_json(SamplerComparison, stored, "samplers.json") == found
     before = bytes_of_shards(tmp_path / "out")
@@ -88,6 +91,15 @@ def test_figures_are_those_of_the_images_and_are_made_once(digits: str, model: s
     assert again.rows[:3] == found.rows
     assert {path: after[path] for path in before} == before, "what exists is not made again"
     assert len(after) == len(before) + 2
+    both = compare_samplers(dataclasses.replace(config, samplers=("ddim, eta 0",), num_seeds=2))
+    other_seed = dataclasses.replace(config, sample=dataclasses.replace(config.sample, seed=1))
+    second = compare_samplers(dataclasses.replace(other_seed, samplers=("ddim, eta 0",)))
+    one, two = found.rows[0], second.rows[0]
+    assert both.rows[0].frechet_pixels == pytest.approx((one.frechet_pixels + two.frechet_pixels) / 2)
+    assert both.rows[0].label_agreement == pytest.approx((one.label_agreement + two.label_agreement) / 2)
+    errors = [one.frechet_standard_error, two.frechet_standard_error]
+    assert both.rows[0].frechet_standard_error == pytest.approx(np.linalg.norm(errors) / 2)  # type: ignore[arg-type]
+    assert both.real_frechet_pixels == found.real_frechet_pixels, "the same real images, as many as those of a seed"
 
 
 @pytest.mark.parametrize("name", COMPARED)
@@ -113,6 +125,11 @@ def test_wrong_use_is_one_line(digits: str, model: str, tmp_path: Path) -> None:
     for name, reason in (("ancestral, learned_range", "not learned"), ("ancestral, analytic", "sample.calibration")):
         with pytest.raises(ConfigError, match=reason):
             describe_plan(config_of(digits, model, tmp_path, samplers=(name,)))
+    with pytest.raises(ValueError, match=r"^num_seeds: "):
+        config_of(digits, model, tmp_path, num_seeds=0)
+    reordered = write_model(tmp_path / "reordered", num_classes=10, class_names=tuple("1023456789"))
+    with pytest.raises(ConfigError, match=r"^dataset: .*the same classes in another order"):
+        compare_samplers(config_of(digits, reordered, tmp_path / "out"))
     unconditional = write_model(tmp_path / "model", num_classes=None)
     with pytest.raises(ConfigError, match="classes"):
         compare_samplers(config_of(digits, unconditional, tmp_path / "out"))
@@ -160,6 +177,16 @@ def test_table_and_chart_show_every_row() -> None:
         rows=tuple(rows),
     )
     table = found.table().splitlines()
+    assert "- 10 evaluations, Frechet distance: all" in table
+    surely = dataclasses.replace(
+        found,
+        rows=(found.rows[0], dataclasses.replace(found.rows[1], frechet_better_than=("b",)), found.rows[2]),
+        num_compared_images=10,
+        real_frechet_standard_error=0.02,
+    )
+    assert "- 10 evaluations, Frechet distance: a" in surely.table().splitlines()
+    assert "- 10 evaluations, agreement: all" in surely.table().splitlines()
+    assert "Frechet distance, 10 images each (real: 0.100 +- 0.020)" in surely.table()
     assert "| a | 0.200 | 0.100 |" in table and "| b |  | 0.100 |" in table
     assert sum(line.startswith("| b |") for line in table) == 2, "no RMS for a sampler that adds noise"
     assert draw_comparison(found)[:8] == b"\x89PNG\r\n\x1a\n"
