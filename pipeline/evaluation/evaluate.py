@@ -29,13 +29,12 @@ from ddpm import (
     Network,
     agreement_standard_error,
     frechet_distance,
-    x_0_to_images,
 )
 from pipeline.cluster import ClusterConfig
 from pipeline.config_io import to_json
 from pipeline.data.image_stream import LabelledImages, join_images, read_images, stream_images
 from pipeline.errors import ConfigError, PipelineError, TrackingUnavailableError
-from pipeline.evaluation.baselines import ClassGaussians
+from pipeline.evaluation.baselines import ClassGaussians, draw_images
 from pipeline.evaluation.fills import Fills
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
 from pipeline.generation.inventory import write_if_changed
@@ -57,7 +56,6 @@ REPORT_KEY = "evaluation.json"
 FILLS_KEY = "completions.png"
 _MAX_COVARIANCE_ENTRIES = 2**28  # of pixels, all classes together: 2 GiB
 _SIGNIFICANT_DIGITS = 6  # what lies beyond depends on the order of summation
-_DRAWN_AT_ONCE = 1000
 
 _OpenStream = Callable[[], Iterator[LabelledImages]]
 
@@ -197,7 +195,7 @@ def _measure(
         train = _class_moments(dataset, config, by_class)
         if by_class == num_classes:
             gaussians = ClassGaussians.fit([_in_x_0_scale(moments) for moments in train], image_shape)
-        draw = None if gaussians is None else functools.partial(_draw, gaussians, config.seed, num_classes)
+        draw = None if gaussians is None else functools.partial(draw_images, gaussians, config.seed, num_classes)
         figures["frechet_pixels"] = _frechet(config, dataset, made, sum(moments.count for moments in train), draw)
         if num_classes is not None and num_classes > 1:
             naive = None if draw is None else functools.partial(draw, made.num_asked)
@@ -359,15 +357,6 @@ def _bound_figures(
         )
         for name, estimate in estimates.items()
     }
-
-
-def _draw(gaussians: ClassGaussians, seed: int, num_classes: int | None, num_images: int) -> Iterator[LabelledImages]:
-    """As many images of the naive model, with the same labels, in the same 8 bits."""
-    for start in range(0, num_images, _DRAWN_AT_ONCE):
-        ids = torch.arange(start, min(start + _DRAWN_AT_ONCE, num_images))
-        label = None if num_classes is None else ids % num_classes
-        images = x_0_to_images(gaussians.sample(seed, ids, label)).numpy()
-        yield LabelledImages(images=images, labels=None if label is None else label.numpy())
 
 
 def _figure(value: float) -> float:
