@@ -75,6 +75,7 @@ WITH_FLAGS = {
     ),
     "--post-hoc-ema.snapshot-interval-steps": f"{_TRAIN} --post-hoc-ema.snapshot-interval-steps 100",
     "--trust-model-code": f"{_SAMPLE} --trust-model-code",
+    "--traceback": f"{_TRAIN} --traceback",
     "--tracking.uri": f"{_TRAIN} --tracking.uri sqlite:///artifacts/mlflow.db",
     "--gradient-checkpointing": f"{_TRAIN} --gradient-checkpointing",
     "--network.name own --network.factory package.module:factory": (
