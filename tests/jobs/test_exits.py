@@ -25,13 +25,21 @@ sys.exit(run_guarded(work, show_traceback={show_traceback}))
 """
 
 
+def takes_ctrl_c() -> None:
+    """In a new process before its program: tests in the background have the signal ignored, which is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run_work(
     work: str, stdout: int = subprocess.PIPE, show_traceback: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """A process that does nothing but this work, as a job does it."""
     indented = "\n".join(f"    {line}" for line in work.splitlines())
     code = GUARDED.format(root=str(ROOT), work=indented, show_traceback=show_traceback)
-    return subprocess.run([sys.executable, "-c", code], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, preexec_fn=takes_ctrl_c,
+    )  # fmt: skip
 
 
 def gone_reader() -> int:
@@ -44,7 +52,9 @@ def gone_reader() -> int:
 def test_ctrl_c_while_a_job_imports(tmp_path: Path) -> None:
     """The file of a job imports for seconds before its first line."""
     command = [sys.executable, "-X", "importtime", str(ROOT / "jobs" / "demo.py")]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=takes_ctrl_c
+    )
     assert process.stderr is not None
     imported = iter(process.stderr.readline, "")
     assert any(line.split("|")[-1].strip() == "jobs" for line in imported), "it ended before"
@@ -57,11 +67,11 @@ def test_ctrl_c_while_a_job_imports(tmp_path: Path) -> None:
 
 def test_other_processes_keep_their_ctrl_c() -> None:
     """Only a file of jobs/ takes the signal while it imports: not a test, a notebook, a service."""
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_IGN)
     code = (
         f"import sys, os, signal; sys.path.insert(0, {str(ROOT)!r}); import jobs; os.kill(os.getpid(), signal.SIGINT)"
     )
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, preexec_fn=takes_ctrl_c)
     assert "KeyboardInterrupt" in finished.stderr
 
 
