@@ -106,3 +106,21 @@ def test_more_steps_alone_do_not_lower_the_bound_but_less_noise_in_the_first_doe
     fallen = {name: totals[name, 1000] - totals[name, 4000] for name in (fixed, scaled)}
     assert 0 < fallen[fixed] < fallen[scaled] / 5
     assert totals["cosine", 4000] < totals[scaled, 4000] < totals[scaled, 1000] < totals[scaled, 250]
+
+
+def test_why_more_steps_alone_do_not_help_is_as_the_page_says() -> None:
+    counts = []
+    for num_timesteps in (1000, 4000):
+        alpha_bar = with_the_papers_ends(num_timesteps).alpha_bar
+        counts.append(int((alpha_bar / (1 - alpha_bar) > 1000).sum()))
+    assert counts == [6, 8]
+    schedule = make_schedule(ScheduleConfig())
+    snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
+    assert [round(float(snr[k] / snr[k + 1]), 1) for k in (0, 1)] == [2.2, 1.6]
+    width = float(schedule.posterior_log_variance[0].exp().sqrt())
+    assert (round(width, 4), round(2 / 255, 4)) == (0.0074, 0.0078)
+    own_level = math.erf(1 / 255 / width / math.sqrt(2))
+    assert (
+        round(-math.log2(own_level), 2),
+        round(float(terms_of_the_exact_model(schedule, torch.tensor([0]))[0]), 2),
+    ) == (1.31, 1.32)
