@@ -4,15 +4,17 @@ Limit: unlike in S3, one key cannot be both an object and the folder of others (
 """
 
 import errno
+import fcntl
+import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import ObjectMissingError, StorageAccessError
-from pipeline.stores.object_store import TEMPORARY_PREFIX, ObjectInfo, check_key, one_line
+from pipeline.stores.object_store import TEMPORARY_PREFIX, ObjectInfo, Versioned, check_key, one_line
 
 
 class LocalStore:
@@ -41,7 +43,12 @@ class LocalStore:
         except OSError as error:
             self._refuse(path, "read", error)
 
-    def write(self, key: str, data: bytes) -> None:
+    def read_versioned(self, key: str) -> Versioned:
+        """See ObjectStore.read_versioned. The version is the digest of the bytes."""
+        data = self.read(key)
+        return Versioned(data=data, etag=_etag(data))
+
+    def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
         """See ObjectStore.write."""
         with self._temporary_file(self._path(key), data) as (temporary, path):
             temporary.replace(path)
@@ -59,6 +66,21 @@ class LocalStore:
                     raise
                 return False
         return True
+
+    def replace(self, key: str, data: bytes, etag: str) -> str | None:
+        """See ObjectStore.replace. Callers take turns by a lock on a file beside the object, which stays there."""
+        path = self._path(key)
+        if not path.parent.is_dir():
+            return None
+        with self._turn(path):
+            try:
+                present = self.read_versioned(key)
+            except ObjectMissingError:
+                return None
+            if present.etag != etag:
+                return None
+            self.write(key, data)
+        return _etag(data)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See ObjectStore.list. A missing folder is empty; links to folders are followed, loops are not."""
@@ -94,7 +116,20 @@ class LocalStore:
         return self._root / check_key(key)
 
     @contextmanager
-    def _temporary_file(self, path: Path, data: bytes) -> Iterator[tuple[Path, Path]]:
+    def _turn(self, path: Path) -> Iterator[None]:
+        """Nobody else replaces an object in this folder meanwhile; a holder that dies lets go."""
+        try:
+            descriptor = os.open(path.parent / f"{TEMPORARY_PREFIX}lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            self._refuse(path, "write", error)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _temporary_file(self, path: Path, data: bytes | Iterable[bytes]) -> Iterator[tuple[Path, Path]]:
         """Write and sync a temporary file beside `path`; sync the folder after the body has published it."""
         temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         try:
@@ -102,7 +137,8 @@ class LocalStore:
             try:
                 descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
                 with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
+                    for chunk in [data] if isinstance(data, bytes) else data:
+                        file.write(chunk)
                     file.flush()
                     os.fsync(file.fileno())
                 yield temporary, path
@@ -144,6 +180,10 @@ class LocalStore:
         else:
             advice = "check the path, the permissions and the free space"
         raise StorageAccessError(f"{path}: cannot {verb}: {error.strerror or one_line(error)}; {advice}") from error
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _make_folder(folder: Path) -> None:

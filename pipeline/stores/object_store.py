@@ -2,12 +2,13 @@
 
 Conventions:
     A key is a relative "/"-separated path; "..", ".", empty parts, a leading "/" and NUL are refused with ValueError.
-    Readers see an object whole or not at all; `create` publishes a key at most once.
+    Readers see an object whole or not at all; `create` publishes a key at most once, `replace` only over the version
+    that the caller has read. What is created or replaced on conditions is written in no other way.
     Listings are sorted by key (UTF-8 byte order), skip directory markers (keys ending in "/") and temporary files.
     Every failure is a class of pipeline/errors.py with a one-line message that names the URI.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +28,16 @@ class ObjectInfo:
     """Time of the last change, seconds since 1970, on the storage's clock."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Versioned:
+    """An object's bytes, and which version of it they are."""
+
+    data: bytes
+    """The whole object."""
+    etag: str
+    """The store's name for this version; equal only while the bytes are."""
+
+
 class ObjectStore(Protocol):
     """A flat map from keys to bytes under one URI. Implementations are picklable and thread-safe."""
 
@@ -40,27 +51,53 @@ class ObjectStore(Protocol):
         Raises:
             ObjectMissingError: If the key does not exist.
             StorageAccessError: If access is refused.
-            StorageError: If no complete answer came after all retries.
+            StorageError: If no complete answer came for as long as is waited for one.
         """
 
-    def write(self, key: str, data: bytes) -> None:
+    def read_versioned(self, key: str) -> Versioned:
+        """Return the whole object and its version, for `replace`; errors as `read`."""
+
+    def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
         """Create or replace an object; a reader sees the old bytes or the new ones, never a part.
+
+        Args:
+            key: The object.
+            data: Its bytes, or chunks of any size that are sent as they come; an object may be larger than memory.
 
         Raises:
             StorageAccessError: If access is refused.
-            StorageError: If no answer came after all retries.
+            StorageError: If no answer came for as long as is waited for one. Nothing is visible then, nor when `data`
+                raises in the middle.
         """
 
     def create(self, key: str, data: bytes) -> bool:
         """Publish an object once: of any number of concurrent callers exactly one creates it.
 
+        A lost answer is no conflict: where an attempt may have been done without our hearing of it, and the key then
+        exists with our very bytes, they count as ours. Two callers with equal bytes may so both be told True.
+
         Returns:
-            True if this call created the object. False if the key exists; nothing was changed then. On S3, False can
-            also follow a lost answer to our own first attempt: compare the bytes before calling it a conflict.
+            True if this call created the object. False if another did; nothing was changed then.
 
         Raises:
             StorageAccessError: If access is refused.
-            StorageError: If no answer came after all retries.
+            StorageError: If no answer came for as long as is waited for one.
+        """
+
+    def replace(self, key: str, data: bytes, etag: str) -> str | None:
+        """Put new bytes in the place of one version of an object: of any number of concurrent callers one succeeds.
+
+        Args:
+            key: The object.
+            data: Its new bytes; something in them should be this caller's own, as for `create`.
+            etag: The version that they replace, from `read_versioned` or `replace`.
+
+        Returns:
+            The new version; None if the object is another version by now, or gone: nothing was changed then.
+
+        Raises:
+            StorageAccessError: If access is refused.
+            StorageError: If no answer came for as long as is waited for one.
         """
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:

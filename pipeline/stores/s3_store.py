@@ -8,7 +8,7 @@ changes it), and here when an answer breaks off.
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, Inc
 from urllib3.exceptions import HTTPError
 
 from pipeline.errors import ObjectMissingError, StorageAccessError, StorageError
-from pipeline.stores.object_store import TEMPORARY_PREFIX, ObjectInfo, check_key, one_line
+from pipeline.stores.object_store import TEMPORARY_PREFIX, ObjectInfo, Versioned, check_key, one_line
 
 _ACCESS_CODES = {
     *("AccessDenied", "AccountProblem", "AuthorizationHeaderMalformed", "ExpiredToken", "InvalidAccessKeyId"),
@@ -87,10 +87,14 @@ class S3Store:
         return f"S3Store({self.uri!r})"
 
     def read(self, key: str) -> bytes:
-        """See ObjectStore.read. An answer shorter than announced, or cut off, is read again."""
+        """See ObjectStore.read."""
+        return self.read_versioned(key).data
+
+    def read_versioned(self, key: str) -> Versioned:
+        """See ObjectStore.read_versioned. An answer shorter than announced, or cut off, is read again."""
         place = self._place(key)
 
-        def fetch() -> bytes:
+        def fetch() -> Versioned:
             answer = self._client().get_object(**place)
             try:
                 data: bytes = answer["Body"].read()
@@ -98,16 +102,16 @@ class S3Store:
                 raise _CutOffError(one_line(error)) from error
             if len(data) != answer["ContentLength"]:
                 raise _CutOffError(f"{len(data)} of {answer['ContentLength']} bytes")
-            return data
+            return Versioned(data=data, etag=answer["ETag"])
 
         with self._errors(key):
             return _retrying()(fetch)
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
         """See ObjectStore.write. One PUT: S3 publishes it whole."""
         place = self._place(check_key(key))
         with self._errors(key):
-            self._client().put_object(**place, Body=data)
+            self._client().put_object(**place, Body=data if isinstance(data, bytes) else b"".join(data))
 
     def create(self, key: str, data: bytes) -> bool:
         """See ObjectStore.create. One PUT with If-None-Match: *."""
@@ -120,6 +124,18 @@ class S3Store:
                     raise
                 return False
         return True
+
+    def replace(self, key: str, data: bytes, etag: str) -> str | None:
+        """See ObjectStore.replace. One PUT with If-Match."""
+        place = self._place(check_key(key))
+        with self._errors(key):
+            try:
+                answer = _retrying()(lambda: self._client().put_object(**place, Body=data, IfMatch=etag))
+            except ClientError as error:
+                if _code(error) not in ("PreconditionFailed", "412", "NoSuchKey", "404"):
+                    raise
+                return None
+        return str(answer["ETag"])
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See ObjectStore.list. 1,000 keys per request."""

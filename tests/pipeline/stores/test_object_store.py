@@ -4,12 +4,13 @@ import os
 import pickle
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from pipeline.errors import ObjectMissingError
-from pipeline.stores.object_store import ObjectStore
+from pipeline.stores.object_store import ObjectStore, Versioned
 from pipeline.stores.storage import open_store
 from tests.pipeline.storage_checks import check_one_line, keys_of
 
@@ -77,6 +78,63 @@ def test_create_on_an_existing_key_changes_nothing(store: ObjectStore) -> None:
     store.delete("key")
     assert store.create("key", b"third") is True
     assert store.read("key") == b"third"
+
+
+def test_replace_has_one_winner_among_racing_threads(store: ObjectStore) -> None:
+    store.create("key", b"start")
+    for _ in range(10):
+        before, barrier = store.read_versioned("key"), threading.Barrier(8)
+
+        def race(number: int, etag: str = before.etag, barrier: threading.Barrier = barrier) -> str | None:
+            barrier.wait()
+            return store.replace("key", b"%d %d" % (number, time.monotonic_ns()), etag)
+
+        with ThreadPoolExecutor(8) as pool:
+            etags = list(pool.map(race, range(8)))
+        (winner,) = [number for number, etag in enumerate(etags) if etag is not None]
+        after = store.read_versioned("key")
+        assert after.etag == etags[winner] and after.data.startswith(b"%d " % winner)
+
+
+def test_replace_over_another_version_changes_nothing(store: ObjectStore) -> None:
+    assert store.replace("folder/key", b"x", '"0123456789abcdef0123456789abcdef"') is None, "there is nothing"
+    store.create("folder/key", b"first")
+    first = store.read_versioned("folder/key")
+    second = store.replace("folder/key", b"second", first.etag)
+    assert second is not None and second != first.etag
+    assert store.replace("folder/key", b"third", first.etag) is None
+    assert store.read_versioned("folder/key") == Versioned(data=b"second", etag=second)
+    store.delete("folder/key")
+    assert store.replace("folder/key", b"third", second) is None
+    assert store.stat("folder/key") is None and keys_of(store) == []
+
+
+def test_chunks_are_one_object_that_is_seen_whole(store: ObjectStore) -> None:
+    store.write("key", b"old")
+    chunks = [bytes([number]) * 300_000 for number in range(50)]
+
+    def watched() -> Iterator[bytes]:
+        for chunk in chunks:
+            assert store.read("key") == b"old", "nothing is seen before the end"
+            yield chunk
+
+    store.write("key", watched())
+    assert store.read("key") == b"".join(chunks)
+    store.write("key", iter([]))
+    assert store.read("key") == b""
+
+
+def test_chunks_that_end_in_an_error_leave_what_was_there(store: ObjectStore) -> None:
+    store.write("key", b"old")
+
+    def breaks() -> Iterator[bytes]:
+        yield bytes(12 << 20)
+        raise RuntimeError("the source broke")
+
+    for key in ("key", "other"):
+        with pytest.raises(RuntimeError, match="the source broke"):
+            store.write(key, breaks())
+    assert keys_of(store) == ["key"] and store.read("key") == b"old"
 
 
 def test_readers_never_see_a_part_of_a_replacement(store: ObjectStore) -> None:
