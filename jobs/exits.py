@@ -1,6 +1,7 @@
 """How a job ends: one line and an exit code, whatever ends it, at whichever moment.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted (Ctrl-C), 141 whoever read the output has gone (`| head`).
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted (Ctrl-C), 141 whoever read the output has gone (`| head`),
+143 terminated (SIGTERM).
 Nothing that takes long is imported here, so that the seconds that all else takes are guarded too.
 """
 
@@ -19,7 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.ray_errors import innermost
 from pipeline.redact import redact
 
-_INTERRUPTED, _READER_GONE = 130, 141  # 128 + the signal's number, as shells have it
+_INTERRUPTED, _READER_GONE, _TERMINATED = 130, 141, 143  # 128 + the signal's number, as shells have it
 
 
 def end_at_interrupts_while_importing() -> None:
@@ -48,17 +49,19 @@ def run_guarded(work: Callable[[], None], *, show_traceback: bool) -> int:
     """
     if signal.getsignal(signal.SIGINT) is _end_with_a_line:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there is something to clean up
+    sigterm = _SigtermAsInterrupt()
     try:
         try:
-            work()
+            with sigterm:
+                work()
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, where a reader that has gone is no message of the interpreter's
         return 0
     except KeyboardInterrupt:
         _leave_the_rest_to_the_exit()
-        _complain("interrupted")
-        return _INTERRUPTED
+        _complain("terminated" if sigterm.came else "interrupted")
+        return _TERMINATED if sigterm.came else _INTERRUPTED
     except Exception as error:
         if _is_reader_gone(error):
             return _READER_GONE
@@ -80,6 +83,29 @@ def one_line(error: BaseException) -> str:
 def _end_with_a_line(signum: int, frame: Any) -> None:
     os.write(2, b"interrupted\n")
     os._exit(_INTERRUPTED)
+
+
+class _SigtermAsInterrupt:
+    """While the block runs SIGTERM takes the way of Ctrl-C: what is cleaned up after the one is after the other."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        with contextlib.suppress(ValueError):  # not the main thread
+            self._before = signal.signal(signal.SIGTERM, self._interrupt)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _interrupt(self, signum: int, frame: Any) -> None:
+        self.came = True
+        handler = signal.getsignal(signal.SIGINT)  # a library may have its own, as Ray Train has
+        if callable(handler):
+            handler(signal.SIGINT, frame)
+        raise KeyboardInterrupt
 
 
 def _leave_the_rest_to_the_exit() -> None:

@@ -3,13 +3,21 @@
 import sys
 
 from jobs.cli import Job, run_job
+from pipeline.errors import LeaseHeldError
 from pipeline.progress import say
-from pipeline.training.train import describe_plan, train
+from pipeline.training.train import train
 from pipeline.training.train_config import TrainConfig
+from pipeline.training.train_plan import describe_plan
 
 
 def _run(config: TrainConfig) -> None:
-    result = train(config)
+    try:
+        result = train(config)
+    except LeaseHeldError as held:
+        if config.if_held == "fail":
+            raise
+        say(f"left: {held}")
+        return
     say(f"done: {result.steps} steps; registered {result.version.uri}; last checkpoint {result.checkpoint_uri}")
 
 

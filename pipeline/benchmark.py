@@ -31,8 +31,9 @@ from pipeline.errors import TrainingFailedError
 from pipeline.progress import say
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun
-from pipeline.training.train import load_plan, train
+from pipeline.training.train import train
 from pipeline.training.train_config import TrainConfig
+from pipeline.training.train_plan import load_plan
 
 _INTERVALS_PER_RUN = 15
 
@@ -133,7 +134,8 @@ def _pipeline_rate(config: TrainConfig) -> float:
 
 def _bare_rate(config: TrainConfig, place: Path) -> float:
     place.mkdir()
-    manifest, network, _ = load_plan(config)
+    plan = load_plan(config)
+    manifest, network = plan.manifest, plan.model_config
     store = open_store(config.dataset)
     samples = [sample for shard in manifest.splits["train"].shards for sample in read_shard(store, shard)]
     np.savez(

@@ -8,7 +8,9 @@ the project's own output: Ray's bars, its worker logs and its warnings stay off 
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +72,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         for name, value in _QUIET_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
     try:
-        with contextlib.nullcontext() if config.ray_logs else _stderr_closed():
+        with contextlib.nullcontext() if config.ray_logs else _stderr_closed(), _sigterm_kept():
             _start(config)
         yield
     finally:
@@ -89,6 +91,15 @@ def _stderr_closed() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray puts in a handler that exits: one that was there before knows what there is to clean up."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _temporary_folder() -> tuple[str, str]:

@@ -36,7 +36,7 @@ SECTIONS = (
 )
 """Names of the sections; the first four are those of a preset."""
 
-FLAGS_ALONE = ("trust_model_code",)
+FLAGS_ALONE = ("trust_model_code", "start_over", "new_run")
 """Fields of configurations that only a flag sets, for one run."""
 
 C = TypeVar("C")

@@ -24,7 +24,7 @@ from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
 from pipeline.training.averages import SNAPSHOTS_JSON
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
-from pipeline.training.train import read_run_record
+from pipeline.training.run_record import read_run_record
 from pipeline.training.training_state import TRAIN_WEIGHTS
 
 _POOR_RESIDUAL = 0.05  # of the profile; a guess at where to warn. 32 snapshots of 0.05 and 0.10 give 0.03 at 0.25

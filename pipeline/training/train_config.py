@@ -1,14 +1,17 @@
 """Configuration of a training run, and the part of it that makes it this run and no other."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ddpm import DDIM, ModelConfig, ObjectiveConfig, ScheduleConfig, UNetConfig, make_schedule
+from ddpm.added_field import added_field
 from ddpm.networks.registry import AnyNetwork
 from ddpm.samplers.registry import AnySampler
 from ddpm.training.objectives import check_objective
 from pipeline.cluster import ClusterConfig
 from pipeline.data.data_order import DataConfig, DataOrder
 from pipeline.data.manifest import DatasetManifest
+from pipeline.models.model_uri import check_model_uris
 from pipeline.stores.storage import check_uris
 from pipeline.tracking.tracking import TrackingConfig
 from pipeline.training.ema_snapshots import PostHocEmaConfig
@@ -84,7 +87,7 @@ class TrainConfig:
     """Train a DDPM on a prepared dataset, with checkpoints, an MLflow run and a registered model."""
 
     dataset: str = "artifacts/dataset"
-    """Folder or s3:// URI that prepare_data wrote."""
+    """Folder or s3:// URI that prepare_data wrote; may change on resume, to a copy of the same dataset."""
     output: str = "artifacts/train"
     """Folder or s3:// URI for checkpoints and the run's record."""
     network: AnyNetwork = field(default_factory=UNetConfig)
@@ -100,7 +103,7 @@ class TrainConfig:
     horizontal_flip: bool = False
     """Mirror half of the images."""
     steps: int = 800_000
-    """Optimiser steps in all."""
+    """Optimiser steps in all; may change on resume."""
     global_batch: int = 128
     """Images per optimiser step over all workers."""
     seed: int = 0
@@ -109,40 +112,56 @@ class TrainConfig:
     """Adam, warm-up, clipping, EMA."""
     gradient_checkpointing: bool = False
     """Keep a block's input only and compute the block again in the backward pass: a fraction of the memory for about a
-    third more time, and the same numbers."""
+    third more time, and the same numbers; may change on resume."""
     post_hoc_ema: PostHocEmaConfig = field(default_factory=PostHocEmaConfig)
-    """Snapshots for averages whose length is chosen after training."""
+    """Snapshots for averages whose length is chosen after training; all but the lengths may change on resume."""
     data: DataConfig = field(default_factory=DataConfig)
-    """The order of the data and how it is read."""
+    """The order of the data, and how it is read, which may change on resume."""
     workers: WorkerConfig = field(default_factory=WorkerConfig)
-    """How many workers, and what each is given."""
+    """How many workers, and what each is given; may change on resume."""
     checkpoint_interval_steps: int = 5000
-    """Steps between checkpoints; the last step always makes one."""
+    """Steps between checkpoints; the last step always makes one. May change on resume."""
     keep_checkpoints: int = 3
-    """Checkpoints kept; older ones are removed once a newer one is verified."""
+    """Checkpoints kept; older ones are removed once a newer one is verified. May change on resume."""
     log_interval_steps: int = 100
-    """Steps over which logged metrics are averaged."""
+    """Steps over which logged metrics are averaged; may change on resume."""
     grid_interval_steps: int = 10_000
-    """Steps between grids of samples in the MLflow run; the last step makes one too. 0: none."""
+    """Steps between grids of samples in the MLflow run; the last step makes one too. 0: none. May change
+    on resume."""
     grid_sampler: AnySampler = field(default_factory=DDIM)
-    """How the grids are sampled."""
+    """How the grids are sampled; may change on resume."""
     max_skipped_batches: int = 3
-    """Global batches with a loss or gradient that is not finite, left out before the run stops with an error."""
+    """Global batches with a loss or gradient that is not finite, left out before the run stops with an error; may
+    change on resume."""
     register_as: str = "ddpm"
-    """Name in the model registry; the version gets the alias `candidate`."""
+    """Name in the model registry; the version gets the alias `candidate`. May change on resume."""
     run_name: str = "train"
-    """Name of the MLflow run."""
+    """Name of the MLflow run; of a new one on resume too."""
     resume: bool = False
-    """Go on with the run that `output` holds, if it holds one; what it computes must be the same."""
+    """Go on with the run that `output` holds, if it holds one. Fields that say so may change then, no others."""
+    start_over: bool = False
+    """With resume: begin at step 0 again where a run had checkpoints and none of them can be used."""
+    new_run: bool = False
+    """With resume: go on in a new MLflow run, where the old one was deleted or is on another server."""
+    fork_from: str | None = None
+    """Begin with the weights of this model (a checkpoint's folder, models:/name/3) in place of random ones: a new run,
+    whose configuration may differ in all but the network."""
+    if_held: Literal["fail", "leave"] = "fail"
+    """Where another driver works in `output` at this moment: fail (exit code 1) or leave (exit code 0); may change on
+    resume."""
+    lease_s: float = 60.0
+    """Seconds without a sign of life after which a driver counts as dead and another may take its place; may change on
+    resume."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """MLflow."""
+    """MLflow; may change on resume, with new_run."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """Ray."""
+    """Ray; may change on resume."""
 
     def __post_init__(self) -> None:
         check_uris(self, "dataset", "output")
+        check_model_uris(self, "fork_from")
         _positive(self, "steps", "global_batch", "checkpoint_interval_steps", "keep_checkpoints")
-        _positive(self, "log_interval_steps")
+        _positive(self, "log_interval_steps", "lease_s")
         if self.grid_interval_steps < 0:
             raise ValueError(f"grid_interval_steps: at least 0, got {self.grid_interval_steps}; 0 draws none")
         if not 0 <= self.label_drop < 1:
@@ -151,6 +170,9 @@ class TrainConfig:
             raise ValueError(f"label_drop: needs class_conditional, got {self.label_drop} without it; set it to 0")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed: in [0, 2^63), got {self.seed}")
+        for name in ("start_over", "new_run"):
+            if getattr(self, name) and not self.resume:
+                raise ValueError(f"{name}: needs resume, got it without; add --resume, or leave it out for a new run")
         if self.max_skipped_batches < 0:
             raise ValueError(f"max_skipped_batches: at least 0, got {self.max_skipped_batches}")
         try:
@@ -241,6 +263,7 @@ class RunIdentity:
     post_hoc_ema: PostHocEmaIdentity
     dataset_digest: str
     """Digest of the dataset's manifest."""
+    fork_from: str | None = added_field(default=None, pin=None)
 
     @classmethod
     def of(cls, config: TrainConfig, manifest: DatasetManifest) -> "RunIdentity":
@@ -258,6 +281,7 @@ class RunIdentity:
             data=DataIdentity(lanes=config.data.lanes, window_shards=config.data.window_shards),
             post_hoc_ema=PostHocEmaIdentity(sigma_rels=config.post_hoc_ema.tracked),
             dataset_digest=manifest.digest,
+            fork_from=config.fork_from,
         )
 
 

@@ -21,6 +21,8 @@ class TrainTask:
     """The network in the shape of the dataset."""
     source: bytes | None
     """Source of the caller's own network."""
+    fork_digest: str | None
+    """Digest of the model that the run began with; None where that was none."""
     run: TrackingRun
     """The MLflow run that rank 0 joins."""
     board: Any

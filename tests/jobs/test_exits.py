@@ -18,6 +18,9 @@ import atexit, os, signal, sys, time
 sys.path.insert(0, {root!r})
 from jobs.exits import run_guarded
 
+def own(signum, frame):
+    sys.exit(0)
+
 def work():
 {work}
 
@@ -100,6 +103,26 @@ CTRL_C = "os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
 def test_ctrl_c_is_one_line(work: str) -> None:
     finished = run_work(work)
     assert (finished.returncode, finished.stdout, finished.stderr) == (130, "", "interrupted\n")
+
+
+SIGTERM = "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("work", "printed"),
+    [
+        (f"try:\n    {SIGTERM}\nfinally:\n    print('cleaned up')", "cleaned up\n"),
+        (
+            f"signal.signal(signal.SIGINT, own)\ntry:\n    {SIGTERM}\nexcept SystemExit:\n    raise KeyboardInterrupt",
+            "",
+        ),
+        (f"signal.signal(signal.SIGINT, signal.SIG_IGN)\n{SIGTERM}", ""),
+    ],
+    ids=["cleans up", "a library's own handler of Ctrl-C is heard", "where Ctrl-C is ignored"],
+)
+def test_sigterm_takes_the_way_of_ctrl_c(work: str, printed: str) -> None:
+    finished = run_work(work)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (143, printed, "terminated\n")
 
 
 @pytest.mark.parametrize("work", ["print('x' * 100_000)", "print('x', flush=True)", "print('x')", "os.write(1, b'x')"])

@@ -29,9 +29,10 @@ from pipeline.generation.inventory import GenerationManifest
 from pipeline.generation.sampling_plan import SamplingSpec
 from pipeline.models.calibration import Calibration
 from pipeline.models.model_files import ModelCard
+from pipeline.stores.lease import LeaseRecord
 from pipeline.training.checkpoints import CheckpointRecord, FileRecord
 from pipeline.training.ema_snapshots import SnapshotList, SnapshotRecord
-from pipeline.training.train import RunRecord
+from pipeline.training.run_record import RunRecord
 from pipeline.training.train_config import DataIdentity, OptimizerConfig, PostHocEmaIdentity, RunIdentity
 from pipeline.training.training_state import Position
 
@@ -67,6 +68,21 @@ PLAIN_SPEC = dataclasses.replace(
     SPEC, request=None, sampler=Heun(num_steps=18, churn=10.0), sampler_revision=Heun.revision, num_classes=None
 )
 
+IDENTITY = RunIdentity(
+    network=UNetConfig(),
+    schedule=ScheduleConfig(name="cosine"),
+    objective=ObjectiveConfig(),
+    class_conditional=True,
+    label_drop=0.1,
+    horizontal_flip=False,
+    global_batch=128,
+    seed=0,
+    optimizer=OptimizerConfig(),
+    data=DataIdentity(lanes=8, window_shards=4),
+    post_hoc_ema=PostHocEmaIdentity(sigma_rels=(0.05, 0.1)),
+    dataset_digest=SHA,
+)
+
 RECORDS: dict[str, Any] = {
     "dataset_manifest": DatasetManifest(
         name="digits",
@@ -80,21 +96,16 @@ RECORDS: dict[str, Any] = {
     "quarantine": Quarantine(reasons={"cat/broken.png": "png: does not decode"}),
     "run": RunRecord(
         run_id="0123456789abcdef",
-        identity=RunIdentity(
-            network=UNetConfig(),
-            schedule=ScheduleConfig(name="cosine"),
-            objective=ObjectiveConfig(),
-            class_conditional=True,
-            label_drop=0.1,
-            horizontal_flip=False,
-            global_batch=128,
-            seed=0,
-            optimizer=OptimizerConfig(),
-            data=DataIdentity(lanes=8, window_shards=4),
-            post_hoc_ema=PostHocEmaIdentity(sigma_rels=(0.05, 0.1)),
-            dataset_digest=SHA,
-        ),
+        identity=IDENTITY,
     ),
+    "run_with_key": RunRecord(
+        run_id=None,
+        identity=dataclasses.replace(IDENTITY, fork_from="models:/ddpm/3"),
+        run_key="0123456789abcdef",
+        has_checkpoints=True,
+        fork_digest=SHA,
+    ),
+    "lease": LeaseRecord(token="0123456789abcdef", holder="process 7 on h", duration_s=60.0, num_renewals=3),
     "checkpoint": CheckpointRecord(
         step=400,
         prefix="step-000000400-01234567",

@@ -11,7 +11,7 @@ from pipeline.models.model_files import ModelCard
 from pipeline.stores.storage import open_store
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.ema_snapshots import SnapshotStore
-from pipeline.training.train import RUN_RECORD, RunRecord
+from pipeline.training.run_record import RUN_RECORD, RunRecord
 from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig
 from pipeline.training.training_state import TrainingState
 

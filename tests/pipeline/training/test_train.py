@@ -20,8 +20,10 @@ from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun
 from pipeline.training.ema_snapshots import PostHocEmaConfig
 from pipeline.training.post_hoc_ema import ReconstructConfig, RunAverages, reconstruct
-from pipeline.training.train import RUN_RECORD, RunRecord, describe_plan, read_run_record, train
+from pipeline.training.run_record import RUN_RECORD, RunRecord, read_run_record
+from pipeline.training.train import train
 from pipeline.training.train_config import RunIdentity, TrainConfig
+from pipeline.training.train_plan import describe_plan
 from tests.pipeline.registered_models import download_artifacts
 from tests.pipeline.tiny_models import write_own_model
 from tests.pipeline.training.small_runs import manifest

@@ -1,0 +1,113 @@
+"""Whose an output folder is: a new run claims it, a resumed one goes on with it, all others are refused."""
+
+import contextlib
+import secrets
+from typing import Any
+
+from pipeline.config_io import plain, to_json
+from pipeline.config_sections import write_section
+from pipeline.errors import ConfigError, OutputExistsError, PipelineError
+from pipeline.models.registration import check_registration
+from pipeline.stores.object_store import ObjectStore
+from pipeline.tracking.tracking import TrackingRun
+from pipeline.training.fork import check_fork
+from pipeline.training.run_record import RUN_RECORD, RunRecord, read_run_record, update_run_record
+from pipeline.training.train_config import RunIdentity, TrainConfig
+from pipeline.training.train_plan import TrainPlan
+
+
+def claim(config: TrainConfig, plan: TrainPlan, store: ObjectStore) -> tuple[RunRecord, TrackingRun]:
+    """The run of an output folder, for the holder of its lease: a new one, or the one to go on with.
+
+    Where MLflow is away, its run is made later; `run.json` holds the name that it is found by.
+
+    Args:
+        config: The run that is asked for.
+        plan: What it works with.
+        store: The output folder.
+
+    Returns:
+        What the folder says about its run, and the run in MLflow.
+
+    Raises:
+        OutputExistsError: If the folder holds a run and nobody asked to go on with it.
+        ConfigError: If that run computes something else, or its MLflow run is gone; names what to do.
+        ModelMissingError, CheckpointError: If the model that a new run begins with cannot be read.
+        TrackingUnavailableError: If MLflow refuses what the run will need; a new run has claimed nothing then.
+    """
+    asked = RunIdentity.of(config, plan.manifest)
+    if store.stat(RUN_RECORD) is None:
+        return _begin(config, asked, store, check_fork(config, plan.model_config))
+    record = read_run_record(store)
+    if not config.resume:
+        raise OutputExistsError(
+            f"output: {store.uri} already holds a training run; pass --resume to go on with it, or name another output"
+        )
+    _refuse_changes(record.identity, asked, store.uri)
+    if config.new_run:
+        before = record.run_id
+        record = update_run_record(store, run_key=_new_key(), run_id=None)
+        return record, _open_run(config, record, store, continues=before)
+    if record.run_id is None:
+        return record, _open_run(config, record, store)
+    return record, TrackingRun.join(config.tracking, record.run_id)
+
+
+def _begin(
+    config: TrainConfig, identity: RunIdentity, store: ObjectStore, fork_digest: str | None
+) -> tuple[RunRecord, TrackingRun]:
+    record = RunRecord(run_id=None, run_key=_new_key(), identity=identity, fork_digest=fork_digest)
+    if not store.create(RUN_RECORD, to_json(record)):
+        raise OutputExistsError(f"output: another driver has just started a run in {store.uri}; name another output")
+    try:
+        return record, _open_run(config, record, store)
+    except BaseException:
+        with contextlib.suppress(PipelineError):
+            store.delete(RUN_RECORD)  # the lease is ours, and nothing has been done yet
+        raise
+
+
+def _open_run(
+    config: TrainConfig, record: RunRecord, store: ObjectStore, *, continues: str | None = None
+) -> TrackingRun:
+    assert record.run_key is not None, "a record without a key has the run's own name"
+    run = TrackingRun.open(
+        config.tracking,
+        record.run_key,
+        config.run_name,
+        params=_flat(plain(config)) | {"dataset_digest": record.identity.dataset_digest},
+        tags={"ddpm.output": config.output} | ({} if continues is None else {"ddpm.continues": continues}),
+        check=lambda opened: check_registration(opened, config.register_as),
+        on_opened=lambda run_id: _note_run(store, run_id),
+    )
+    run.log_text(write_section(config, "train"), "config.toml")
+    return run
+
+
+def _note_run(store: ObjectStore, run_id: str) -> None:
+    update_run_record(store, run_id=run_id)
+
+
+def _new_key() -> str:
+    return secrets.token_hex(16)
+
+
+def _refuse_changes(recorded: RunIdentity, asked: RunIdentity, where: str) -> None:
+    theirs, ours = (_flat(plain(identity)) for identity in (recorded, asked))
+    # The name of a variant first: it is why its options differ.
+    for name in sorted(theirs.keys() | ours.keys(), key=lambda name: (not name.endswith(".name"), name)):
+        before, now = theirs.get(name), ours.get(name)
+        if before != now:
+            raise ConfigError(
+                f"{name}: the run in {where} has {before!r}, got {now!r}; "
+                "a resumed run keeps it, a new one needs another output (--fork-from begins with its weights)"
+            )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names, which MLflow can show and a message can name."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return flat

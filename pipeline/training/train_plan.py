@@ -1,0 +1,82 @@
+"""What a training run would do, and everything about it that can be checked before a cluster is touched."""
+
+from dataclasses import dataclass
+
+from ddpm import ModelConfig, OwnNetworkConfig, build_network, flops_per_image
+from ddpm.networks.cost import num_parameters
+from pipeline.data.ingest import check_read_buffer, read_buffer_bytes
+from pipeline.data.manifest import DatasetManifest, load_manifest
+from pipeline.data.shards import check_levels
+from pipeline.errors import ConfigError
+from pipeline.models.model_source import collect_source
+from pipeline.models.model_uri import check_model_name
+from pipeline.progress import format_bytes
+from pipeline.stores.storage import open_store
+from pipeline.tracking.tracking import resolve_tracking
+from pipeline.training.train_config import TrainConfig, data_order, model_config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainPlan:
+    """What a run works with."""
+
+    manifest: DatasetManifest
+    """Its dataset."""
+    model_config: ModelConfig
+    """Its network, in the shape of the dataset."""
+    source: bytes | None
+    """Source of a network of one's own."""
+
+
+def load_plan(config: TrainConfig) -> TrainPlan:
+    """Everything that can be checked before a cluster is touched.
+
+    Raises:
+        ConfigError: If the configuration does not fit the dataset, or its network cannot be built.
+        DatasetMissingError: If there is no dataset.
+        DatasetError: If its pixels have more levels than can be read.
+    """
+    check_model_name(config.register_as)
+    manifest = load_manifest(open_store(config.dataset))
+    check_levels(manifest, config.dataset)
+    try:
+        network_config = model_config(config, manifest)
+        check_read_buffer(manifest, data_order(config, manifest), config.data, config.workers.num_workers)
+        if isinstance(config.network, OwnNetworkConfig):  # of others the config knows all that can be wrong
+            build_network(network_config, gradient_checkpointing=config.gradient_checkpointing)
+        source = collect_source(config.network)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return TrainPlan(manifest=manifest, model_config=network_config, source=source)
+
+
+def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
+    """What a run would do and cost, for `--dry-run`: names and values."""
+    plan = load_plan(config)
+    manifest, network_config = plan.manifest, plan.model_config
+    split = manifest.splits["train"]
+    parameters, flops = num_parameters(network_config), flops_per_image(network_config)
+    images = config.steps * config.global_batch
+    buffer_bytes = read_buffer_bytes(manifest, data_order(config, manifest), config.workers.num_workers)
+    return [
+        ("network", f"{parameters:,} parameters"),
+        ("forward pass", f"{flops / 1e9:.3f} GFLOP per image"),
+        ("training", f"{3 * flops * images / 1e15:.3f} PFLOP in all (a step costs about three forward passes)"),
+        ("images", f"{images:,} ({images / split.num_samples:.1f} epochs of {split.num_samples:,})"),
+        ("steps", f"{config.steps:,} of {config.global_batch} images"),
+        ("workers", f"{config.workers.num_workers} with {'a GPU' if config.workers.use_gpu else 'CPUs only'}"),
+        ("shards", f"{len(split.shards)}, {format_bytes(sum(shard.size_bytes for shard in split.shards))}"),
+        ("read buffer", f"about {format_bytes(buffer_bytes)} per worker"),
+        ("MLflow", str(resolve_tracking(config.tracking).uri)),
+        ("checkpoints", f"{-(-config.steps // config.checkpoint_interval_steps)}, {config.keep_checkpoints} kept"),
+        *_snapshot_plan(config, parameters),
+    ]
+
+
+def _snapshot_plan(config: TrainConfig, parameters: int) -> list[tuple[str, str]]:
+    interval, lengths = config.post_hoc_ema.snapshot_interval_steps, config.post_hoc_ema.tracked
+    if not interval:
+        return []
+    number, width_bytes = -(-config.steps // interval), {"float32": 4, "float16": 2}[config.post_hoc_ema.dtype]
+    size = format_bytes(number * len(lengths) * parameters * width_bytes)
+    return [("EMA snapshots", f"{number} of {len(lengths)} averages, {size} in all")]
