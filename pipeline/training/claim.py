@@ -1,7 +1,7 @@
 """Whose an output folder is: a new run claims it, a resumed one goes on with it, all others are refused."""
 
 import contextlib
-import secrets
+import functools
 from typing import Any
 
 from pipeline.config_io import plain, to_json
@@ -9,7 +9,7 @@ from pipeline.config_sections import write_section
 from pipeline.errors import ConfigError, OutputExistsError, PipelineError
 from pipeline.models.registration import check_registration
 from pipeline.stores.object_store import ObjectStore
-from pipeline.tracking.tracking import TrackingRun
+from pipeline.tracking.tracking import TrackingRun, new_run_key
 from pipeline.training.fork import check_fork
 from pipeline.training.run_record import RUN_RECORD, RunRecord, read_run_record, update_run_record
 from pipeline.training.train_config import RunIdentity, TrainConfig
@@ -46,17 +46,18 @@ def claim(config: TrainConfig, plan: TrainPlan, store: ObjectStore) -> tuple[Run
     _refuse_changes(record.identity, asked, store.uri)
     if config.new_run:
         before = record.run_id
-        record = update_run_record(store, run_key=_new_key(), run_id=None)
+        record = update_run_record(store, run_key=new_run_key(), run_id=None)
         return record, _open_run(config, record, store, continues=before)
     if record.run_id is None:
         return record, _open_run(config, record, store)
-    return record, TrackingRun.join(config.tracking, record.run_id)
+    check = functools.partial(check_registration, name=config.register_as)
+    return record, TrackingRun.join(config.tracking, record.run_id, run_key=record.run_key or "", check=check)
 
 
 def _begin(
     config: TrainConfig, identity: RunIdentity, store: ObjectStore, fork_digest: str | None
 ) -> tuple[RunRecord, TrackingRun]:
-    record = RunRecord(run_id=None, run_key=_new_key(), identity=identity, fork_digest=fork_digest)
+    record = RunRecord(run_id=None, run_key=new_run_key(), identity=identity, fork_digest=fork_digest)
     if not store.create(RUN_RECORD, to_json(record)):
         raise OutputExistsError(f"output: another driver has just started a run in {store.uri}; name another output")
     try:
@@ -77,19 +78,11 @@ def _open_run(
         config.run_name,
         params=_flat(plain(config)) | {"dataset_digest": record.identity.dataset_digest},
         tags={"ddpm.output": config.output} | ({} if continues is None else {"ddpm.continues": continues}),
-        check=lambda opened: check_registration(opened, config.register_as),
-        on_opened=lambda run_id: _note_run(store, run_id),
+        check=functools.partial(check_registration, name=config.register_as),
+        on_opened=lambda run_id: update_run_record(store, run_id=run_id),
     )
     run.log_text(write_section(config, "train"), "config.toml")
     return run
-
-
-def _note_run(store: ObjectStore, run_id: str) -> None:
-    update_run_record(store, run_id=run_id)
-
-
-def _new_key() -> str:
-    return secrets.token_hex(16)
 
 
 def _refuse_changes(recorded: RunIdentity, asked: RunIdentity, where: str) -> None:

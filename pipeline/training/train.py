@@ -106,7 +106,7 @@ def _train(
     files, uri = read_model_files(open_store(checkpoints.uri(newest))), checkpoints.uri(newest)
     checkpoints.pin(newest.step)
     version = register_model(run, files, config.register_as, tags={CHECKPOINT_TAG: uri})
-    return TrainResult(run_id=run.run_id, checkpoint_uri=uri, steps=newest.step, version=version)
+    return TrainResult(run_id=run.require_id(), checkpoint_uri=uri, steps=newest.step, version=version)
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:
