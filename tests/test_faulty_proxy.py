@@ -39,6 +39,8 @@ BIG = os.urandom(1 << 20)
 class Upstream(ThreadingHTTPServer):
     """Keeps what it gets: (method, target, headers, body)."""
 
+    request_queue_size = 128  # 5, the default, resets connections when many clients come at once
+
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.got: list[tuple[str, str, dict[str, str], bytes]] = []
@@ -128,7 +130,7 @@ def test_messages_pass_as_they_are(upstream: Upstream, proxy: FaultyProxy, sessi
         (i, method, 200) for i, method in enumerate(["PUT", "POST", "GET", "GET", "GET", "HEAD", "DELETE"])
     ]
     assert proxy.requests[0].path == "/bucket/a/b c//d" and "prefix=ä" in proxy.requests[0].query
-    assert proxy.count(Fault) == 0
+    assert proxy.count(Fault) == 0 and not any(request.broken for request in proxy.requests)
 
 
 def test_one_connection_serves_many_requests(upstream: Upstream, proxy: FaultyProxy) -> None:
@@ -301,6 +303,15 @@ def test_going_down_breaks_what_is_under_way(proxy: FaultyProxy) -> None:
             time.sleep(0.01)
         proxy.down()
         assert isinstance(answer.exception(timeout=20), requests.ConnectionError)
+
+
+def test_what_breaks_unasked_is_told(session: requests.Session) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with FaultyProxy(f"http://127.0.0.1:{nobody.getsockname()[1]}") as proxy:
+            with pytest.raises(requests.ConnectionError):
+                session.get(proxy.endpoint)
+            assert "ConnectionRefusedError" in proxy.requests[0].broken and proxy.requests[0].fault is None
 
 
 def test_many_clients_at_once(upstream: Upstream, proxy: FaultyProxy) -> None:
