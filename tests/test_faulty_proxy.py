@@ -336,7 +336,8 @@ def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 def s3_client(endpoint: str) -> Any:
-    return boto3.client("s3", endpoint_url=endpoint, config=Config(retries={"total_max_attempts": 1}))
+    session = boto3.session.Session()  # the default one keeps the credentials of the first server
+    return session.client("s3", endpoint_url=endpoint, config=Config(retries={"total_max_attempts": 1}))
 
 
 def test_s3_passes(s3: tuple[FaultyProxy, str]) -> None:
