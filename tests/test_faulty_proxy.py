@@ -9,30 +9,23 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
 import pytest
 import requests
-from botocore.config import Config
-from botocore.exceptions import ClientError
 
-from pipeline.stores.storage import open_store
 from tests.faulty_proxy import (
     Answer,
     Cut,
     Delay,
     Fault,
     FaultyProxy,
-    IgnoreConditions,
     LoseAnswer,
     LoseRequest,
     RandomFaults,
     Stall,
     s3_error,
 )
-from tests.fixtures_s3 import S3Server, faulty_endpoint
 
 BIG = os.urandom(1 << 20)
 
@@ -81,6 +74,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer)
+
+    def handle_expect_100(self) -> bool:
+        if "refused" not in self.path:
+            return super().handle_expect_100()
+        self.send_error(412)
+        return False
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_any
 
@@ -157,6 +156,14 @@ def test_a_body_is_asked_for_before_it_is_sent(upstream: Upstream, proxy: Faulty
             client.sendall(b"body")
             assert client.recv(1000).split()[1] == status
     assert [got[3] for got in upstream.got] == [b"body"]
+
+
+def test_a_body_that_the_server_refuses_is_not_asked_for(upstream: Upstream, proxy: FaultyProxy) -> None:
+    with socket.create_connection(("127.0.0.1", int(urlsplit(proxy.endpoint).port or 0)), timeout=20) as client:
+        client.sendall(b"PUT /refused HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+        with client.makefile("rb") as answer:
+            assert answer.read().startswith(b"HTTP/1.1 412 "), "and then the connection is closed"
+    assert upstream.got == [] and proxy.requests[0].status == 412
 
 
 def test_a_lost_answer_reached_the_server(upstream: Upstream, proxy: FaultyProxy, session: requests.Session) -> None:
@@ -323,67 +330,3 @@ def test_many_clients_at_once(upstream: Upstream, proxy: FaultyProxy) -> None:
         assert set(pool.map(put, range(64))) == {200}
     assert sorted(got[3] for got in upstream.got) == sorted(f"{i}".encode() * 1000 for i in range(64))
     assert [request.ordinal for request in proxy.requests] == list(range(64))
-
-
-@pytest.fixture(params=["moto", pytest.param("ceph", marks=pytest.mark.services)])
-def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultyProxy, str]]:
-    """A proxy in front of a server, and the server's bucket."""
-    server: S3Server = request.getfixturevalue("s3_server" if request.param == "moto" else "ceph_server")
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    with faulty_endpoint() as proxy:
-        yield proxy, server.bucket
-
-
-def s3_client(endpoint: str) -> Any:
-    session = boto3.session.Session()  # the default one keeps the credentials of the first server
-    return session.client("s3", endpoint_url=endpoint, config=Config(retries={"total_max_attempts": 1}))
-
-
-def test_s3_passes(s3: tuple[FaultyProxy, str]) -> None:
-    proxy, bucket = s3
-    client = s3_client(proxy.endpoint)
-    place = {"Bucket": bucket, "Key": "faulty proxy/ä+b=c&d.bin"}
-    data = os.urandom(64 << 20)
-    client.put_object(**place, Body=data)
-    assert client.head_object(**place)["ContentLength"] == len(data)
-    assert client.get_object(**place)["Body"].read() == data
-    assert client.get_object(**place, Range="bytes=5-14")["Body"].read() == data[5:15]
-    upload = client.create_multipart_upload(**place)["UploadId"]
-    part = client.upload_part(**place, UploadId=upload, PartNumber=1, Body=b"part")["ETag"]
-    client.complete_multipart_upload(
-        **place, UploadId=upload, MultipartUpload={"Parts": [{"ETag": part, "PartNumber": 1}]}
-    )
-    assert client.get_object(**place)["Body"].read() == b"part"
-    listed = client.list_objects_v2(Bucket=bucket, Prefix="faulty proxy/")["Contents"]
-    assert [entry["Key"] for entry in listed] == [place["Key"]]
-    client.delete_object(**place)
-    client.close()
-    assert not any(request.broken for request in proxy.requests)
-
-
-def test_a_server_that_ignores_conditions(s3: tuple[FaultyProxy, str]) -> None:
-    proxy, bucket = s3
-    client = s3_client(proxy.endpoint)
-    place = {"Bucket": bucket, "Key": "conditions/ä b"}
-    client.put_object(**place, Body=b"first", IfNoneMatch="*")
-    with pytest.raises(ClientError, match="PreconditionFailed"):
-        client.put_object(**place, Body=b"second", IfNoneMatch="*")
-    proxy.add(IgnoreConditions(), path="/conditions/", times=2)
-    client.get_object(**place)  # has no condition: not one of the two
-    client.put_object(**place, Body=b"second", IfNoneMatch="*")
-    assert client.get_object(**place)["Body"].read() == b"second"
-    client.put_object(**place, Body=b"third", IfMatch='"another"')
-    assert client.get_object(**place)["Body"].read() == b"third"
-    assert proxy.count(IgnoreConditions) == 2
-    with pytest.raises(ClientError, match="PreconditionFailed"):
-        client.put_object(**place, Body=b"fourth", IfNoneMatch="*")
-    client.close()
-
-
-def test_a_store_in_the_environment_goes_through_the_proxy(s3_server: S3Server, faulty_s3: FaultyProxy) -> None:
-    store = open_store(f"{s3_server.uri}/faulty-proxy")
-    faulty_s3.add(LoseAnswer(), method="PUT", path="/faulty-proxy/key", times=1)
-    store.write("key", b"data")
-    assert store.read("key") == b"data" and faulty_s3.count(LoseAnswer) == 1
-    assert [request.method for request in faulty_s3.requests] == ["PUT", "PUT", "GET"]
