@@ -192,7 +192,7 @@ def _pivoted_cholesky(matrix: Float64[Tensor, "d d"]) -> Float64[Tensor, "d k"]:
     Source:
         Higham 1990, "Analysis of the Cholesky decomposition of a semi-definite matrix".
     """
-    # What is left at each step is positive semidefinite too, so that no entry of it exceeds the largest on its diagonal.
+    # What is left at each step is positive semidefinite too: no entry of it exceeds the largest on its diagonal.
     left = matrix.diagonal().clone()
     rounding = _rounding(matrix) * left.max()
     rows = torch.empty_like(matrix)
@@ -201,7 +201,6 @@ def _pivoted_cholesky(matrix: Float64[Tensor, "d d"]) -> Float64[Tensor, "d k"]:
         pivot = left.argmax()
         rows[rank] = (matrix[pivot] - rows[:rank, pivot] @ rows[:rank]) / left[pivot].sqrt()
         left -= rows[rank].square()
-        left[pivot] = 0.0
         rank += 1
     return rows[:rank].T
 

@@ -118,6 +118,10 @@ PAIRS = {
     "few, unequal scales": (samples(0, 12, 60) * SCALES, samples(1, 20, 60) * SCALES),
     "many, unequal scales": (samples(0, 200, 60) * SCALES, samples(1, 90, 60) * SCALES),
     "few, scales the other way": (samples(0, 12, 60) * SCALES, samples(1, 20, 60) * SCALES.flip(0)),
+    "few, of unequal lengths": (
+        samples(0, 12, 60) * torch.logspace(-4, 0, 12, dtype=torch.float64)[:, None],
+        samples(1, 20, 60),
+    ),
     "few, far from each other": (samples(0, 12, 60), 1e-4 * samples(1, 20, 60)),
     "levels of 8 bits": (samples(0, 12, 60).round() / 255, samples(1, 20, 60).round() / 255),
 }
