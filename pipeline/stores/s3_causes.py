@@ -18,7 +18,9 @@ NO_ENDPOINT = "InvalidEndpoint"
 NOT_S3 = "NotAnAnswerOfS3"
 
 _CONNECTING = frozenset({"EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError"})
-_NO_URL = frozenset({NO_ENDPOINT, "LocationParseError", "LocationValueError", "URLSchemeUnknown", "InvalidURL"})
+_NO_URL = frozenset(
+    {NO_ENDPOINT, "LocationParseError", "LocationValueError", "URLSchemeUnknown", "EndpointResolutionError"}
+)
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"})
 _DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "401"})
 _REGION = frozenset(
