@@ -8,9 +8,10 @@ PipelineError                      exit code 1
 │   ├── ModelMissingError          no model where one was named
 │   ├── UntrustedCodeError         a model brings code of its own, and nobody said that it may run
 │   └── OutputExistsError          the output holds something else; nothing was changed
-├── StorageError                   object storage gave no usable answer after all retries
+├── StorageError                   object storage gave no usable answer until patience ended
 │   ├── ObjectMissingError         the key does not exist
-│   └── StorageAccessError         refused: credentials, permission, bucket, folder, disk
+│   ├── StorageAccessError         refused: credentials, permission, bucket, folder, disk
+│   └── StorageUnfitError          the store does not do what create-once needs
 ├── DatasetError                   the dataset is there and cannot be used
 │   ├── ShardCorruptError          size, sha256 or count of a shard differ from the manifest
 │   └── UndecodableImageError      more source images than allowed do not decode
@@ -71,7 +72,7 @@ class OutputExistsError(UsageError):
 
 
 class StorageError(PipelineError):
-    """Object storage gave no usable answer after all retries."""
+    """Object storage gave no usable answer until patience ended."""
 
 
 class ObjectMissingError(StorageError):
@@ -80,6 +81,10 @@ class ObjectMissingError(StorageError):
 
 class StorageAccessError(StorageError):
     """Refused: credentials, permission, bucket, folder or disk."""
+
+
+class StorageUnfitError(StorageError):
+    """The store does not do what create-once needs: it ignores conditions, or takes them for something else."""
 
 
 class DatasetError(PipelineError):

@@ -17,7 +17,7 @@ _answer = server.DomainDispatcherApplication.__call__
 
 def answer(self: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """Answer a request; of writes, read the body first, so that a slow sender holds up nobody."""
-    if environ["REQUEST_METHOD"] != "PUT":
+    if environ["REQUEST_METHOD"] not in ("PUT", "POST"):  # POST: the end of a multipart upload
         return _answer(self, environ, start_response)
     if environ.get("CONTENT_LENGTH"):
         environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))

@@ -14,8 +14,8 @@ FILES = {
 }
 # The files that import each: a new one is a decision, and changes what the pages say.
 DOORS = {
-    "boto3": {"pipeline/stores/s3_store.py"},
-    "botocore": {"pipeline/stores/s3_store.py"},
+    "boto3": {"pipeline/stores/s3_requests.py"},
+    "botocore": {"pipeline/stores/s3_requests.py"},
     "webdataset": {"pipeline/data/shards.py"},
     "tyro": {"jobs/cli.py", "jobs/variant_flags.py"},
     "mlflow": {

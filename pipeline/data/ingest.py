@@ -110,7 +110,7 @@ def rank_batches(
 
     Raises:
         ShardCorruptError: If a shard is not the one that the manifest describes.
-        StorageError: If a shard cannot be read after all retries.
+        StorageError: If a shard cannot be read until patience ended.
         DatasetError: If the stream does not deliver exactly the rows of the order, or the pixels have 65,536 levels.
         ConfigError: If the read buffer would be larger than the limit.
         ValueError: If order and split do not belong together, or the rank does not exist.

@@ -28,6 +28,8 @@ class Failure:
     """What the library raised."""
     is_network: bool = False
     """Whether the library says that no complete answer came: refused, timed out, reset, cut off."""
+    action: str = ""
+    """What was asked for: read, list, write or delete."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,6 +33,10 @@ class LocalStore:
         """Show the URI."""
         return f"LocalStore({self.uri!r})"
 
+    def with_patience(self, at_most_s: float) -> "LocalStore":
+        """See ObjectStore.with_patience. A folder is never waited for."""
+        return self
+
     def read(self, key: str) -> bytes:
         """See ObjectStore.read."""
         path = self._path(key)

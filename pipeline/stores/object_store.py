@@ -45,6 +45,9 @@ class ObjectStore(Protocol):
     def uri(self) -> str:
         """Where the store is: an absolute path or s3://bucket/prefix; `open_store` opens it again."""
 
+    def with_patience(self, at_most_s: float) -> "ObjectStore":
+        """The same place, for somebody who waits: a request is given up after so many seconds."""
+
     def read(self, key: str) -> bytes:
         """Return the whole object.
 
@@ -66,8 +69,9 @@ class ObjectStore(Protocol):
 
         Raises:
             StorageAccessError: If access is refused.
-            StorageError: If no answer came for as long as is waited for one. Nothing is visible then, nor when `data`
-                raises in the middle.
+            StorageError: If no answer came for as long as is waited for one: the old object is seen then or, where only
+                the last answer was lost, the new one.
+            Exception: What `data` raises; nothing is visible then.
         """
 
     def create(self, key: str, data: bytes) -> bool:

@@ -17,6 +17,7 @@ from pipeline.progress import say
 PATIENCE_VARIABLE = "DDPM_PATIENCE_MINUTES"
 _DEFAULT_MINUTES = 10.0
 _SAY_INTERVAL_S = 60.0
+_SILENT_S = 5.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.4, 20.0
 
 _said_lock = threading.Lock()
@@ -45,14 +46,19 @@ def patiently(
     *,
     describe: Callable[[BaseException], str] = str,
     at_most_s: float | None = None,
+    ended: threading.Event | None = None,
 ) -> tenacity.Retrying:
     """Retries of one request while its server is away, with growing and random pauses.
 
+    The last attempt starts when the patience ends; how long it may take is the client's time-out.
+
     Args:
         passes: Whether an error is an outage; all others are raised at once.
-        where: What lines call the server; of many threads that wait for one server, one says so, once a minute.
+        where: What lines call the server; of many threads that wait some seconds for one server, one says so, once a
+            minute.
         describe: An error in one line.
         at_most_s: Less patience than $DDPM_PATIENCE_MINUTES, for whoever has somebody waiting.
+        ended: Set when nobody needs the request any more; pauses end then, and no attempt follows.
 
     Returns:
         A callable that takes the request and its arguments; it raises the request's own last error.
@@ -62,16 +68,23 @@ def patiently(
     """
     whole_s = patience_s() if at_most_s is None else min(patience_s(), at_most_s)
 
+    ended = ended or threading.Event()
+    drawn_s = tenacity.wait_random_exponential(multiplier=_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S)
+
+    def pause_s(state: tenacity.RetryCallState) -> float:
+        return min(drawn_s(state), max(0.0, whole_s - (state.seconds_since_start or 0.0)))
+
     def say_that_it_waits(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         assert error is not None, "only a failure is tried again"
-        if _is_to_be_said(where):
+        if (state.seconds_since_start or 0.0) + state.upcoming_sleep >= _SILENT_S and _is_to_be_said(where):
             say(f"{where} gives no answer ({describe(error)}); tried again for up to {whole_s / 60:.3g} minutes")
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(passes),
-        stop=tenacity.stop_before_delay(whole_s),
-        wait=tenacity.wait_random_exponential(multiplier=_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
+        stop=tenacity.stop_any(tenacity.stop_after_delay(whole_s), tenacity.stop_when_event_set(ended)),
+        wait=pause_s,
+        sleep=tenacity.sleep_using_event(ended),
         before_sleep=say_that_it_waits,
         reraise=True,
     )

@@ -1,9 +1,10 @@
-"""What only S3 can do wrong: credentials, buckets, answers cut short or lost. The contract: test_object_store.py."""
+"""What only S3 can do wrong: credentials, buckets, lost answers. The contract: test_object_store.py."""
 
 import os
+import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -11,16 +12,16 @@ import pytest
 
 from pipeline.errors import StorageAccessError, StorageError
 from pipeline.redact import redact
-from pipeline.stores.object_store import ObjectStore
+from pipeline.stores.object_store import ObjectStore, Versioned
+from pipeline.stores.s3_store import S3Store
 from pipeline.stores.storage import open_store
-from tests.faulty_proxy import Answer, Cut, FaultyProxy, LoseAnswer, s3_error
-from tests.fixtures_s3 import faulty_endpoint
+from tests.faulty_proxy import Answer, Delay, Fault, FaultyProxy, LoseAnswer, LoseRequest, Stall, s3_error
 from tests.pipeline.storage_checks import check_one_line, keys_of
 
 
 def test_listing_skips_markers_and_reads_what_others_wrote(s3: str) -> None:
     prefix = uuid.uuid4().hex
-    client = boto3.session.Session().client("s3")  # the default session keeps the credentials of the first server
+    client = boto3.session.Session().client("s3")  # the default session keeps the first credentials
     bucket = s3.removeprefix("s3://")
     for key in (
         f"{prefix}/",
@@ -47,7 +48,7 @@ def test_unknown_access_key(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_bucket(s3: str) -> None:
-    refused_everywhere(open_store("s3://no-such-bucket-here/x"), "NoSuchBucket", "check the bucket")
+    refused_everywhere(open_store("s3://no-such-bucket-here/x"), "cannot", "NoSuchBucket", "check the bucket")
 
 
 def test_impossible_bucket_name(s3: str) -> None:
@@ -71,7 +72,7 @@ def test_credentials_from_a_shared_file(s3: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_password_of_an_endpoint_is_not_told(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("DDPM_PATIENCE_MINUTES", "0")
     for endpoint in ("http://me:secret-word@127.0.0.1:9", "http://me:secret/word@127.0.0.1:9", "me:secret-word@h"):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         with pytest.raises(StorageError, match="AWS_ENDPOINT_URL") as caught:
@@ -103,45 +104,116 @@ def refused_everywhere(store: ObjectStore, *parts: str) -> None:
         check_one_line(caught.value, store.uri, *parts)
 
 
-@pytest.fixture
-def proxy(s3: str) -> Iterator[FaultyProxy]:
-    """A proxy in front of the server, in use."""
-    with faulty_endpoint() as proxy:
-        yield proxy
+@pytest.mark.parametrize("fault", [LoseAnswer(), Stall(0.05, reaches_server=True)])
+def test_a_lost_answer_to_create_is_no_conflict(s3_store: S3Store, proxy: FaultyProxy, fault: Fault) -> None:
+    proxy.add(fault, method="PUT", times=1)
+    assert s3_store.create("key", b"ours") is True
+    assert proxy.count(type(fault)) == 1 and s3_store.read("key") == b"ours"
+    assert [request.method for request in proxy.requests[:3]] == ["PUT", "PUT", "GET"]
 
 
-@pytest.mark.parametrize("reset", [False, True])
-def test_answers_cut_short_are_read_again(s3: str, proxy: FaultyProxy, reset: bool) -> None:
-    store = open_store(f"{s3}/{uuid.uuid4().hex}")
-    data = os.urandom(1 << 20)
-    store.write("key", data)
-    proxy.add(Cut(5000, reset=reset), method="GET", times=2)
-    assert store.read("key") == data
-    assert proxy.count(Cut) == 2
+def test_a_lost_answer_before_anothers_create_is_a_conflict(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    proxy.add(LoseRequest(), method="PUT", times=1)
+    proxy.add(Delay(1.0), method="PUT", times=1)
+    with ThreadPoolExecutor(1) as pool:
+        ours = pool.submit(s3_store.create, "key", b"ours")
+        while len(proxy.requests) < 2:
+            time.sleep(0.01)
+        assert s3_store.create("key", b"another's") is True
+        assert ours.result() is False and s3_store.read("key") == b"another's"
 
 
-def test_an_answer_that_never_completes_is_one_clear_line(
-    s3: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
-    store = open_store(f"{s3}/{uuid.uuid4().hex}")
-    store.write("key", bytes(1 << 20))
-    proxy.add(Cut(5000), method="GET")
-    with pytest.raises(StorageError) as caught:
-        store.read("key")
-    check_one_line(caught.value, f"{store.uri}/key", "no complete answer after all retries")
-    assert proxy.count(Cut) == 6
-
-
-def test_busy_answers_are_retried(s3: str, proxy: FaultyProxy) -> None:
-    store = open_store(f"{s3}/{uuid.uuid4().hex}")
-    proxy.add(s3_error("SlowDown", 503), times=2)
-    assert store.create("key", b"data") is True
-    assert store.read("key") == b"data" and proxy.count(Answer) == 2
-
-
-def test_a_lost_answer_to_create_leaves_our_bytes(s3: str, proxy: FaultyProxy) -> None:
-    store = open_store(f"{s3}/{uuid.uuid4().hex}")
+def test_an_object_that_is_gone_after_a_lost_answer_is_not_ours(s3_store: S3Store, proxy: FaultyProxy) -> None:
     proxy.add(LoseAnswer(), method="PUT", times=1)
-    assert store.create("key", b"ours") is False  # it cannot know who was first
-    assert proxy.count(LoseAnswer) == 1 and store.read("key") == b"ours"
+    proxy.add(s3_error("PreconditionFailed", 412), method="PUT", times=1)
+    proxy.add(s3_error("NoSuchKey", 404), method="GET", times=1)
+    assert s3_store.create("key", b"ours") is False
+
+
+def test_a_conflict_without_a_lost_answer_is_one_request(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    assert s3_store.create("key", b"equal") is True
+    assert s3_store.create("key", b"equal") is False
+    assert s3_store.replace("key", b"equal", '"0123456789abcdef0123456789abcdef"') is None
+    assert [request.method for request in proxy.requests] == ["PUT"] * 3
+
+
+def test_a_server_that_was_never_reached_did_nothing(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    """So a 412 after that is another's, though the bytes are equal."""
+    s3_store.create("key", b"equal")
+    with proxy.down(), ThreadPoolExecutor(1) as pool:
+        again = pool.submit(s3_store.create, "key", b"equal")
+        time.sleep(0.3)
+        assert not again.done()
+        proxy.up()
+        assert again.result() is False
+    assert [request.method for request in proxy.requests] == ["PUT"] * 2
+
+
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted"])
+def test_a_conflict_of_the_moment_is_tried_again(s3_store: S3Store, proxy: FaultyProxy, code: str) -> None:
+    proxy.add(s3_error(code, 409), method="PUT", times=2)
+    assert s3_store.create("key", b"ours") is True
+    proxy.clear()
+    proxy.add(s3_error(code, 409), method="PUT", times=2)
+    assert s3_store.replace("key", b"new", s3_store.read_versioned("key").etag) is not None
+    proxy.clear()
+    proxy.add(s3_error(code, 409), method="PUT", times=1)
+    assert s3_store.create("key", b"new") is False
+    assert [request.method for request in proxy.requests[-2:]] == ["PUT"] * 2, "409 says that it was not done"
+
+
+@pytest.mark.parametrize("fault", [LoseAnswer(), Stall(0.05, reaches_server=True)])
+def test_a_lost_answer_to_replace_is_no_conflict(s3_store: S3Store, proxy: FaultyProxy, fault: Fault) -> None:
+    s3_store.create("key", b"first")
+    before = s3_store.read_versioned("key")
+    proxy.add(fault, method="PUT", times=1)
+    etag = s3_store.replace("key", b"second", before.etag)
+    assert etag is not None and s3_store.read_versioned("key") == Versioned(data=b"second", etag=etag)
+    assert proxy.count(type(fault)) == 1
+    assert s3_store.replace("key", b"third", etag) is not None
+
+
+def test_a_lost_answer_before_anothers_replace_is_a_conflict(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    s3_store.create("key", b"first")
+    before = s3_store.read_versioned("key")
+    s3_store.write("key", b"another's")
+    proxy.add(LoseRequest(), method="PUT", times=1)
+    assert s3_store.replace("key", b"ours", before.etag) is None
+    s3_store.delete("key")
+    proxy.add(LoseRequest(), method="PUT", times=1)
+    assert s3_store.replace("key", b"ours", before.etag) is None
+    assert proxy.count(LoseRequest) == 2 and s3_store.stat("key") is None
+
+
+def test_a_server_without_conditions_is_refused_at_once(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    proxy.add(s3_error("NotImplemented", 501), method="PUT")
+    for attempt in (lambda: s3_store.create("key", b"x"), lambda: s3_store.replace("key", b"x", "etag")):
+        with pytest.raises(StorageAccessError) as caught:
+            attempt()
+        check_one_line(caught.value, "NotImplemented", "If-None-Match", "use another store")
+    assert len(proxy.requests) == 2
+
+
+def test_the_reason_of_a_head_is_asked_for(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    """Its answer has no body that could tell; with a listing allowed, the object alone is closed."""
+    s3_store.write("key", b"x")
+    proxy.add(Answer(403), method="HEAD")
+    with pytest.raises(StorageAccessError) as caught:
+        s3_store.stat("key")
+    check_one_line(caught.value, "403", "s3:GetObject")
+    proxy.clear()
+    proxy.add(Answer(400), method="HEAD")
+    proxy.add(s3_error("ExpiredToken", 400), method="GET")
+    with pytest.raises(StorageAccessError, match="ExpiredToken"):
+        s3_store.stat("key")
+
+
+def test_a_listing_asks_for_each_page_again(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    keys = [f"{number:04d}" for number in range(1005)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda key: s3_store.write(key, b""), keys))
+    num_before = len(proxy.requests)
+    proxy.add(LoseAnswer(), method="GET", times=1)
+    proxy.add(s3_error("SlowDown", 503), method="GET", query="continuation-token", times=2)
+    assert keys_of(s3_store) == keys
+    assert len(proxy.requests) - num_before == 5, "two pages, three faults"

@@ -1,0 +1,58 @@
+"""Whether a store keeps its promises of one winner, asked once before a job writes what stands on them.
+
+Some servers with the S3 API ignore If-None-Match or If-Match, some refuse them; some file systems have neither hard
+links nor locks. Found at the end of a job, each would have cost its results.
+"""
+
+import secrets
+
+from pipeline.errors import PipelineError, StorageUnfitError
+from pipeline.progress import say
+from pipeline.stores.object_store import ObjectStore
+
+PROBE_FOLDER = "_probe"
+PROBE_PATIENCE_S = 60.0
+
+
+def check_conditions(store: ObjectStore) -> None:
+    """Create a key twice, replace it by its version and by one that is gone, and remove it.
+
+    A store that forbids deletes passes, with one line: the key of some bytes stays.
+
+    Raises:
+        StorageUnfitError: If the store ignores a condition, or takes the right version for another.
+        StorageAccessError: If it refuses conditions, or access.
+        StorageError: If it gives no answer for a minute.
+    """
+    store = store.with_patience(PROBE_PATIENCE_S)
+    key = f"{PROBE_FOLDER}/{secrets.token_hex(8)}"
+    try:
+        _check(store, key)
+    finally:
+        try:
+            store.delete(key)
+        except PipelineError as error:
+            say(f"a probe's file stays where it is: {error}")
+
+
+def _check(store: ObjectStore, key: str) -> None:
+    first, second, third = (f"{key} {number}".encode() for number in ("first", "second", "third"))
+    if not store.create(key, first):
+        raise _unfit(store, "says of a new key that it exists")
+    if store.create(key, second):
+        raise _unfit(store, "ignores If-None-Match")
+    before = store.read_versioned(key)
+    etag = store.replace(key, second, before.etag)
+    if etag is None:
+        raise _unfit(store, "takes the version that is there for another (If-Match)")
+    if store.replace(key, third, before.etag) is not None:
+        raise _unfit(store, "ignores If-Match")
+    after = store.read_versioned(key)
+    if (before.data, after.data, after.etag) != (first, second, etag):
+        raise _unfit(store, "does not read back what was written")
+
+
+def _unfit(store: ObjectStore, fault: str) -> StorageUnfitError:
+    return StorageUnfitError(
+        f"{store.uri}: the store {fault}, so two jobs could spoil each other's results; use another store"
+    )
