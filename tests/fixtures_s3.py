@@ -13,6 +13,8 @@ from pathlib import Path
 import boto3
 import pytest
 
+from tests.faulty_proxy import FaultyProxy
+
 SCRIPT = Path(__file__).with_name("s3server.sh")
 BUCKET = "ddpm-tests"
 
@@ -86,3 +88,23 @@ def ceph_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def s3_bucket_environment(ceph_server: S3Server) -> dict[str, str]:
     """What a job needs to use the Ceph server, and "bucket": an existing bucket's name."""
     return ceph_server.environment | {"bucket": ceph_server.bucket}
+
+
+@contextlib.contextmanager
+def faulty_endpoint() -> Iterator[FaultyProxy]:
+    """A proxy in front of the server that the environment names, named there in its place.
+
+    S3Store keeps a client per AWS_* environment: one made before keeps talking to the server itself.
+    """
+    names = ("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL")
+    with FaultyProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy, pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setenv(name, proxy.endpoint)
+        yield proxy
+
+
+@pytest.fixture
+def faulty_s3(s3_server: S3Server) -> Iterator[FaultyProxy]:
+    """A proxy in front of moto, in use; its faults are asked for with `add`."""
+    with faulty_endpoint() as proxy:
+        yield proxy

@@ -13,7 +13,8 @@ from pipeline.errors import StorageAccessError, StorageError
 from pipeline.redact import redact
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
-from tests.pipeline.cutting_proxy import CuttingProxy
+from tests.faulty_proxy import Answer, Cut, FaultyProxy, LoseAnswer, s3_error
+from tests.fixtures_s3 import faulty_endpoint
 from tests.pipeline.storage_checks import check_one_line, keys_of
 
 
@@ -103,45 +104,44 @@ def refused_everywhere(store: ObjectStore, *parts: str) -> None:
 
 
 @pytest.fixture
-def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CuttingProxy]:
+def proxy(s3: str) -> Iterator[FaultyProxy]:
     """A proxy in front of the server, in use."""
-    with CuttingProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    with faulty_endpoint() as proxy:
         yield proxy
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_answers_cut_short_are_read_again(s3: str, proxy: CuttingProxy, reset: bool) -> None:
+def test_answers_cut_short_are_read_again(s3: str, proxy: FaultyProxy, reset: bool) -> None:
     store = open_store(f"{s3}/{uuid.uuid4().hex}")
     data = os.urandom(1 << 20)
     store.write("key", data)
-    proxy.cut("GET", times=2, after_bytes=5000, reset=reset)
+    proxy.add(Cut(5000, reset=reset), method="GET", times=2)
     assert store.read("key") == data
-    assert proxy.num_cut == 2
+    assert proxy.count(Cut) == 2
 
 
 def test_an_answer_that_never_completes_is_one_clear_line(
-    s3: str, proxy: CuttingProxy, monkeypatch: pytest.MonkeyPatch
+    s3: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
     store = open_store(f"{s3}/{uuid.uuid4().hex}")
     store.write("key", bytes(1 << 20))
-    proxy.cut("GET", times=1000, after_bytes=5000)
+    proxy.add(Cut(5000), method="GET")
     with pytest.raises(StorageError) as caught:
         store.read("key")
     check_one_line(caught.value, f"{store.uri}/key", "no complete answer after all retries")
-    assert proxy.num_cut == 6
+    assert proxy.count(Cut) == 6
 
 
-def test_busy_answers_are_retried(s3: str, proxy: CuttingProxy) -> None:
+def test_busy_answers_are_retried(s3: str, proxy: FaultyProxy) -> None:
     store = open_store(f"{s3}/{uuid.uuid4().hex}")
-    proxy.busy(times=2)
+    proxy.add(s3_error("SlowDown", 503), times=2)
     assert store.create("key", b"data") is True
-    assert store.read("key") == b"data" and proxy.num_busy == 2
+    assert store.read("key") == b"data" and proxy.count(Answer) == 2
 
 
-def test_a_lost_answer_to_create_leaves_our_bytes(s3: str, proxy: CuttingProxy) -> None:
+def test_a_lost_answer_to_create_leaves_our_bytes(s3: str, proxy: FaultyProxy) -> None:
     store = open_store(f"{s3}/{uuid.uuid4().hex}")
-    proxy.cut("PUT", times=1, after_bytes=0)
+    proxy.add(LoseAnswer(), method="PUT", times=1)
     assert store.create("key", b"ours") is False  # it cannot know who was first
-    assert proxy.num_cut == 1 and store.read("key") == b"ours"
+    assert proxy.count(LoseAnswer) == 1 and store.read("key") == b"ours"
