@@ -15,6 +15,8 @@ PipelineError                      exit code 1
 │   ├── ShardCorruptError          size, sha256 or count of a shard differ from the manifest
 │   └── UndecodableImageError      more source images than allowed do not decode
 ├── CheckpointError                no usable checkpoint
+├── LeaseHeldError                 another driver works in this output
+├── LeaseLostError                 another driver took over; this one stops
 ├── TrackingUnavailableError       the MLflow server does not answer
 ├── CommitConflictError            two different results for one output shard
 ├── TrainingDivergedError          loss or gradients are not finite, too often
@@ -94,6 +96,14 @@ class UndecodableImageError(DatasetError):
 
 class CheckpointError(PipelineError):
     """No usable checkpoint."""
+
+
+class LeaseHeldError(PipelineError):
+    """Another driver works in this output; nothing was changed."""
+
+
+class LeaseLostError(PipelineError):
+    """Another driver took over this output, so this one stops."""
 
 
 class TrackingUnavailableError(PipelineError):

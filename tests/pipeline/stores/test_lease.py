@@ -1,0 +1,211 @@
+"""One driver at a time: a second one leaves, a dead one's lease is taken over, a lost one stops its holder."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.config_io import to_json
+from pipeline.errors import LeaseHeldError, LeaseLostError, StorageError
+from pipeline.stores.lease import LEASE_KEY, LeaseRecord, hold_lease
+from pipeline.stores.local_store import LocalStore
+from pipeline.stores.object_store import ObjectStore
+from tests.pipeline.storage_checks import check_one_line
+
+SHORT_S = 1.0
+
+HOLDER = """
+import sys, time; from pipeline.stores.lease import hold_lease; from pipeline.stores.storage import open_store
+with hold_lease(open_store(sys.argv[1]), duration_s=float(sys.argv[2])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def record_in(store: ObjectStore) -> dict[str, object]:
+    found: dict[str, object] = json.loads(store.read(LEASE_KEY))
+    return found
+
+
+@contextlib.contextmanager
+def held_by_another_process(store: ObjectStore) -> Iterator[subprocess.Popen[bytes]]:
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, store.uri, str(SHORT_S)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    try:
+        yield holder
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+
+
+def test_a_second_driver_leaves_and_a_dead_ones_lease_is_taken_over(
+    store: ObjectStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with held_by_another_process(store) as holder:
+        for _ in range(2):
+            with pytest.raises(LeaseHeldError) as caught, hold_lease(store, duration_s=SHORT_S):
+                pytest.fail("held by another")
+            check_one_line(caught.value, store.uri, f"process {holder.pid} on ", "works here", "name another output")
+        assert record_in(store)["holder"] == caught.value.args[0].split(": ")[1].split(" works")[0], "untouched"
+        holder.kill()
+        holder.wait()
+        begun_s = time.monotonic()
+        with hold_lease(store, duration_s=SHORT_S):
+            assert time.monotonic() - begun_s >= SHORT_S, "not before it was stale"
+            assert record_in(store)["released"] is False
+        assert "has not renewed its lease for 1 s; taking over" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("end", [None, RuntimeError, KeyboardInterrupt, SystemExit])
+def test_every_orderly_end_gives_the_lease_back(store: ObjectStore, end: type[BaseException] | None) -> None:
+    with contextlib.ExitStack() as ends:
+        if end is not None:
+            ends.enter_context(pytest.raises(end))
+        with hold_lease(store, duration_s=1000):
+            if end is not None:
+                raise end
+    begun_s = time.monotonic()
+    with hold_lease(store, duration_s=1000):
+        assert time.monotonic() - begun_s < 100, "a lease that was given back is free at once"
+
+
+def test_a_lease_is_renewed_for_as_long_as_it_is_held(store: ObjectStore) -> None:
+    with hold_lease(store, duration_s=0.2):
+        seen = set()
+        while len(seen) < 4:
+            seen.add(record_in(store)["num_renewals"])
+    assert record_in(store)["released"] is True
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_many_newcomers_one_gets_it(store: ObjectStore, stale: bool) -> None:
+    if stale:
+        store.create(LEASE_KEY, to_json(LeaseRecord(token="0", holder="a dead process", duration_s=0.3)))
+    barrier, done = threading.Barrier(6), threading.Event()
+
+    def come(_: int) -> bool:
+        barrier.wait()
+        try:
+            with hold_lease(store, duration_s=0.5):
+                done.wait(10)  # until all others have left
+                return True
+        except LeaseHeldError:
+            return False
+        finally:
+            if barrier.n_waiting == 0:
+                left.release()
+
+    left = threading.Semaphore(0)
+    with ThreadPoolExecutor(6) as pool:
+        results = [pool.submit(come, number) for number in range(6)]
+        for _ in range(5):
+            assert left.acquire(timeout=30)
+        done.set()
+        assert sorted(result.result() for result in results) == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize("data", [b"{", b'{"format_version": 3}', b""])
+def test_a_lease_that_cannot_be_read_is_watched_all_the_same(tmp_path: Path, data: bytes) -> None:
+    store = LocalStore(tmp_path)
+    store.create(LEASE_KEY, data)
+    with hold_lease(store, duration_s=0.3) as lease:
+        lease.check()
+    changing = LocalStore(tmp_path / "changing")
+    changing.create(LEASE_KEY, data)
+    threading.Timer(0.1, lambda: changing.write(LEASE_KEY, data + b" ")).start()
+    with pytest.raises(LeaseHeldError, match="another driver works here"), hold_lease(changing, duration_s=2):
+        pytest.fail("somebody writes there")
+
+
+def take_over(store: ObjectStore) -> None:
+    """As a newcomer does who saw no renewal for the duration: what a holder that was suspended finds."""
+    while True:
+        found = store.read_versioned(LEASE_KEY)
+        theirs = LeaseRecord(token="theirs", holder="process 1 on elsewhere", duration_s=1000)
+        if store.replace(LEASE_KEY, to_json(theirs), found.etag) is not None:
+            return
+
+
+def test_a_holder_that_lost_its_lease_stops(store: ObjectStore) -> None:
+    with pytest.raises(LeaseLostError) as caught, hold_lease(store, duration_s=0.4):
+        take_over(store)
+        time.sleep(60)
+    check_one_line(caught.value, store.uri, "process 1 on elsewhere has taken over", "nothing that it recorded is lost")
+    assert record_in(store)["token"] == "theirs" and record_in(store)["released"] is False, "theirs is left alone"
+
+
+def test_it_stops_where_ctrl_c_is_ignored_too(tmp_path: Path) -> None:
+    def terminate(signum: int, frame: object) -> None:
+        raise SystemExit(signum)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, terminate)
+    try:
+        with pytest.raises(LeaseLostError), hold_lease(LocalStore(tmp_path), duration_s=0.4):
+            take_over(LocalStore(tmp_path))
+            time.sleep(60)
+    finally:
+        signal.signal(signal.SIGINT, before[0]), signal.signal(signal.SIGTERM, before[1])
+
+
+def test_a_lost_lease_is_found_at_the_end_at_the_latest(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(LeaseLostError), hold_lease(LocalStore(tmp_path), duration_s=0.4):
+            take_over(LocalStore(tmp_path))
+            time.sleep(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_lease_that_somebody_removed_is_put_back(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    with hold_lease(store, duration_s=0.4):
+        token = record_in(store)["token"]
+        store.delete(LEASE_KEY)
+        while store.stat(LEASE_KEY) is None:
+            time.sleep(0.02)
+        assert record_in(store)["token"] == token
+    assert record_in(store)["released"] is True
+
+
+class _Away(LocalStore):
+    """A store that can be away."""
+
+    is_away = False
+
+    def replace(self, key: str, data: bytes, etag: str) -> str | None:
+        if self.is_away:
+            raise StorageError("away")
+        return super().replace(key, data, etag)
+
+
+def test_a_store_that_is_away_costs_no_lease(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = _Away(tmp_path)
+    with hold_lease(store, duration_s=0.2):
+        store.is_away = True
+        time.sleep(0.5)
+        store.is_away = False
+        before = record_in(store)["num_renewals"]
+        while record_in(store)["num_renewals"] == before:
+            time.sleep(0.02)
+    with hold_lease(store, duration_s=1000):
+        store.is_away = True
+    assert "could not be renewed (away); tried again" in (shown := capsys.readouterr().out)
+    assert "its lease could not be given back (away)" in shown
+
+
+def test_two_holdings_of_one_process_differ(tmp_path: Path) -> None:
+    tokens = set()
+    for _ in range(3):
+        with hold_lease(LocalStore(tmp_path), duration_s=10):
+            tokens.add(record_in(LocalStore(tmp_path))["token"])
+    assert len(tokens) == 3
