@@ -27,11 +27,12 @@ from pipeline.errors import ConfigError, OutputExistsError, PipelineError, Train
 from pipeline.models.model_files import read_model_files
 from pipeline.models.model_source import collect_source
 from pipeline.models.model_uri import check_model_name
-from pipeline.models.registry import CHECKPOINT_TAG, RegisteredVersion, register_model
+from pipeline.models.registration import register_model
+from pipeline.models.registry import CHECKPOINT_TAG, RegisteredVersion
 from pipeline.progress import format_bytes, say
 from pipeline.ray_errors import own_error
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
-from pipeline.tracking.tracking import TrackingRun, check_server, resolve_tracking
+from pipeline.tracking.tracking import TrackingRun, check_server, new_run_key, resolve_tracking
 from pipeline.training.checkpoints import TRAIN_AGAIN, CheckpointStore
 from pipeline.training.train_board import progress_board
 from pipeline.training.train_config import RunIdentity, TrainConfig, data_order, model_config
@@ -117,7 +118,7 @@ def train(config: TrainConfig) -> TrainResult:
         raise
     finally:
         run.finish(status)
-    return TrainResult(run_id=run.run_id, checkpoint_uri=checkpoints.uri(last), steps=last.step, version=version)
+    return TrainResult(run_id=run.require_id(), checkpoint_uri=checkpoints.uri(last), steps=last.step, version=version)
 
 
 def load_plan(config: TrainConfig) -> tuple[DatasetManifest, ModelConfig, bytes | None]:
@@ -208,14 +209,15 @@ def _claim(config: TrainConfig, manifest: DatasetManifest, store: ObjectStore) -
             )
         _refuse_changes(record.identity, asked, store.uri)
         return TrackingRun.join(config.tracking, record.run_id)
-    run = TrackingRun.create(
+    run = TrackingRun.open(
         config.tracking,
+        new_run_key(),
         config.run_name,
         params=_flat(plain(config)) | {"dataset_digest": manifest.digest},
         tags={"ddpm.output": config.output},
     )
     try:
-        created = store.create(RUN_RECORD, to_json(RunRecord(run_id=run.run_id, identity=asked)))
+        created = store.create(RUN_RECORD, to_json(RunRecord(run_id=run.require_id(), identity=asked)))
     except PipelineError:
         run.finish("FAILED")
         raise
