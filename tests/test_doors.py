@@ -20,7 +20,10 @@ DOORS = {
     "tyro": {"jobs/cli.py", "jobs/variant_flags.py"},
     "mlflow": {
         "pipeline/tracking/mlflow_client.py",
+        "pipeline/tracking/client_retry.py",
+        "pipeline/tracking/run_opening.py",
         "pipeline/tracking/tracking.py",
+        "pipeline/models/registration.py",
         "pipeline/models/registry.py",
         "pipeline/models/sampler_model.py",
         "pipeline/models/version_records.py",

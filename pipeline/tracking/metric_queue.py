@@ -42,7 +42,7 @@ class _Entry:
     """What stays together in one request: the points of one call, or one task."""
 
     points: tuple[MetricPoint, ...] = ()
-    task: Callable[[], None] | None = None
+    task: Callable[[], object] | None = None
     name: str = ""
 
     @property
@@ -86,7 +86,7 @@ class MetricQueue:
         for start in range(0, len(points), BATCH_POINTS):
             self._put(_Entry(points=tuple(points[start : start + BATCH_POINTS])))
 
-    def put_task(self, name: str, task: Callable[[], None]) -> None:
+    def put_task(self, name: str, task: Callable[[], object]) -> None:
         """Queue something else to do at the server, such as an upload; `name` is what a line calls it."""
         self._put(_Entry(task=task, name=name))
 
@@ -204,15 +204,17 @@ class MetricQueue:
         else:
             self._do_task(batch[0].name, batch[0].task)
 
-    def _do_task(self, name: str, task: Callable[[], None]) -> None:
+    def _do_task(self, name: str, task: Callable[[], object]) -> None:
         """Does a task; one that fails while the server is there is given up after a few attempts."""
         for attempt in range(1, _TASK_ATTEMPTS + 1):
             try:
-                return task()
+                task()
+                return
             except Exception as error:
                 self._ping()  # raises if the server is away: then the task stays queued and is not to blame
                 if isinstance(error, RefusedError) or attempt == _TASK_ATTEMPTS:
-                    return self.count_lost(1, f"{name} was lost ({_reason(error)})")
+                    self.count_lost(1, f"{name} was lost ({_reason(error)})")
+                    return
             time.sleep(attempt * _FIRST_PAUSE_S)
 
     def _send_points(self, points: Sequence[MetricPoint]) -> None:

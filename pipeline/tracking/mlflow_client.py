@@ -1,7 +1,7 @@
 """Where MLflow is, whether it answers, and a quiet client for it.
 
-This module and `tracking` here, `registry`, `version_records` and `sampler_model` in models/ are the only importers of
-mlflow. All but the last import it inside functions, because that takes a second.
+Which files import mlflow is listed in tests/test_doors.py. All but models/sampler_model.py do so inside functions,
+because that takes a second.
 """
 
 import contextlib
@@ -17,8 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ConfigError, TrackingUnavailableError
+from pipeline.errors import ConfigError, PipelineError, TrackingUnavailableError
 from pipeline.redact import is_redacted, redact
+from pipeline.tracking.client_retry import use_in_mlflow
+from pipeline.tracking.mlflow_causes import MLFLOW_VARIABLES, explain
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,10 +28,8 @@ if TYPE_CHECKING:
 _SCHEMES = frozenset({"http", "https", "sqlite", "postgresql", "mysql", "mssql"})
 _CHECK_S = 9.0
 _ANSWER_S = 8
+_FOREIGN = frozenset({"boto3", "botocore", "mlflow", "requests", "sqlalchemy", "urllib3"})
 _SQLITE_START = b"SQLite format 3\0"
-
-# Answers that will be the same next time. Others, a proxy's 404 among them, may pass.
-_REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"})
 
 # Few and short attempts inside MLflow's client: the queue does the waiting. Whoever sets a variable is heard.
 _ENVIRONMENT = {
@@ -40,6 +40,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -112,23 +113,29 @@ def check_server(config: TrackingConfig) -> None:
         TrackingUnavailableError: If nothing answers, or something that is not MLflow, or it refuses the credentials.
     """
     uri = tracking_uri(config)
+    error = probe(uri)
+    if error is not None:
+        raise error if isinstance(error, PipelineError) else unavailable(uri, error) from error
+
+
+def probe(uri: str) -> Exception | None:
+    """Why MLflow gives no usable answer within 10 seconds; None if it gives one."""
     failures: list[Exception] = []
     _set_defaults()
 
-    def probe() -> None:
+    def ask() -> None:
         try:
             connect(uri).search_experiments(max_results=1)
         except Exception as error:
             failures.append(error)
 
     with environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", MLFLOW_HTTP_REQUEST_TIMEOUT=str(_ANSWER_S)):
-        thread = threading.Thread(target=probe, name="mlflow-check", daemon=True)  # a database may hang for minutes
+        thread = threading.Thread(target=ask, name="mlflow-check", daemon=True)  # a database may hang for minutes
         thread.start()
         thread.join(None if uri.startswith("sqlite") else _CHECK_S)
     if thread.is_alive():
-        raise unavailable(uri, f"no answer within {_CHECK_S:.0f} s")
-    for error in failures:
-        raise error if isinstance(error, TrackingUnavailableError) else unavailable(uri, describe(error)) from error
+        return TimeoutError(f"no answer within {_CHECK_S:.0f} s")
+    return failures[0] if failures else None
 
 
 @functools.cache
@@ -141,6 +148,7 @@ def connect(uri: str) -> "MlflowClient":
         warnings.simplefilter("ignore")
         from mlflow import MlflowClient
 
+        use_in_mlflow()
         return MlflowClient(tracking_uri=uri)
 
 
@@ -149,12 +157,13 @@ def mlflow_errors(uri: str) -> Iterator[None]:
     """Turns what MLflow raises in the block into TrackingUnavailableError with one line."""
     try:
         yield
+    except PipelineError:
+        raise
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("mlflow", "requests", "sqlalchemy"):
+        foreign = type(error).__module__.partition(".")[0] in _FOREIGN
+        if not foreign and not isinstance(error, OSError):
             raise
-        if refusal(error):
-            raise TrackingUnavailableError(f"MLflow at {uri} refuses: {describe(error)}") from error
-        raise unavailable(uri, describe(error)) from error
+        raise unavailable(uri, error) from error
 
 
 def find_model_version(config: TrackingConfig, name: str, tag: str, value: str) -> int | None:
@@ -167,33 +176,6 @@ def find_model_version(config: TrackingConfig, name: str, tag: str, value: str) 
     with mlflow_errors(uri):
         versions = connect(uri).search_model_versions(f"name = '{name}'")
     return max((int(version.version) for version in versions if version.tags.get(tag) == value), default=None)
-
-
-def refusal(error: BaseException) -> str | None:
-    """MLflow's error code, if it says that the same request will never succeed."""
-    code = str(getattr(error, "error_code", ""))
-    return code if code in _REFUSALS else None
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether the server could not be reached, or broke off: the same request may succeed when it is back."""
-    return refusal(error) is None and isinstance(_root_cause(error), OSError)
-
-
-def describe(error: BaseException) -> str:
-    """The root cause in one line of at most 200 characters."""
-    innermost = _root_cause(error)
-    text = redact(" ".join(str(innermost).split())) or type(innermost).__name__
-    text, _, body = text.partition(" Response body: ")
-    if body:
-        text = f"it answers, but not as MLflow does: {text.rstrip('.')}"
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    while (deeper := error.__cause__ or error.__context__) is not None:
-        error = deeper
-    return error
 
 
 def _set_defaults() -> None:
@@ -211,11 +193,11 @@ def _prepare_sqlite(uri: str) -> None:
         with file.open("rb") if file.exists() else contextlib.nullcontext() as stream:
             start = stream.read(len(_SQLITE_START)) if stream else b""
     except OSError as error:
-        raise unavailable(uri, str(error)) from error
+        raise unavailable(uri, error) from error
     if start and start != _SQLITE_START:
-        raise unavailable(uri, "the file is no SQLite database")
+        raise TrackingUnavailableError(f"MLflow at {uri}: the file is no SQLite database; correct {MLFLOW_VARIABLES}")
     if not all(os.access(place, os.W_OK) for place in (file, file.parent) if place.exists()):
-        raise unavailable(uri, "it may not be written")
+        raise TrackingUnavailableError(f"MLflow at {uri}: it may not be written; correct {MLFLOW_VARIABLES}")
 
 
 def has_tables(uri: str) -> bool:
@@ -235,11 +217,9 @@ def has_tables(uri: str) -> bool:
         return True  # no database, or locked: MLflow's answer says which
 
 
-def unavailable(uri: str, reason: str) -> TrackingUnavailableError:
-    """The error for a server that gives no usable answer."""
-    return TrackingUnavailableError(
-        f"MLflow at {uri} is not available ({reason}); start the server, or correct tracking.uri or MLFLOW_TRACKING_URI"
-    )
+def unavailable(uri: str, error: BaseException) -> TrackingUnavailableError:
+    """The error for a server that gives no usable answer: cause, its own words, advice."""
+    return TrackingUnavailableError(f"MLflow at {uri}: {explain(error)}")
 
 
 @contextlib.contextmanager

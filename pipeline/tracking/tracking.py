@@ -1,41 +1,47 @@
-"""MLflow runs: created by the driver, joined by whoever trains, never a reason for training to stop.
+"""MLflow runs: opened by the driver, joined by whoever trains, never a reason for training to stop.
 
-Creating a run and logging its parameters is synchronous and fails early. Everything after that goes through a queue:
-it never raises, and is sent later when the server is away.
+A run is opened at once if the server is there, and else when it is back; what the server refuses at once is an error at
+once. Everything that is logged goes through a queue: it never raises, and is sent later when the server is away.
 """
 
 import functools
 import hashlib
-import sys
+import re
+import secrets
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
-from pipeline.errors import ConfigError
 from pipeline.progress import say
 from pipeline.redact import redact
 from pipeline.tracking.metric_queue import MetricPoint, MetricQueue, RefusedError
+from pipeline.tracking.mlflow_causes import describe, is_outage, refusal
 from pipeline.tracking.mlflow_client import (
     TrackingConfig,
     check_server,
     connect,
-    describe,
     mlflow_errors,
-    refusal,
     resolve_tracking,
     tracking_uri,
 )
+from pipeline.tracking.run_opening import START_CHECK_TAG, NotOpenedError, Opening, Step, find_run, make_run, rejoin_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["TrackingConfig", "TrackingRun", "check_server", "resolve_tracking"]
+__all__ = ["TrackingConfig", "TrackingRun", "check_server", "new_run_key", "resolve_tracking"]
 
 T = TypeVar("T")
 
 _PARAMS_PER_REQUEST, _MAX_PARAM_LENGTH = 100, 6000  # limits of MLflow's API
+
+
+def new_run_key() -> str:
+    """A key for a new run: 32 hexadecimal digits that no other run has."""
+    return secrets.token_hex(16)
 
 
 class TrackingRun:
@@ -43,73 +49,169 @@ class TrackingRun:
 
     Args:
         uri: Tracking URI.
-        run_id: The run.
-        experiment_id: Its experiment.
+        run_id: The run; None while it is known by its key only.
+        experiment: Name of its experiment; needed with the key.
+        run_key: Its key.
     """
 
-    def __init__(self, uri: str, run_id: str, experiment_id: str) -> None:
-        """Hold the three names; nothing is asked of the server."""
-        self.uri, self.run_id, self.experiment_id = uri, run_id, experiment_id
+    def __init__(self, uri: str, run_id: str | None, *, experiment: str = "", run_key: str = "") -> None:
+        """Hold the names; nothing is asked of the server."""
+        if run_id is None and not (experiment and re.fullmatch(r"[\w.-]+", run_key)):
+            raise ValueError(
+                f"a run without an id needs an experiment and a key of letters and digits, got {run_key!r}"
+            )
+        self.uri, self.experiment, self.run_key = uri, experiment, run_key
+        self._run_id, self._experiment_id = run_id, ""
+        self._find: Callable[[], str | None] = functools.partial(find_run, uri, experiment, run_key)
+        self._finding = threading.Lock()
         self._say: Callable[[str], None] = say
         self._skip_logged = False
         self._last_skipped_step: int | None = None
+        self._opening: Opening | None = None
+        self._is_running = False
         self._queue = self._new_queue()
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str, str, str]]:
-        """Pickle the names only; the queue stays where it is."""
-        return type(self), (self.uri, self.run_id, self.experiment_id)
+    def __reduce__(self) -> "tuple[Callable[..., Self], tuple[str, str | None]]":
+        """Pickle the names only; the queue, and the opening of the run, stay where they are."""
+        rebuild = functools.partial(type(self), experiment=self.experiment, run_key=self.run_key)
+        return rebuild, (self.uri, self._run_id)
 
     @classmethod
-    def create(
+    def open(
         cls,
         config: TrackingConfig,
+        run_key: str,
         run_name: str | None = None,
         *,
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, str] | None = None,
+        check: "Callable[[TrackingRun], object] | None" = None,
+        on_opened: Callable[[str], object] | None = None,
     ) -> Self:
-        """Create a run, and its experiment if there is none.
+        """Open the run with a key: the one that has it, or a new one, and its experiment if there is none.
+
+        While the server is away the job begins: a line says so, metrics are kept, and a thread of this process opens
+        the run, and does the rest, when the server answers. `run_id` is None until then.
 
         Args:
             config: Where.
-            run_name: What the run is called; MLflow invents a name otherwise.
+            run_key: Letters and digits that no other run of the experiment has; `new_run_key` makes one.
+            run_name: What a new run is called; MLflow invents a name otherwise.
             params: Parameters of the run; see `log_params`.
-            tags: Tags of the run.
+            tags: Tags of a new run.
+            check: Start checks, given this run; safe to repeat. What they refuse later than now is a line and the
+                tag `ddpm.start_check`.
+            on_opened: Told the run's id once it has one, before the checks; now or later, from another thread.
 
         Raises:
-            TrackingUnavailableError: If the server does not answer.
+            TrackingUnavailableError: If the server is there and refuses.
             ConfigError: If the experiment was deleted.
+            PipelineError: What the checks raise now; the run is then FAILED.
         """
-        uri = tracking_uri(config)
-        with mlflow_errors(uri):
-            client = connect(uri)
-            experiment_id = _experiment_id(client, uri, config.experiment)
-            source = {"mlflow.source.name": Path(sys.argv[0]).name}
-            shown = {key: redact(text) for key, text in (tags or {}).items()}
-            created = client.create_run(experiment_id, run_name=run_name and redact(run_name), tags={**source, **shown})
-        run = cls(uri, created.info.run_id, experiment_id)
-        run.log_params(params or {})
+        run = cls(tracking_uri(config), None, experiment=config.experiment, run_key=run_key)
+        run._find = functools.partial(make_run, run.uri, config.experiment, run_key, run_name, tags or {})
+        run._begin([Step(act=run.require_id), Step(act=lambda: run.log_params(params or {}))], check, on_opened)
         return run
 
     @classmethod
-    def join(cls, config: TrackingConfig, run_id: str) -> Self:
-        """Continue a run: its status is RUNNING again.
+    def join(
+        cls,
+        config: TrackingConfig,
+        run_id: str,
+        *,
+        run_key: str = "",
+        check: "Callable[[TrackingRun], object] | None" = None,
+    ) -> Self:
+        """Continue a run: its status is RUNNING again, now or, if the server is away, when it is back.
+
+        Args:
+            config: Where.
+            run_id: The run.
+            run_key: Its key, if it has one.
+            check: Start checks, as in `open`.
 
         Raises:
-            TrackingUnavailableError: If the server does not answer.
-            ConfigError: If it has no such run.
+            TrackingUnavailableError: If the server is there and refuses.
+            ConfigError: If it has no such run; the message offers --new-run.
+            PipelineError: What the checks raise now; the run is then FAILED.
         """
-        uri = tracking_uri(config)
-        with mlflow_errors(uri):
-            client = connect(uri)
-            try:
-                run = client.get_run(run_id)
-                client.update_run(run_id, status="RUNNING")
-            except Exception as error:
-                if refusal(error):
-                    raise ConfigError(f"MLflow run {run_id!r}: not at {uri}, or deleted; start a new run") from error
-                raise
-        return cls(uri, run_id, run.info.experiment_id)
+        run = cls(tracking_uri(config), run_id, experiment=config.experiment, run_key=run_key)
+        run._begin([Step(act=lambda: rejoin_run(run.uri, run_id), refused=run._say_refused)], check, None)
+        return run
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id; None while it is not at the server, as far as this process knows."""
+        return self._run_id
+
+    def require_id(self) -> str:
+        """The run's id, asking the server if it is not known; its driver makes the run if there is none.
+
+        Raises:
+            NotOpenedError: If there is none yet. It is an outage, like the others below.
+            Exception: What MLflow's client raises; `mlflow_errors` and `is_outage` know it.
+        """
+        with self._finding:
+            if self._run_id is None:
+                self._run_id = self._find()
+            if self._run_id is None:
+                raise NotOpenedError(f"run {self.run_key} is not opened yet")
+            return self._run_id
+
+    @property
+    def experiment_id(self) -> str:
+        """The experiment's id; raises as `require_id`."""
+        if not self._experiment_id:
+            self._experiment_id = str(connect(self.uri).get_run(self.require_id()).info.experiment_id)
+        return self._experiment_id
+
+    def _begin(
+        self,
+        start: list[Step],
+        check: "Callable[[TrackingRun], object] | None",
+        on_opened: Callable[[str], object] | None,
+    ) -> None:
+        steps = [*start, Step(act=self._note_running)]
+        if on_opened is not None:
+            steps.append(Step(act=lambda: on_opened(self.require_id()), refused=self._say_refused))
+        if check is not None:
+            steps.append(Step(act=lambda: self._pass(check), refused=self._say_check, at_start_only=True))
+        self._opening = Opening(self.uri, steps, lambda line: self._say(line))
+        try:
+            with mlflow_errors(self.uri):
+                self._opening.begin()
+        except Exception:
+            if self._is_running:
+                self.finish("FAILED")
+            raise
+
+    def _note_running(self) -> None:
+        self._is_running = True
+
+    def _pass(self, check: "Callable[[TrackingRun], object]") -> None:
+        """Makes the start checks; the run's tag says what they refuse, and nothing once they pass."""
+        try:
+            check(self)
+        except Exception as error:
+            if not is_outage(error):
+                tag = (START_CHECK_TAG, str(error))
+                self._put("the tag of the start checks", lambda client: client.set_tag(self.require_id(), *tag))
+            raise
+        client = connect(self.uri)
+        if START_CHECK_TAG in client.get_run(self.require_id()).data.tags:
+            client.delete_tag(self.require_id(), START_CHECK_TAG)
+
+    def _say_check(self, error: Exception) -> None:
+        self._say(
+            f"error: the start checks, made now that MLflow answers, are refused: {error}; the job goes on; "
+            "correct this before its end, or --resume registers the model afterwards"
+        )
+
+    def _say_refused(self, error: Exception) -> None:
+        self._say(f"error: {error}; the job goes on")
+
+    def _put(self, name: str, request: "Callable[[MlflowClient], object]") -> None:
+        self._queue.put_task(name, lambda: self._ask(request))
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log parameters, once, from the driver; synchronous.
@@ -123,16 +225,16 @@ class TrackingRun:
 
         with mlflow_errors(self.uri):
             client = connect(self.uri)
-            known = client.get_run(self.run_id).data.params
+            known = client.get_run(self.require_id()).data.params
             texts = {key: redact(str(value))[:_MAX_PARAM_LENGTH] for key, value in params.items()}
             new = [Param(key, text) for key, text in texts.items() if key not in known]
             changed = [
                 RunTag(f"resumed.{key}", text) for key, text in texts.items() if key in known and known[key] != text
             ]
             for start in range(0, len(new), _PARAMS_PER_REQUEST):
-                client.log_batch(self.run_id, params=new[start : start + _PARAMS_PER_REQUEST])
+                client.log_batch(self.require_id(), params=new[start : start + _PARAMS_PER_REQUEST])
             for start in range(0, len(changed), _PARAMS_PER_REQUEST):
-                client.log_batch(self.run_id, tags=changed[start : start + _PARAMS_PER_REQUEST])
+                client.log_batch(self.require_id(), tags=changed[start : start + _PARAMS_PER_REQUEST])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Queue the values of one step. Never raises and never waits for the server."""
@@ -173,7 +275,7 @@ class TrackingRun:
             TrackingUnavailableError: If the server does not answer.
         """
         with mlflow_errors(self.uri):
-            entries = connect(self.uri).get_metric_history(self.run_id, key)
+            entries = connect(self.uri).get_metric_history(self.require_id(), key)
         return sorted((entry.step, entry.value) for entry in entries)
 
     def log_image(self, png: bytes, path: str) -> None:
@@ -202,10 +304,14 @@ class TrackingRun:
         Returns:
             How many values and files were lost; a line says so if there are any.
         """
+        deadline_s = time.monotonic() + timeout_s
+        self._end_opening(timeout_s)
         queue, self._queue = self._queue, self._new_queue()
-        num_lost = queue.close(timeout_s)
+        num_lost = queue.close(max(0.0, deadline_s - time.monotonic()))
         if num_lost:
-            self._say(f"MLflow at {self.uri}: {num_lost} metrics or files of run {self.run_id} are lost")
+            self._say(
+                f"MLflow at {self.uri}: {num_lost} metrics or files of run {self.run_id or self.run_key} are lost"
+            )
         return num_lost
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", timeout_s: float = 30.0) -> int:
@@ -214,9 +320,16 @@ class TrackingRun:
         Returns:
             How many values and files were lost.
         """
-        name = f"the status {status} of run {self.run_id}"
-        self._queue.put_task(name, lambda: self._ask(lambda client: client.set_terminated(self.run_id, status)))
-        return self.close(timeout_s)
+        deadline_s = time.monotonic() + timeout_s
+        self._end_opening(timeout_s)
+        name = f"the status {status} of run {self.run_id or self.run_key}"
+        self._put(name, lambda client: client.set_terminated(self.require_id(), status))
+        return self.close(max(0.0, deadline_s - time.monotonic()))
+
+    def _end_opening(self, timeout_s: float) -> None:
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.end(timeout_s)
 
     def _new_queue(self) -> MetricQueue:
         return MetricQueue(self._send, self._ping, lambda line: self._say(line), redact(self.uri))
@@ -229,13 +342,13 @@ class TrackingRun:
         last = self._last_skipped_step if self._last_skipped_step is not None else -1
         metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in points if p.step > last or not self._skip_logged]
         if metrics:
-            self._ask(lambda client: client.log_batch(self.run_id, metrics=metrics))
+            self._ask(lambda client: client.log_batch(self.require_id(), metrics=metrics))
 
     def _ping(self) -> None:
-        self._ask(lambda client: client.get_run(self.run_id))
+        self._ask(lambda client: client.get_run(self.require_id()))
 
     def _last_logged_step(self) -> int:
-        run = connect(self.uri).get_run(self.run_id)
+        run = connect(self.uri).get_run(self.require_id())
         return max((metric.step for metric in run.to_proto().data.metrics), default=-1)
 
     def _upload(self, data: bytes, path: str) -> None:
@@ -243,7 +356,9 @@ class TrackingRun:
         with tempfile.TemporaryDirectory(prefix="ddpm-upload-") as temporary:
             file = Path(temporary) / name
             file.write_bytes(data)
-            self._ask(lambda client: client.log_artifact(self.run_id, str(file), None if folder == "." else folder))
+            self._ask(
+                lambda client: client.log_artifact(self.require_id(), str(file), None if folder == "." else folder)
+            )
 
     def _link_checkpoint(self, step: int, uri: str, digest: str) -> None:
         """What `mlflow.create_external_model` does, on this run's own server and safe to repeat."""
@@ -253,24 +368,24 @@ class TrackingRun:
         tags = {"mlflow.model.isExternal": "true", "ddpm.uri": uri, "ddpm.uri_key": key, "ddpm.digest": digest}
 
         def link(client: "MlflowClient") -> None:
-            mine = f"source_run_id = '{self.run_id}' AND tags.`ddpm.uri_key` = '{key}'"
+            mine = f"source_run_id = '{self.require_id()}' AND tags.`ddpm.uri_key` = '{key}'"
             found = client.search_logged_models([self.experiment_id], filter_string=mine, max_results=1)
             model = found[0] if found else None
             if model is None:
                 model = client.create_logged_model(
                     self.experiment_id,
                     name=f"step-{step:09d}",
-                    source_run_id=self.run_id,
+                    source_run_id=self.require_id(),
                     tags=tags,
                     params={"step": str(step)},
                     model_type="checkpoint",
                 )
-            outputs = client.get_run(self.run_id).outputs
+            outputs = client.get_run(self.require_id()).outputs
             if not outputs or model.model_id not in {output.model_id for output in outputs.model_outputs}:
-                client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=step)])
+                client.log_outputs(self.require_id(), [LoggedModelOutput(model.model_id, step=step)])
             client.finalize_logged_model(model.model_id, "READY")
-            client.set_tag(self.run_id, "ddpm.checkpoint", uri)
-            client.set_tag(self.run_id, "ddpm.checkpoint_digest", digest)
+            client.set_tag(self.require_id(), "ddpm.checkpoint", uri)
+            client.set_tag(self.require_id(), "ddpm.checkpoint_digest", digest)
 
         self._ask(link)
 
@@ -280,24 +395,3 @@ class TrackingRun:
             return request(connect(self.uri))
         except Exception as error:
             raise (RefusedError if refusal(error) else ConnectionError)(describe(error)) from error
-
-
-def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
-    """Finds or makes the experiment; several jobs may start at once."""
-    from mlflow.exceptions import MlflowException
-
-    location = None
-    if uri.startswith("sqlite:///"):  # MLflow's own default is the current folder
-        location = Path(uri.removeprefix("sqlite:///")).parent.joinpath("mlruns").as_uri()
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=location))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            experiment = client.get_experiment_by_name(name)
-            assert experiment is not None
-    if experiment.lifecycle_stage != "active":
-        raise ConfigError(f"tracking.experiment: {name!r} was deleted at {uri}; restore it or choose another name")
-    return str(experiment.experiment_id)

@@ -16,11 +16,12 @@ from ddpm import PostHocFit, PowerProfile, combine_snapshots, fit_post_hoc_ema
 from pipeline.errors import ConfigError, ModelMissingError, ObjectMissingError, OutputExistsError
 from pipeline.models.model_files import MODEL_JSON, ModelFiles, encode_model, load_model, read_model_files
 from pipeline.models.model_uri import check_model_name
-from pipeline.models.registry import DIGEST_TAG, RegisteredVersion, register_model, resolve_model
+from pipeline.models.registration import register_model
+from pipeline.models.registry import DIGEST_TAG, RegisteredVersion, resolve_model
 from pipeline.progress import Progress, say
 from pipeline.stores.storage import ObjectStore, check_uris, join_uri, open_store
 from pipeline.tracking.mlflow_client import find_model_version
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
 from pipeline.training.averages import SNAPSHOTS_JSON
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
@@ -227,8 +228,9 @@ def _register(
         "ddpm.train_run": trained,
         "ddpm.train_checkpoint": averages.checkpoint_uri,
     }
-    run = TrackingRun.create(
+    run = TrackingRun.open(
         config.tracking,
+        new_run_key(),
         f"average {config.sigma_rel}",
         params={"sigma_rel": config.sigma_rel, "train": averages.uri, "num_snapshots": len(averages.snapshots)},
         tags=lineage,

@@ -13,9 +13,9 @@ from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
 from pipeline.generation.requests import Generate
 from pipeline.generation.sample_job import SampleConfig
 from pipeline.models.model_files import encode_model, read_model_files
-from pipeline.models.registry import register_model
+from pipeline.models.registration import register_model
 from pipeline.stores.storage import open_store
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
 from pipeline.training.checkpoints import CheckpointStore
 from tests.jobs.every_job import EVERY_JOB
 from tests.pipeline.runs_in_process import make_in_process, snapshot
@@ -70,7 +70,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "train/checkpoints" / damaged.prefix / "weights.safetensors").write_bytes(b"cut")
     (folder / "train/checkpoints/_records/step-000000048.json").write_bytes(b"<html>404</html>")
     tracking = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")
-    run = TrackingRun.create(tracking, "train")
+    run = TrackingRun.open(tracking, new_run_key(), "train")
     register_model(run, read_model_files(open_store(checkpoints.uri(good))), "digits")
     run.finish("FINISHED")
     asked = SampleConfig(

@@ -17,10 +17,11 @@ from pipeline.config_io import to_json
 from pipeline.data.manifest import MANIFEST_KEY, DatasetManifest, ShardRecord, Split
 from pipeline.models.calibration import Calibration
 from pipeline.models.model_files import ModelCard, encode_model
-from pipeline.models.registry import register_model, resolve_model
+from pipeline.models.registration import register_model
+from pipeline.models.registry import resolve_model
 from pipeline.presets import PRESETS, Preset
 from pipeline.stores.storage import open_store
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
 from tests.fixtures_s3 import S3Server
 from tests.jobs.every_job import EVERY_JOB
 from tests.jobs.readme_commands import ROOT, commands, flags, job_words, page_texts
@@ -180,7 +181,7 @@ class Project:
         tracking = TrackingConfig(uri=f"sqlite:///{self.folder}/artifacts/mlflow.db")
         card = ModelCard(config=config, class_names=class_names if config.num_classes else ())
         files = encode_model(card, build_network(config, seed=seed).state_dict(), None)
-        run = TrackingRun.create(tracking, name)
+        run = TrackingRun.open(tracking, new_run_key(), name)
         register_model(run, files, name)
         if name == "ddpm-digits" and seed == 0:
             register_model(run, files, name, "champion")

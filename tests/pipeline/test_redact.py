@@ -12,7 +12,7 @@ from pipeline.generation.sample_job import SampleConfig
 from pipeline.progress import say
 from pipeline.redact import is_redacted, redact, redact_fields
 from pipeline.stores.storage import open_store
-from pipeline.tracking.mlflow_client import describe
+from pipeline.tracking.mlflow_causes import describe
 from pipeline.tracking.tracking import TrackingConfig
 
 

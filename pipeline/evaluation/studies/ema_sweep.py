@@ -24,7 +24,7 @@ from pipeline.models.model_files import ModelFiles
 from pipeline.models.registry import ResolvedModel
 from pipeline.progress import say
 from pipeline.stores.storage import check_uris, join_uri, open_store
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
 from pipeline.training.post_hoc_ema import RunAverages
 
 REPORT_KEY, CHART_KEY = "ema_sweep.json", "ema_sweep.png"
@@ -166,8 +166,9 @@ def sweep_ema(config: EmaSweepConfig) -> EmaSweep:
         cluster=config.cluster,
         **options,
     )
-    run = TrackingRun.create(
+    run = TrackingRun.open(
         config.tracking,
+        new_run_key(),
         config.run_name,
         params={"train": averages.uri, "sigma_rels": config.sigma_rels, "num_snapshots": len(averages.snapshots)},
         tags={"ddpm.train_output": averages.uri, "ddpm.train_checkpoint": averages.checkpoint_uri},

@@ -23,9 +23,10 @@ from pipeline.evaluation.evaluate import EvaluateConfig, describe_plan, evaluate
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
 from pipeline.generation.inventory import load_generation_manifest
 from pipeline.generation.sample_job import ImagesConfig
-from pipeline.models.registry import register_model, resolve_model
+from pipeline.models.registration import register_model
+from pipeline.models.registry import resolve_model
 from pipeline.stores.storage import open_store
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
 from tests.pipeline.runs_in_process import make_in_process, snapshot
 from tests.pipeline.tiny_models import write_model
 
@@ -303,7 +304,7 @@ def test_figures_are_logged_to_the_registered_version(digits: str, model: str, t
 
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
     files = resolve_model(model, tracking).files
-    training = TrackingRun.create(tracking, "training")
+    training = TrackingRun.open(tracking, new_run_key(), "training")
     version = register_model(training, files, "digits")
     training.finish()
     config = config_of(digits, "models:/digits@candidate", tmp_path / "out")

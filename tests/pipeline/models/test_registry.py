@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import CheckpointError, ConfigError, ModelMissingError, TrackingUnavailableError
-from pipeline.models.registry import CHECKPOINT_TAG, register_model, resolve_model
+from pipeline.models.registration import register_model
+from pipeline.models.registry import CHECKPOINT_TAG, resolve_model
 from pipeline.models.version_records import log_version_files, log_version_metrics
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
 from tests.fixtures_services import free_port, mlflow_server
 from tests.pipeline.registered_models import download_artifacts, model_files
 
@@ -31,7 +32,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
 
 @pytest.fixture
 def run(registry: TrackingConfig) -> TrackingRun:
-    return TrackingRun.create(registry)
+    return TrackingRun.open(registry, new_run_key())
 
 
 def test_what_is_registered_is_what_is_resolved(registry: TrackingConfig, run: TrackingRun) -> None:
@@ -62,7 +63,7 @@ def test_the_alias_moves_forward_only(registry: TrackingConfig, run: TrackingRun
     connect(run.uri).delete_registered_model_alias("alias", "candidate")  # a driver killed before it could set it
     register_model(run, model_files(1), "alias")
     assert resolve_model("models:/alias@candidate", registry).uri == "models:/alias/1"
-    newer = TrackingRun.create(registry)
+    newer = TrackingRun.open(registry, new_run_key())
     register_model(newer, model_files(2), "alias")
     register_model(run, model_files(1), "alias")
     assert resolve_model("models:/alias@candidate", registry).uri == "models:/alias/2"
@@ -72,7 +73,7 @@ def test_the_alias_moves_forward_only(registry: TrackingConfig, run: TrackingRun
 @pytest.fixture(scope="module")
 def missing(registry: TrackingConfig) -> None:
     """A model of one version, whichever test of this module runs first in its process."""
-    register_model(TrackingRun.create(registry), model_files(1), "missing")
+    register_model(TrackingRun.open(registry, new_run_key()), model_files(1), "missing")
 
 
 @pytest.mark.usefixtures("missing")
@@ -224,7 +225,7 @@ def test_through_a_server(served: tuple[str, Path], tmp_path: Path) -> None:
     """Files go to the server and come back by HTTP; MLflow's own loader finds the model by its registry URI."""
     uri, _ = served
     config = TrackingConfig(uri=uri)
-    run = TrackingRun.create(config)
+    run = TrackingRun.open(config, new_run_key())
     files = model_files(8)
     version = register_model(run, files, "ddpm")
     assert register_model(run, files, "ddpm") == version
@@ -254,7 +255,7 @@ def test_registering_waits_for_a_server_that_restarts(
     """The server that keeps the run is reached at another address too, where at first nobody answers."""
     (uri, folder), port = served, free_port()
     there = TrackingRun.create(TrackingConfig(uri=uri))
-    run = TrackingRun(f"http://127.0.0.1:{port}", there.run_id, there.experiment_id)
+    run = TrackingRun(f"http://127.0.0.1:{port}", there.run_id)
     with ThreadPoolExecutor(1) as pool:
         registered = pool.submit(register_model, run, model_files(9), "late")
         database, artifacts = f"sqlite:///{folder}/server.db", str(folder / "artifacts")

@@ -15,9 +15,9 @@ import torch
 from ddpm import SAMPLERS, OwnNetworkConfig, generate, x_0_to_images
 from pipeline.models.model_files import ModelFiles, load_model
 from pipeline.models.model_source import collect_source
-from pipeline.models.registry import register_model
+from pipeline.models.registration import register_model
 from pipeline.tracking.mlflow_client import connect
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
 from tests.pipeline.registered_models import CONFIG, model_files
 
 
@@ -31,7 +31,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
 
 @pytest.fixture
 def run(registry: TrackingConfig) -> TrackingRun:
-    return TrackingRun.create(registry)
+    return TrackingRun.open(registry, new_run_key())
 
 
 _ALONE = """

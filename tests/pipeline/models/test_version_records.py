@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.models.registry import RegisteredVersion, register_model
+from pipeline.models.registration import register_model
+from pipeline.models.registry import RegisteredVersion
 from pipeline.models.version_records import log_version_files, log_version_metrics
 from pipeline.tracking.mlflow_client import connect
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
 from tests.pipeline.registered_models import download_artifacts, model_files
 
 
@@ -15,7 +16,7 @@ from tests.pipeline.registered_models import download_artifacts, model_files
 def run(tmp_path_factory: pytest.TempPathFactory) -> TrackingRun:
     config = TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('records')}/mlflow.db")
     check_server(config)
-    return TrackingRun.create(config)
+    return TrackingRun.open(config, new_run_key())
 
 
 @pytest.fixture(scope="module")

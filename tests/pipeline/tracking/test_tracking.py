@@ -20,7 +20,7 @@ import pytest
 from pipeline.errors import ConfigError, TrackingUnavailableError
 from pipeline.tracking import metric_queue, tracking
 from pipeline.tracking.mlflow_client import connect
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
 from tests.fixtures_services import free_port, mlflow_server
 
 
@@ -46,7 +46,9 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_run_keeps_what_was_logged(config: TrackingConfig, tmp_path: Path, lines: list[str]) -> None:
-    run = TrackingRun.create(config, "first", params={"lr": 1e-3, "unet.base": 8}, tags={"ddpm.output": "s3://b/o"})
+    run = TrackingRun.open(
+        config, new_run_key(), "first", params={"lr": 1e-3, "unet.base": 8}, tags={"ddpm.output": "s3://b/o"}
+    )
     began_ms = int(time.time() * 1000)
     for step in range(2500):
         run.log_metrics({"loss": 1 / (step + 1), "grad_norm": step}, step)
@@ -73,7 +75,7 @@ def test_a_run_keeps_what_was_logged(config: TrackingConfig, tmp_path: Path, lin
 
 def test_logging_a_step_waits_for_nothing(config: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server takes the first points and does not answer before the last are logged."""
-    run = TrackingRun.create(config)
+    run = TrackingRun.open(config, new_run_key())
     send, asked, may_answer = run._queue._send, threading.Event(), threading.Event()
 
     def send_slowly(points: Any) -> None:
@@ -92,7 +94,7 @@ def test_logging_a_step_waits_for_nothing(config: TrackingConfig, monkeypatch: p
 
 
 def test_the_handle_travels_and_two_processes_write_at_once(config: TrackingConfig) -> None:
-    run = TrackingRun.create(config)
+    run = TrackingRun.open(config, new_run_key())
     run.log_metrics({"driver": 0.0}, 0)
     code = """
         import pickle, sys
@@ -116,7 +118,7 @@ def test_the_handle_travels_and_two_processes_write_at_once(config: TrackingConf
 
 
 def test_a_resumed_run_logs_no_step_twice(config: TrackingConfig) -> None:
-    run = TrackingRun.create(config)
+    run = TrackingRun.open(config, new_run_key())
     assert run.last_logged_step() == -1
     for step in range(0, 70, 10):
         run.log_metrics({"loss": step}, step)
@@ -134,7 +136,7 @@ def test_a_resumed_run_logs_no_step_twice(config: TrackingConfig) -> None:
 
 def test_a_point_that_is_sent_twice_is_stored_once(config: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server takes a batch and dies before it answers: the queue cannot know, and sends it again."""
-    run = TrackingRun.create(config)
+    run = TrackingRun.open(config, new_run_key())
     send, calls = run._queue._send, []
 
     def send_and_lose_the_answer(points: Any) -> None:
@@ -153,7 +155,7 @@ def test_a_point_that_is_sent_twice_is_stored_once(config: TrackingConfig, monke
 
 
 def test_values_that_are_not_finite_and_names_that_mlflow_refuses(config: TrackingConfig, lines: list[str]) -> None:
-    run = TrackingRun.create(config)
+    run = TrackingRun.open(config, new_run_key())
     run.log_metrics({"loss": math.nan, "up": math.inf, "bad!name": 1.0, "fine": 2.0}, 1)
     run.log_metrics({"text": "no number", "fine": 3.0}, 2)  # type: ignore[dict-item]
     assert run.close() == 2
@@ -166,7 +168,9 @@ def test_values_that_are_not_finite_and_names_that_mlflow_refuses(config: Tracki
 
 
 def test_params_beyond_one_request_and_changed_ones(config: TrackingConfig) -> None:
-    run = TrackingRun.create(config, params={f"p{index}": index for index in range(250)} | {"long": "x" * 7000})
+    run = TrackingRun.open(
+        config, new_run_key(), params={f"p{index}": index for index in range(250)} | {"long": "x" * 7000}
+    )
     TrackingRun.join(config, run.run_id).log_params({"p1": 1, "p2": "changed", "new": None})
     data = connect(run.uri).get_run(run.run_id).data
     assert len(data.params) == 252
@@ -175,7 +179,7 @@ def test_params_beyond_one_request_and_changed_ones(config: TrackingConfig) -> N
 
 
 def test_a_checkpoint_appears_in_the_run_once(config: TrackingConfig) -> None:
-    run = TrackingRun.create(config)
+    run = TrackingRun.open(config, new_run_key())
     for _ in range(2):  # a link whose answer was lost is made again
         run.log_checkpoint(500, "s3://bucket/it's/step-000000500-ab", "d1")
     run.log_checkpoint(1000, "s3://bucket/run/step-000001000-cd", "d2")
@@ -196,22 +200,22 @@ def test_a_checkpoint_appears_in_the_run_once(config: TrackingConfig) -> None:
 def test_joining_a_run_that_is_not_there(config: TrackingConfig) -> None:
     with pytest.raises(ConfigError, match="MLflow run 'f00': not at sqlite"):
         TrackingRun.join(config, "f00")
-    run = TrackingRun.create(config)
+    run = TrackingRun.open(config, new_run_key())
     connect(run.uri).delete_run(run.run_id)
     with pytest.raises(ConfigError, match="deleted"):
         TrackingRun.join(config, run.run_id)
 
 
 def test_a_deleted_experiment_is_named(config: TrackingConfig) -> None:
-    run = TrackingRun.create(config)
+    run = TrackingRun.open(config, new_run_key())
     connect(run.uri).delete_experiment(run.experiment_id)
     with pytest.raises(ConfigError, match=r"tracking\.experiment: 'test' was deleted"):
-        TrackingRun.create(config)
+        TrackingRun.open(config, new_run_key())
 
 
 def test_drivers_that_start_at_once_share_the_experiment(config: TrackingConfig) -> None:
     with ThreadPoolExecutor(4) as pool:
-        runs = list(pool.map(lambda _: TrackingRun.create(config), range(4)))
+        runs = list(pool.map(lambda _: TrackingRun.open(config, new_run_key()), range(4)))
     assert len({run.experiment_id for run in runs}) == 1
     assert len({run.run_id for run in runs}) == 4
 
@@ -220,10 +224,10 @@ def test_a_new_database_is_made_without_a_word(tmp_path: Path) -> None:
     """Its folder, its tables, an experiment and its artifacts: all beside it, nothing in the current folder."""
     code = """
         import sys
-        from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
+        from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key, check_server
         config = TrackingConfig(uri=sys.argv[1])
         check_server(config)
-        run = TrackingRun.create(config)
+        run = TrackingRun.open(config, new_run_key())
         run.log_metrics({"loss": 1.0}, 1)
         run.log_text("x", "a/b.txt")
         run.log_checkpoint(1, "s3://b/c", "d")
@@ -244,7 +248,7 @@ def test_a_job_without_a_server_goes_on(lines: list[str]) -> None:
     """Joined before the server went away, never seen again: nothing raises, every loss is counted."""
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port meanwhile
-    run = TrackingRun(f"http://127.0.0.1:{taken.getsockname()[1]}", "a" * 32, "1")
+    run = TrackingRun(f"http://127.0.0.1:{taken.getsockname()[1]}", "a" * 32)
     run.skip_logged_steps()
     for step in range(100):
         run.log_metrics({"loss": 1.0}, step)
@@ -340,7 +344,7 @@ def test_no_password_of_a_uri_is_logged(config: TrackingConfig, tmp_path: Path, 
     """Of none that a parameter, a tag, a name or a text mentions; a value is cut only after that."""
     uri = "http://me:secret-word@host"
     params = {"uri": uri, "long": "x" * (tracking._MAX_PARAM_LENGTH - len("http://me:secret-word")) + " " + uri}
-    run = TrackingRun.create(config, f"run of {uri}", params=params, tags={"ddpm.where": uri})
+    run = TrackingRun.open(config, new_run_key(), f"run of {uri}", params=params, tags={"ddpm.where": uri})
     run.log_params({"uri": f"{uri}/other"})
     run.log_text(f"uri = '{uri}'\n", "config.toml")
     assert run.finish() == 0

@@ -76,7 +76,7 @@ def test_the_main_path(config: TrainConfig) -> None:
     assert {model.name for model in linked} == {"step-000000005", "step-000000010", "step-000000012"}
     assert all(model.tags["ddpm.uri"] and model.tags["ddpm.digest"] for model in linked)
     stored = Path(result.checkpoint_uri, "config.toml").read_text()
-    handle = TrackingRun(str(config.tracking.uri), result.run_id, run.info.experiment_id)
+    handle = TrackingRun(str(config.tracking.uri), result.run_id)
     assert download_artifacts(handle, "config.toml", Path(config.output).parent / "logged").read_text() == stored
     tables = parse_project(stored, "config.toml")
     assert read_preset(imagenet64(), tables, "config.toml", ("train",)).train == config, "a project file"

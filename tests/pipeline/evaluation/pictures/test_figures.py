@@ -25,9 +25,10 @@ from pipeline.generation.sample_job import ImagesConfig
 from pipeline.measuring.bound import BoundMeter
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.models.model_files import load_model
-from pipeline.models.registry import register_model, resolve_model
+from pipeline.models.registration import register_model
+from pipeline.models.registry import resolve_model
 from pipeline.stores.storage import open_store
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
 from tests.pipeline.evaluation.studies.test_sampler_comparison import digits  # noqa: F401
 from tests.pipeline.registered_models import download_artifacts
 from tests.pipeline.tiny_models import write_model
@@ -39,7 +40,7 @@ CPU = torch.device("cpu")
 def test_every_picture_is_in_the_folder_and_in_the_run(digits: str, tmp_path: Path) -> None:  # noqa: F811
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
     check_server(tracking)
-    run = TrackingRun.create(tracking)
+    run = TrackingRun.open(tracking, new_run_key())
     folder = write_model(tmp_path / "model", num_classes=10, num_timesteps=30)
     version = register_model(run, resolve_model(folder, tracking).files, "pictured")
     images = ImagesConfig(
