@@ -24,7 +24,6 @@ from pipeline.data.ingest import check_read_buffer, read_buffer_bytes
 from pipeline.data.manifest import DatasetManifest, load_manifest
 from pipeline.data.shards import check_levels
 from pipeline.errors import ConfigError, OutputExistsError, PipelineError, TrainingDivergedError, TrainingFailedError
-from pipeline.models.model_files import read_model_files
 from pipeline.models.model_source import collect_source
 from pipeline.models.model_uri import check_model_name
 from pipeline.models.registry import CHECKPOINT_TAG, RegisteredVersion, register_model
@@ -85,11 +84,12 @@ def train(config: TrainConfig) -> TrainResult:
     check_server(config.tracking)
     store = open_store(config.output)
     run = _claim(config, manifest, store)
-    checkpoints = CheckpointStore(open_store(join_uri(config.output, "checkpoints")))
+    checkpoints = CheckpointStore.of_run(config.output)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        newest = checkpoints.newest_good(put_aside=True)
-        if newest is None or newest.step < config.steps:
+        finished = checkpoints.read_finished(config.steps)
+        if finished is None:
+            newest = checkpoints.newest()
             with ray_session(config.cluster):
                 done = newest.step if newest else 0
                 with progress_board("training", config.steps, done=done) as board:
@@ -103,13 +103,15 @@ def train(config: TrainConfig) -> TrainResult:
                             board=board,
                         )
                     )
-        last = checkpoints.newest_good(put_aside=True)
-        if last is None or last.step < config.steps:
+            finished = checkpoints.read_finished(config.steps)
+        if finished is None:
             raise TrainingFailedError(
                 f"{config.output}: the workers ended before step {config.steps}; --resume goes on"
             )
         # Safe to repeat: a driver killed before this line leaves it to the resumed one.
-        files, where = read_model_files(open_store(checkpoints.uri(last))), {CHECKPOINT_TAG: checkpoints.uri(last)}
+        last, files = finished
+        checkpoints.pin(last, config.register_as)
+        where = {CHECKPOINT_TAG: checkpoints.uri(last)}
         version = register_model(run, files, config.register_as, tags=where)
         status = "FINISHED"
     except KeyboardInterrupt:

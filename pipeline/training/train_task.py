@@ -25,3 +25,5 @@ class TrainTask:
     """The MLflow run that rank 0 joins."""
     board: Any
     """Handle of the driver's progress board."""
+    start_over: bool = False
+    """Begin at step 0 where there are checkpoints and none of them can be used; otherwise that ends the run."""
