@@ -1,23 +1,20 @@
-"""The moving averages that a training run keeps, and their way through the files of a checkpoint.
+"""The moving averages that a training run keeps.
 
 The first is the model that is sampled and registered; each further one lies beside it as a model of its own, under the
 names of `model_files.average_names`. Power-function averages are tracked for their snapshots; a checkpoint holds them
 to go on with, and the list of the snapshots that were taken.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
 
-import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddpm import Ema, EmaBank, PowerEma
-from pipeline.config_io import to_json
-from pipeline.models.model_files import WEIGHTS, ModelCard, average_names, encode_model
-from pipeline.training.ema_snapshots import SnapshotList, SnapshotRecord, SnapshotStore, parse_snapshots
+from pipeline.training.background import BackgroundWriter
+from pipeline.training.ema_snapshots import SnapshotRecord, SnapshotStore
+from pipeline.training.host_copy import HostCopy, Tensors
+from pipeline.training.state_files import tracked_name, weights_name
 from pipeline.training.train_config import OptimizerConfig
-
-SNAPSHOTS_JSON = "ema_snapshots.json"
-"""The checkpoint's file that names the snapshots behind it."""
 
 
 class Averages:
@@ -32,6 +29,7 @@ class Averages:
     def __init__(self, network: nn.Module, config: OptimizerConfig, sigma_rels: tuple[float, ...] = ()) -> None:
         """Start from the network's present weights."""
         self.snapshots: list[SnapshotRecord] = []
+        self._last_snapshot_images, self._snapshot_copy = 0, HostCopy()
         self._tracked = {sigma_rel: PowerEma(network, sigma_rel) for sigma_rel in sigma_rels}
         self._halflives = config.ema_halflives_images
         self._bank = EmaBank(network, self._halflives, ramp_up_ratio=config.ema_ramp_up_ratio)
@@ -52,61 +50,66 @@ class Averages:
         for average in self._tracked.values():
             average.update(network, num_images)
 
-    def take_snapshot(self, step: int, store: SnapshotStore, dtype: str) -> bool:
-        """Store the tracked averages, unless nothing has changed since the last snapshot; says whether it did.
+    def take_snapshot(self, step: int, store: SnapshotStore, dtype: str, writer: BackgroundWriter) -> bool:
+        """Store the tracked averages beside training, unless nothing has changed since the last snapshot.
 
-        Raises:
-            CheckpointError: If they could not be read back as they were written.
-        """
-        newest = self.snapshots[-1].num_images if self.snapshots else 0
-        if self.num_images == newest:
-            return False
-        averages = {sigma_rel: average.state_dict() for sigma_rel, average in self._tracked.items()}
-        self.snapshots.append(store.save(step, self.num_images, averages, dtype))
-        return True
-
-    def to_files(self, card: ModelCard, source: bytes | None) -> dict[str, bytes]:
-        """The averages as models.
+        The snapshot is among `snapshots` when its job is done: a checkpoint that is written after it names it.
 
         Args:
-            card: What the registered one is.
-            source: Source of the caller's own network; one file for all of them.
+            step: Global batches behind it.
+            store: Where.
+            dtype: "float32" or "float16".
+            writer: Does the writing.
 
         Returns:
-            Contents by file name.
-        """
-        files = encode_model(card, self.registered.state_dict(), source).as_dict()
-        for halflife_images in self._halflives[1:]:
-            of_this = replace(card, average=f"half-life {halflife_images} images")
-            model = encode_model(of_this, self._bank[halflife_images].state_dict(), source)
-            card_name, weights_name = average_names(halflife_images)
-            files |= {card_name: model.card_json, weights_name: model.weights}
-        for sigma_rel, average in self._tracked.items():
-            files[_tracked_name(sigma_rel)] = encode_model(card, average.state_dict(), None).weights
-        if self._tracked:
-            files[SNAPSHOTS_JSON] = to_json(SnapshotList(snapshots=tuple(self.snapshots)))
-        return files
+            Whether it took one.
 
-    def restore(self, files: dict[str, bytes], *, num_images: int) -> None:
-        """Go on from what `to_files` wrote.
+        Raises:
+            BaseException: What the writer's jobs before have raised.
+        """
+        if self.num_images == self._last_snapshot_images:
+            return False
+        writer.wait("snapshot")
+        num_images = self._last_snapshot_images = self.num_images
+        copies = self._snapshot_copy.take(self._tracked_tensors())
+        averages = {sigma_rel: copies[tracked_name(sigma_rel)] for sigma_rel in self._tracked}
+        writer.start("snapshot", lambda: self.snapshots.append(store.save(step, num_images, averages, dtype)))
+        return True
+
+    @property
+    def is_tracking(self) -> bool:
+        """Whether there are power-function averages, of which snapshots are taken."""
+        return bool(self._tracked)
+
+    @property
+    def halflives_images(self) -> tuple[int, ...]:
+        """Half-lives of the averages that are models, the registered one's first."""
+        return self._halflives
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Every average by its file and its weights' names; not copies."""
+        models = {weights_name(self._halflives, h): self._bank[h].state_dict() for h in self._halflives}
+        return models | self._tracked_tensors()
+
+    def restore(self, tensors: Tensors, snapshots: Sequence[SnapshotRecord], *, num_images: int) -> None:
+        """Go on from stored averages.
 
         Args:
-            files: Contents by file name.
+            tensors: As `tensors` gave them.
+            snapshots: The snapshots behind them.
             num_images: Images that these averages had taken in; the ramp-up goes on from there.
 
         Raises:
-            KeyError: If the file of an average is missing.
+            KeyError: If an average is missing.
             ValueError: If the weights are another network's.
         """
         for halflife_images in self._halflives:
-            first = halflife_images == self._halflives[0]
-            name = WEIGHTS if first else average_names(halflife_images)[1]
-            self._bank[halflife_images].load_state_dict(safetensors.torch.load(files[name]), num_images=num_images)
+            name = weights_name(self._halflives, halflife_images)
+            self._bank[halflife_images].load_state_dict(tensors[name], num_images=num_images)
         for sigma_rel, average in self._tracked.items():
-            average.load_state_dict(safetensors.torch.load(files[_tracked_name(sigma_rel)]), num_images=num_images)
-        if self._tracked:
-            self.snapshots = list(parse_snapshots(files[SNAPSHOTS_JSON], SNAPSHOTS_JSON))
+            average.load_state_dict(tensors[tracked_name(sigma_rel)], num_images=num_images)
+        self.snapshots = list(snapshots)
+        self._last_snapshot_images = self.snapshots[-1].num_images if self.snapshots else 0
 
-
-def _tracked_name(sigma_rel: float) -> str:
-    return f"power-ema-{sigma_rel}.safetensors"
+    def _tracked_tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {tracked_name(sigma_rel): average.state_dict() for sigma_rel, average in self._tracked.items()}

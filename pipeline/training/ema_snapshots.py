@@ -7,7 +7,7 @@ mixed with what the next attempt takes at the same steps, whether or not the byt
 """
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +18,11 @@ from torch import Tensor
 from ddpm import PowerProfile
 from pipeline.config_io import read_record
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.progress import say
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
-from pipeline.training.checkpoints import TRAIN_AGAIN, FileRecord, read_file, write_files
+from pipeline.training.checkpoint_files import FileRecord, read_file, write_pieces
+from pipeline.training.checkpoints import TRAIN_AGAIN
+from pipeline.training.side_work import Remover
 
 SNAPSHOTS_FOLDER = "ema_snapshots"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -99,16 +102,17 @@ class SnapshotStore:
 
     Args:
         store: Object store rooted at the run's folder of snapshots.
+        report: Takes the line about what cannot be deleted.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, report: Callable[[str], None] = say) -> None:
         """Use the folder that `store` is rooted at."""
-        self._store = store
+        self._store, self._report = store, report
 
     @classmethod
-    def of_run(cls, output: str) -> "SnapshotStore":
+    def of_run(cls, output: str, report: Callable[[str], None] = say) -> "SnapshotStore":
         """The snapshots of the run in an output folder."""
-        return cls(open_store(join_uri(output, SNAPSHOTS_FOLDER)))
+        return cls(open_store(join_uri(output, SNAPSHOTS_FOLDER)), report)
 
     def save(
         self, step: int, num_images: int, averages: Mapping[float, Mapping[str, Tensor]], dtype: str
@@ -124,15 +128,16 @@ class SnapshotStore:
         Raises:
             CheckpointError: If what was read back differs from what was written.
         """
-        files = {f"sigma_rel-{s}.safetensors": _encode(state, _DTYPES[dtype]) for s, state in averages.items()}
+        files = {_file_name(s): _encode(state, _DTYPES[dtype]) for s, state in averages.items()}
         content = hashlib.sha256("".join(hashlib.sha256(data).hexdigest() for data in files.values()).encode())
         prefix = f"step-{step:09d}-{content.hexdigest()[:16]}"
+        written = {file.name: file for file in write_pieces(self._store, prefix, [lambda: files])}
         return SnapshotRecord(
             step=step,
             num_images=num_images,
             prefix=prefix,
             sigma_rels=tuple(averages),
-            files=write_files(self._store, prefix, files),
+            files=tuple(written[_file_name(sigma_rel)] for sigma_rel in averages),
         )
 
     def read(self, record: SnapshotRecord, sigma_rel: float) -> dict[str, Tensor]:
@@ -145,16 +150,18 @@ class SnapshotStore:
         return safetensors.torch.load(read_file(self._store, record.prefix, file))
 
     def remove_all_but(self, records: Collection[SnapshotRecord]) -> int:
-        """Remove what killed attempts left; returns how many files.
+        """Remove what killed attempts left; returns how many files. What cannot be deleted is said.
 
         Args:
             records: The snapshots of the finished run.
         """
         kept = {f"{record.prefix}/{file.name}" for record in records for file in record.files}
         left = [info.key for info in self._store.list() if info.key not in kept]
-        for key in left:
-            self._store.delete(key)
-        return len(left)
+        return Remover(self._store, self._report).remove(left)
+
+
+def _file_name(sigma_rel: float) -> str:
+    return f"sigma_rel-{sigma_rel}.safetensors"
 
 
 def _encode(state: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:

@@ -9,12 +9,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-import safetensors.torch
 from torch import Tensor, nn
 
 from ddpm import PostHocFit, PowerProfile, combine_snapshots, fit_post_hoc_ema
-from pipeline.errors import ConfigError, ModelMissingError, ObjectMissingError, OutputExistsError
-from pipeline.models.model_files import MODEL_JSON, ModelFiles, encode_model, load_model, read_model_files
+from pipeline.errors import (
+    CheckpointError,
+    ConfigError,
+    FormatVersionError,
+    ModelMissingError,
+    ObjectMissingError,
+    OutputExistsError,
+)
+from pipeline.models.model_files import MODEL_JSON, ModelFiles, encode_model, load_model
 from pipeline.models.model_uri import check_model_name
 from pipeline.models.registration import register_model
 from pipeline.models.registry import DIGEST_TAG, RegisteredVersion, resolve_model
@@ -22,11 +28,10 @@ from pipeline.progress import Progress, say
 from pipeline.stores.storage import ObjectStore, check_uris, join_uri, open_store
 from pipeline.tracking.mlflow_client import find_model_version
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
-from pipeline.training.averages import SNAPSHOTS_JSON
-from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
 from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
 from pipeline.training.run_record import read_run_record
-from pipeline.training.training_state import TRAIN_WEIGHTS
+from pipeline.training.state_files import SNAPSHOTS_JSON, TRAIN_WEIGHTS, decode_tensors, parts_of
 
 _POOR_RESIDUAL = 0.05  # of the profile; a guess at where to warn. 32 snapshots of 0.05 and 0.10 give 0.03 at 0.25
 
@@ -118,29 +123,33 @@ class RunAverages:
 
     def __init__(self, output: str, *, trust_model_code: bool = False) -> None:
         """Read the newest good checkpoint."""
-        checkpoints = CheckpointStore(open_store(join_uri(output, "checkpoints")))
-        newest = checkpoints.newest_good(put_aside=False)
-        if newest is None:
-            raise ModelMissingError(
-                f"{output}: holds no checkpoint of a training run; name the output of jobs/train.py"
-            )
-        self.uri, self.checkpoint_uri = open_store(output).uri, checkpoints.uri(newest)
-        named = checkpoints.read_one(newest, SNAPSHOTS_JSON)
-        records = () if named is None else parse_snapshots(named, SNAPSHOTS_JSON)
-        if not records:
+        checkpoints = CheckpointStore.of_run(output)
+        self.uri, self._store = open_store(output).uri, SnapshotStore.of_run(output)
+        for record in checkpoints.candidates():
+            try:
+                self._read(checkpoints, record, trust_model_code=trust_model_code)
+                return
+            except (CheckpointError, FormatVersionError) as error:
+                checkpoints.leave_out(record.step, error)
+        raise ModelMissingError(
+            f"{output}: holds no checkpoint of a training run that can be used; name the output of jobs/train.py"
+        )
+
+    def _read(self, checkpoints: CheckpointStore, record: CheckpointRecord, *, trust_model_code: bool) -> None:
+        self.checkpoint_uri = checkpoints.uri(record)
+        there = SNAPSHOTS_JSON in record.names
+        self.snapshots = parse_snapshots(checkpoints.read(record, SNAPSHOTS_JSON), SNAPSHOTS_JSON) if there else ()
+        if not self.snapshots:
             raise ModelMissingError(
                 f"{self.uri}: took no snapshots; train with --post-hoc-ema.snapshot-interval-steps above 0"
             )
-        self.snapshots = records
-        files = read_model_files(open_store(self.checkpoint_uri))
-        self.registered = dataclasses.replace(files, trusted=trust_model_code)
+        self.registered = dataclasses.replace(checkpoints.read_model(record), trusted=trust_model_code)
         self._card, model = load_model(self.registered, self.checkpoint_uri)
         assert isinstance(model.network, nn.Module), "built from the card"
         self._network = model.network
-        last = checkpoints.read_one(newest, TRAIN_WEIGHTS)
-        assert last is not None, "every checkpoint has the weights in training"
-        self._last_weights = last
-        self._store = SnapshotStore.of_run(output)
+        self._last_weights: dict[str, Tensor] = {}
+        for name in parts_of(TRAIN_WEIGHTS, record.names):
+            self._last_weights |= decode_tensors(checkpoints.read(record, name))
 
     @property
     def num_images(self) -> int:
@@ -149,7 +158,7 @@ class RunAverages:
 
     def last_weights(self) -> ModelFiles:
         """The weights in training, not averaged: what an average of length 0 would be."""
-        return self._encode(safetensors.torch.load(self._last_weights), "none: the weights in training")
+        return self._encode(self._last_weights, "none: the weights in training")
 
     def fit(self, sigma_rel: float) -> PostHocFit:
         """How the snapshots combine into the average of a length.

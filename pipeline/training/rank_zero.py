@@ -1,15 +1,25 @@
-"""What rank 0 keeps besides training: metrics, grids, checkpoints, snapshots of averages, the driver's progress."""
+"""What rank 0 keeps besides training: metrics, grids, checkpoints, snapshots of averages, the driver's progress.
+
+Checkpoints and snapshots are copied to the host between two steps and written beside training.
+"""
+
+import dataclasses
 
 import torch
 
 from ddpm import DiffusionModel, build_network, generate, x_0_to_images
 from pipeline.config_sections import write_section
 from pipeline.data.pictures import image_grid
+from pipeline.errors import PipelineError
 from pipeline.models.model_files import ModelCard
-from pipeline.training.averages import SNAPSHOTS_JSON
-from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
+from pipeline.stores.storage import open_store
+from pipeline.training.background import BackgroundWriter
+from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore, Retention
 from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
-from pipeline.training.telemetry import Throughput
+from pipeline.training.host_copy import HostCopy
+from pipeline.training.run_record import update_run_record
+from pipeline.training.state_files import SNAPSHOTS_JSON, StateParts, encode_state
+from pipeline.training.telemetry import STALL_METRIC, Stall, Throughput
 from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
 
@@ -32,8 +42,16 @@ class RankZero:
     ) -> None:
         """Join the MLflow run; steps that it already holds are not logged again."""
         self._task, self._checkpoints, self._state, self._device = task, checkpoints, state, device
-        self._snapshots = SnapshotStore.of_run(task.config.output)
-        task.run.report_to(task.board.say.remote)
+        say = task.board.say.remote
+        self._snapshots = SnapshotStore.of_run(task.config.output, say)
+        self._writer, self._copy, self._stall = BackgroundWriter(say), HostCopy(), Stall()
+        self._card = ModelCard(
+            config=task.model_config,
+            class_names=task.manifest.class_names if task.model_config.num_classes else (),
+            dataset_digest=task.manifest.digest,  # seconds, where there are 100,000 shards
+        )
+        self._has_checkpoints = False
+        task.run.report_to(say)
         task.run.skip_logged_steps()
 
     def log(self, metrics: dict[str, float], throughput: Throughput) -> None:
@@ -62,8 +80,18 @@ class RankZero:
             self._task.run.log_image(self._grid(), f"samples/step-{step:09d}.png")
         return due_grid or due_checkpoint or took_snapshot
 
+    def finish(self) -> None:
+        """Wait until the last checkpoint stands.
+
+        Raises:
+            BaseException: What went wrong while it, or one before, was written.
+        """
+        self._writer.finish()
+
     def close(self) -> None:
-        """Send what is still to be logged."""
+        """Finish the checkpoint that is being written, and send what is still to be logged."""
+        self._writer.close()
+        self._checkpoints.close()
         self._task.run.close()
 
     def _take_snapshot(self) -> bool:
@@ -72,30 +100,53 @@ class RankZero:
         if not interval or (state.step % interval and state.step != config.steps):
             return False
         assert state.averages is not None
-        return state.averages.take_snapshot(state.step, self._snapshots, config.post_hoc_ema.dtype)
+        return state.averages.take_snapshot(state.step, self._snapshots, config.post_hoc_ema.dtype, self._writer)
 
     def _save(self) -> None:
-        task, state = self._task, self._state
+        step = self._state.step
+        with self._stall:
+            self._writer.wait("checkpoint")
+            parts = self._state.parts()
+            parts = dataclasses.replace(parts, tensors=self._copy.take(parts.tensors))
+        self._task.run.log_metrics({STALL_METRIC: self._stall.seconds}, step)
+        self._writer.start("checkpoint", lambda: self._write(parts))
+
+    def _write(self, parts: StateParts) -> None:
+        """Beside training: store a copy of the state, link it, and remove what is no longer kept."""
+        task, step = self._task, parts.position.step
         # What was logged before a checkpoint is not logged again by a run that goes on from it.
         task.run.flush(timeout_s=_FLUSH_TIMEOUT_S)
-        card = ModelCard(
-            config=task.model_config,
-            class_names=task.manifest.class_names if task.model_config.num_classes else (),
-            dataset_digest=task.manifest.digest,
-            train_step=state.step,
-        )
-        files = state.to_files(card, task.source) | {"config.toml": write_section(task.config, "train").encode()}
-        record = self._checkpoints.save(state.step, files)
-        task.run.log_checkpoint(state.step, self._checkpoints.uri(record), record.digest)
-        self._checkpoints.prune(task.config.keep_checkpoints)
-        if state.step == task.config.steps and task.config.post_hoc_ema.tracked:
-            self._remove_leftover_snapshots(record)
+        averages = self._state.averages
+        assert averages is not None
+        # Snapshots are written by this thread, in order: here are those of the steps up to this one.
+        snapshots = averages.snapshots if averages.is_tracking else None
+        card = dataclasses.replace(self._card, train_step=step)
+        pieces = [*encode_state(parts, card, task.source, snapshots), self._config_piece]
+        record = self._checkpoints.save(step, pieces)
+        if not self._has_checkpoints:
+            update_run_record(open_store(task.config.output), has_checkpoints=True)
+            self._has_checkpoints = True
+        task.run.log_checkpoint(step, self._checkpoints.uri(record), record.digest)
+        self._tidy(record)
+
+    def _config_piece(self) -> dict[str, bytes]:
+        return {"config.toml": write_section(self._task.config, "train").encode()}
+
+    def _tidy(self, newest: CheckpointRecord) -> None:
+        """Side work: that it fails is no reason to end a run."""
+        config = self._task.config
+        try:
+            retention = Retention(last=config.keep_checkpoints, every_steps=config.keep_every_steps)
+            self._checkpoints.prune(newest, retention)
+            if newest.step == config.steps and config.post_hoc_ema.tracked:
+                self._remove_leftover_snapshots(newest)
+        except PipelineError as error:
+            self._task.board.say.remote(f"checkpoint of step {newest.step}: older ones were not removed ({error})")
 
     def _remove_leftover_snapshots(self, last: CheckpointRecord) -> None:
         """Those that the run's last checkpoint does not name: of two attempts at once it may be the other's."""
-        named = self._checkpoints.read_one(last, SNAPSHOTS_JSON)
-        if named is not None:
-            self._snapshots.remove_all_but(parse_snapshots(named, SNAPSHOTS_JSON))
+        named = self._checkpoints.read(last, SNAPSHOTS_JSON)
+        self._snapshots.remove_all_but(parse_snapshots(named, SNAPSHOTS_JSON))
 
     @torch.no_grad()
     def _grid(self) -> bytes:

@@ -9,7 +9,7 @@ from pipeline.errors import CheckpointError
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import join_uri
 from pipeline.training.checkpoints import TRAIN_AGAIN
-from pipeline.training.train_config import RunIdentity
+from pipeline.training.train_config import RunIdentity, TrainConfig
 
 RUN_RECORD = "run.json"
 
@@ -64,12 +64,17 @@ def update_run_record(store: ObjectStore, **changes: Any) -> RunRecord:
             return after
 
 
-def none_usable(output: str) -> CheckpointError:
-    """The error of a run that had checkpoints, and would have to begin at step 0 again."""
-    return CheckpointError(
-        f"output: {output} had checkpoints and none of them can be used; bring them back from a copy, or pass "
-        "--start-over beside --resume to begin at step 0 again"
-    )
+def refuse_to_begin_again(record: RunRecord, config: TrainConfig) -> None:
+    """For a run without a checkpoint to go on from: it may begin at step 0 only if it never had one, or if told to.
+
+    Raises:
+        CheckpointError: If it had.
+    """
+    if record.has_checkpoints and not config.start_over:
+        raise CheckpointError(
+            f"output: {config.output} had checkpoints and none of them can be used; bring them back from a copy, or "
+            "pass --start-over beside --resume to begin at step 0 again"
+        )
 
 
 def _parse(store: ObjectStore, data: bytes) -> RunRecord:

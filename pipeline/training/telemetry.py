@@ -1,7 +1,11 @@
-"""Where a training worker's time goes: throughput and the share spent waiting for data."""
+"""Where a training worker's time goes: throughput, the share spent waiting for data, stalls at checkpoints."""
 
 import time
 from dataclasses import dataclass
+from types import TracebackType
+
+STALL_METRIC = "checkpoint_stall_s"
+"""The metric: seconds for which the loop stood still at a checkpoint, for the copy and for the one before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,3 +46,20 @@ class StepClock:
         )
         self._restart()
         return figures
+
+
+class Stall:
+    """Measures how long the loop stands still: what happens inside `with stall`."""
+
+    seconds = 0.0
+    """Length of the latest stall."""
+
+    def __enter__(self) -> None:
+        """The loop stands still from now."""
+        self._started_s = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The loop goes on."""
+        self.seconds = time.perf_counter() - self._started_s

@@ -10,16 +10,15 @@ from typing import Literal
 
 from pipeline.cluster import ray_session
 from pipeline.errors import TrainingFailedError
-from pipeline.models.model_files import read_model_files
 from pipeline.models.registration import register_model
 from pipeline.models.registry import CHECKPOINT_TAG, RegisteredVersion
 from pipeline.stores.lease import hold_lease
 from pipeline.stores.probe import check_conditions
-from pipeline.stores.storage import ObjectStore, join_uri, open_store
+from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingRun, resolve_tracking
-from pipeline.training.checkpoints import CHECKPOINTS_FOLDER, CheckpointStore
+from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.claim import claim
-from pipeline.training.run_record import RunRecord, none_usable, update_run_record
+from pipeline.training.run_record import RunRecord, refuse_to_begin_again
 from pipeline.training.train_board import progress_board
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_plan import TrainPlan, load_plan
@@ -63,7 +62,7 @@ def train(config: TrainConfig) -> TrainResult:
         record, run = claim(config, plan, store)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
-            result = _train(config, plan, store, record, run)
+            result = _train(config, plan, record, run)
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
@@ -73,17 +72,14 @@ def train(config: TrainConfig) -> TrainResult:
     return result
 
 
-def _train(
-    config: TrainConfig, plan: TrainPlan, store: ObjectStore, record: RunRecord, run: TrackingRun
-) -> TrainResult:
-    checkpoints = CheckpointStore(open_store(join_uri(config.output, CHECKPOINTS_FOLDER)))
-    newest = checkpoints.newest()
-    if newest is None and record.has_checkpoints and not config.start_over:
-        raise none_usable(config.output)
-    if newest is not None and not record.has_checkpoints:
-        record = update_run_record(store, has_checkpoints=True)
-    checkpoints.remove_leftovers()
-    if newest is None or newest.step < config.steps:
+def _train(config: TrainConfig, plan: TrainPlan, record: RunRecord, run: TrackingRun) -> TrainResult:
+    checkpoints = CheckpointStore.of_run(config.output)
+    finished = checkpoints.read_finished(config.steps)
+    if finished is None:
+        newest = checkpoints.newest()
+        if newest is None:
+            refuse_to_begin_again(record, config)
+        checkpoints.remove_leftovers()
         with (
             ray_session(config.cluster),
             progress_board("training", config.steps, done=newest.step if newest else 0) as board,
@@ -99,14 +95,15 @@ def _train(
                     board=board,
                 )
             )
-        newest = checkpoints.newest()
-    if newest is None or newest.step < config.steps:
+        finished = checkpoints.read_finished(config.steps)
+    if finished is None:
         raise TrainingFailedError(f"{config.output}: the workers ended before step {config.steps}; --resume goes on")
+    last, files = finished
     # Safe to repeat: a driver killed before this line leaves it to the resumed one.
-    files, uri = read_model_files(open_store(checkpoints.uri(newest))), checkpoints.uri(newest)
-    checkpoints.pin(newest.step)
+    checkpoints.pin(last, config.register_as)
+    uri = checkpoints.uri(last)
     version = register_model(run, files, config.register_as, tags={CHECKPOINT_TAG: uri})
-    return TrainResult(run_id=run.require_id(), checkpoint_uri=uri, steps=newest.step, version=version)
+    return TrainResult(run_id=run.require_id(), checkpoint_uri=uri, steps=last.step, version=version)
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:

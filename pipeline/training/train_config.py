@@ -123,6 +123,9 @@ class TrainConfig:
     """Steps between checkpoints; the last step always makes one. May change on resume."""
     keep_checkpoints: int = 3
     """Checkpoints kept; older ones are removed once a newer one is verified. May change on resume."""
+    keep_every_steps: int = 0
+    """A checkpoint whose step is a multiple of this is never removed; nor is one that was registered. 0: none of them.
+    May change on resume."""
     log_interval_steps: int = 100
     """Steps over which logged metrics are averaged; may change on resume."""
     grid_interval_steps: int = 10_000
@@ -162,6 +165,8 @@ class TrainConfig:
         check_model_uris(self, "fork_from")
         _positive(self, "steps", "global_batch", "checkpoint_interval_steps", "keep_checkpoints")
         _positive(self, "log_interval_steps", "lease_s")
+        if self.keep_every_steps < 0:
+            raise ValueError(f"keep_every_steps: at least 0, got {self.keep_every_steps}; 0 keeps none for ever")
         if self.grid_interval_steps < 0:
             raise ValueError(f"grid_interval_steps: at least 0, got {self.grid_interval_steps}; 0 draws none")
         if not 0 <= self.label_drop < 1:

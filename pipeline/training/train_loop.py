@@ -30,9 +30,12 @@ from ddpm import (
 from pipeline.data.ingest import RankBatch, rank_batches
 from pipeline.errors import TrainingDivergedError
 from pipeline.models.model_source import activate_source
-from pipeline.stores.storage import join_uri, open_store
-from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
+from pipeline.stores.storage import open_store
+from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.fork import begin_with_fork
 from pipeline.training.rank_zero import RankZero
+from pipeline.training.restore import restore_newest
+from pipeline.training.run_record import read_run_record, refuse_to_begin_again
 from pipeline.training.telemetry import StepClock
 from pipeline.training.train_config import data_order
 from pipeline.training.train_task import TrainTask
@@ -53,11 +56,18 @@ def train_worker(task: TrainTask) -> None:
         activate_source(task.source, config.network)
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     device = ray.train.torch.get_device()
-    checkpoints = CheckpointStore(open_store(join_uri(config.output, "checkpoints")))
+    checkpoints = CheckpointStore.of_run(config.output, task.board.say.remote)
     state = _initial_state(task, device, keep_ema=rank == 0)
-    record = _agree_on_checkpoint(task, checkpoints, rank)
-    if record is not None:
-        state.restore(checkpoints.read(record))
+    restored = restore_newest(
+        state,
+        checkpoints,
+        is_reader=ray.train.get_context().get_local_rank() == 0,
+        device=device,
+        may_start_anew=config.start_over,
+    )
+    if restored is None and rank == 0:  # DDP gives rank 0's weights to the others
+        refuse_to_begin_again(read_run_record(open_store(config.output)), config)
+        state = _initial_state(task, device, keep_ema=True, begin=True)
     rank_zero = RankZero(task, checkpoints, state, device) if rank == 0 else None
     batches = rank_batches(
         config.dataset,
@@ -73,9 +83,12 @@ def train_worker(task: TrainTask) -> None:
     _fit(task, state, batches, rank_zero, device)
 
 
-def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool) -> TrainingState:
+def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool, begin: bool = False) -> TrainingState:
+    """A state to restore into or, with `begin`, that of step 0, whose weights may be another model's."""
     config = task.config
     network = build_network(task.model_config, seed=config.seed, gradient_checkpointing=config.gradient_checkpointing)
+    if begin:
+        begin_with_fork(config, network, task.fork_digest)
     importance = None
     if config.objective.t_choice == "importance":
         importance = ImportanceSampler(task.model_config.schedule.num_timesteps)
@@ -88,13 +101,6 @@ def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool) -> 
     )
 
 
-def _agree_on_checkpoint(task: TrainTask, checkpoints: CheckpointStore, rank: int) -> CheckpointRecord | None:
-    """Rank 0 chooses and the others follow: two listings can differ while a checkpoint is being removed."""
-    chosen = [checkpoints.newest_good(task.board.say.remote, put_aside=True) if rank == 0 else None]
-    torch.distributed.broadcast_object_list(chosen, src=0)
-    return chosen[0]
-
-
 def _fit(
     task: TrainTask,
     state: TrainingState,
@@ -105,6 +111,8 @@ def _fit(
     """Train, and close the run's record whatever happens."""
     try:
         _steps(task, state, batches, rank_zero, device)
+        if rank_zero is not None:
+            rank_zero.finish()
     except TrainingDivergedError as error:
         # On all ranks alike. Raised here it would only be tried again, to the same end.
         ray.get(task.board.fail.remote(str(error)))

@@ -1,41 +1,18 @@
-"""What a training run consists of between two steps: weights, optimiser, moving averages, position.
-
-As files: the moving averages (averages.py), of which the first is the model that is sampled and registered; beside them
-stand the weights in training, the optimiser's moments and `state.json`. safetensors and JSON only.
-"""
+"""What a training run consists of between two steps: weights, optimiser, moving averages, position."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from ddpm import Ema, ImportanceSampler
-from pipeline.config_io import read_record, to_json
-from pipeline.errors import CheckpointError, ConfigError
-from pipeline.models.model_files import ModelCard
+from pipeline.errors import CheckpointError
 from pipeline.training.averages import Averages
-from pipeline.training.checkpoints import TRAIN_AGAIN
+from pipeline.training.ema_snapshots import SnapshotRecord
+from pipeline.training.host_copy import Tensors
+from pipeline.training.state_files import IMPORTANCE, OPTIMIZER, TRAIN_WEIGHTS, Position, StateParts
 from pipeline.training.train_config import OptimizerConfig
-
-TRAIN_WEIGHTS = "train_weights.safetensors"
-_STATE, _OPTIMIZER = "state.json", "optimizer.safetensors"
-_IMPORTANCE = "importance.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Position:
-    """How far a run has come."""
-
-    format_version: int = 2
-    """Version of this record's form."""
-    step: int
-    """Global batches behind the run; the next one has this index."""
-    skipped_steps: tuple[int, ...]
-    """Global batches left out because their loss or gradient was not finite."""
-    num_averaged_images: int
-    """Images that the moving averages have taken in."""
 
 
 class TrainingState:
@@ -104,62 +81,66 @@ class TrainingState:
         self.step += 1
         return norm
 
-    def to_files(self, card: ModelCard, source: bytes | None) -> dict[str, bytes]:
-        """The state as files, among them the averaged networks as models.
-
-        Args:
-            card: What the one is that is sampled and registered.
-            source: Source of the caller's own network.
-
-        Returns:
-            Contents by file name.
-        """
+    def parts(self) -> StateParts:
+        """The whole state; its tensors are not copies, the next step changes them."""
         assert self.averages is not None, "only the rank that keeps the moving averages writes checkpoints"
         position = Position(
             step=self.step,
             skipped_steps=tuple(self.skipped_steps),
             num_averaged_images=self.averages.num_images,
         )
+        return StateParts(
+            position=position,
+            tensors=self.averages.tensors() | self._shared_tensors(),
+            halflives_images=self.averages.halflives_images,
+        )
+
+    @property
+    def shared_files(self) -> tuple[str, ...]:
+        """Names, as in `StateParts.tensors`, of what every rank has."""
+        return (TRAIN_WEIGHTS, OPTIMIZER, *(() if self.importance is None else (IMPORTANCE,)))
+
+    @property
+    def own_files(self) -> tuple[str, ...]:
+        """Names, as in `StateParts.tensors`, of what only this rank has: the moving averages, if it keeps them."""
+        return () if self.averages is None else tuple(self.averages.tensors())
+
+    def restore(self, position: Position, tensors: Tensors, snapshots: Sequence[SnapshotRecord] = ()) -> None:
+        """Take over a stored state.
+
+        Args:
+            position: How far it had come.
+            tensors: Those of `shared_files` and `own_files`, on any device.
+            snapshots: The snapshots behind it.
+
+        Raises:
+            CheckpointError: If something is missing or belongs to another network.
+        """
+        try:
+            self.network.load_state_dict(tensors[TRAIN_WEIGHTS])
+            self._restore_optimizer(tensors[OPTIMIZER])
+            if self.importance is not None:
+                self.importance.load_state_dict(tensors[IMPORTANCE])
+            if self.averages is not None:
+                self.averages.restore(tensors, snapshots, num_images=position.num_averaged_images)
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"checkpoint does not fit the configured network ({reason})") from error
+        self.step, self.skipped_steps = position.step, list(position.skipped_steps)
+
+    def _shared_tensors(self) -> dict[str, dict[str, Tensor]]:
         moments = {
             f"{index}.{name}": value
             for index, entry in self._optimizer.state_dict()["state"].items()
             for name, value in entry.items()
         }
-        return self.averages.to_files(card, source) | {
-            _STATE: to_json(position),
-            TRAIN_WEIGHTS: _to_safetensors(self.network.state_dict()),
-            _OPTIMIZER: _to_safetensors(moments),
-            **({} if self.importance is None else {_IMPORTANCE: _to_safetensors(self.importance.state_dict())}),
-        }
+        tensors = {TRAIN_WEIGHTS: self.network.state_dict(), OPTIMIZER: moments}
+        return tensors if self.importance is None else tensors | {IMPORTANCE: self.importance.state_dict()}
 
-    def restore(self, files: dict[str, bytes]) -> None:
-        """Take over the state that `to_files` wrote.
-
-        Raises:
-            CheckpointError: If a file is missing or belongs to another network.
-            FormatVersionError: If a file is of another version.
-        """
-        try:
-            position = read_record(Position, files[_STATE], _STATE, remedy=TRAIN_AGAIN)
-            self.network.load_state_dict(safetensors.torch.load(files[TRAIN_WEIGHTS]))
-            self._restore_optimizer(safetensors.torch.load(files[_OPTIMIZER]))
-            if self.importance is not None:
-                self.importance.load_state_dict(safetensors.torch.load(files[_IMPORTANCE]))
-            if self.averages is not None:
-                self.averages.restore(files, num_images=position.num_averaged_images)
-        except (KeyError, RuntimeError, ValueError, ConfigError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"checkpoint does not fit the configured network ({reason})") from error
-        self.step, self.skipped_steps = position.step, list(position.skipped_steps)
-
-    def _restore_optimizer(self, moments: dict[str, Tensor]) -> None:
+    def _restore_optimizer(self, moments: Mapping[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in moments.items():
             index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
+            # Adam keeps its count of steps on the host, where it is read.
+            state.setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": state})
-
-
-def _to_safetensors(tensors: dict[str, Tensor]) -> bytes:
-    """Copies, because views of one storage cannot be written."""
-    return safetensors.torch.save({name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()})

@@ -63,10 +63,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_run(folder / "train", steps=16)
     for name, data in encode_model(CARD, build_network(MODEL, seed=5).state_dict(), None).as_dict().items():
         open_store(str(folder / "other")).write(name, data)
-    checkpoints = CheckpointStore(open_store(str(folder / "train/checkpoints")))
-    good = checkpoints.newest_good(put_aside=False)
+    checkpoints = CheckpointStore.of_run(str(folder / "train"))
+    good = checkpoints.newest()
     assert good is not None
-    damaged = checkpoints.save(32, checkpoints.read(good))
+    damaged = checkpoints.save(32, [lambda: {name: checkpoints.read(good, name) for name in good.names}])
     (folder / "train/checkpoints" / damaged.prefix / "weights.safetensors").write_bytes(b"cut")
     (folder / "train/checkpoints/_records/step-000000048.json").write_bytes(b"<html>404</html>")
     tracking = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db")

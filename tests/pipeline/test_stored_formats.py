@@ -30,11 +30,12 @@ from pipeline.generation.sampling_plan import SamplingSpec
 from pipeline.models.calibration import Calibration
 from pipeline.models.model_files import ModelCard
 from pipeline.stores.lease import LeaseRecord
-from pipeline.training.checkpoints import CheckpointRecord, FileRecord
+from pipeline.training.checkpoint_files import FileRecord
+from pipeline.training.checkpoints import CheckpointRecord, PinRecord
 from pipeline.training.ema_snapshots import SnapshotList, SnapshotRecord
 from pipeline.training.run_record import RunRecord
+from pipeline.training.state_files import Position
 from pipeline.training.train_config import DataIdentity, OptimizerConfig, PostHocEmaIdentity, RunIdentity
-from pipeline.training.training_state import Position
 
 FOLDER = Path(__file__).with_name("stored")
 SHA = hashlib.sha256(b"").hexdigest()
@@ -111,6 +112,7 @@ RECORDS: dict[str, Any] = {
         prefix="step-000000400-01234567",
         files=(FileRecord(name="model.json", size_bytes=300, sha256=SHA),),
     ),
+    "pin": PinRecord(prefix="step-000000400-01234567", registered_as="ddpm"),
     "position": Position(step=400, skipped_steps=(17,), num_averaged_images=51_072),
     "snapshots": SnapshotList(
         snapshots=(

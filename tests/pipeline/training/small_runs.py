@@ -1,5 +1,6 @@
 """A training run's output folder made in a second: real steps on random gradients, real checkpoints, no Ray."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,9 +10,19 @@ from pipeline.config_io import to_json
 from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
 from pipeline.models.model_files import ModelCard
 from pipeline.stores.storage import open_store
+from pipeline.training.background import BackgroundWriter
 from pipeline.training.checkpoints import CheckpointStore
-from pipeline.training.ema_snapshots import SnapshotStore
+from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
 from pipeline.training.run_record import RUN_RECORD, RunRecord
+from pipeline.training.state_files import (
+    MAX_FILE_BYTES,
+    SNAPSHOTS_JSON,
+    STATE_JSON,
+    decode_tensors,
+    encode_state,
+    parse_position,
+    parts_of,
+)
 from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig
 from pipeline.training.training_state import TrainingState
 
@@ -42,6 +53,28 @@ def manifest(*class_names: str) -> DatasetManifest:
     )
 
 
+def to_files(
+    state: TrainingState, card: ModelCard, source: bytes | None = None, *, max_file_bytes: int = MAX_FILE_BYTES
+) -> dict[str, bytes]:
+    """All files of a checkpoint of a state."""
+    assert state.averages is not None
+    snapshots = state.averages.snapshots if state.averages.is_tracking else None
+    pieces = encode_state(state.parts(), card, source, snapshots, max_file_bytes=max_file_bytes)
+    return {name: data for piece in pieces for name, data in piece().items()}
+
+
+def restore(state: TrainingState, files: Mapping[str, bytes]) -> None:
+    """Go on from the files of a checkpoint, without a store and without other ranks."""
+    tensors = {}
+    for file in (*state.shared_files, *state.own_files):
+        parts = parts_of(file, files)
+        if parts:
+            tensors[file] = {name: t for part in parts for name, t in decode_tensors(files[part]).items()}
+    position = parse_position(files[STATE_JSON], STATE_JSON)
+    named = files.get(SNAPSHOTS_JSON)
+    state.restore(position, tensors, parse_snapshots(named, SNAPSHOTS_JSON) if named else ())
+
+
 def make_run(
     output: Path,
     *,
@@ -65,7 +98,7 @@ def make_run(
     config = OptimizerConfig(learning_rate=0.01, warmup_steps=0, ema_halflife_images=100)
     state = TrainingState(network, config, keep_ema=True, sigma_rels=(0.05, 0.10) if interval else ())
     beside = None if directly is None else PowerEma(network, directly)
-    snapshots = SnapshotStore.of_run(str(output))
+    snapshots, writer = SnapshotStore.of_run(str(output)), BackgroundWriter(print)
     assert state.averages is not None
     while state.step < steps:
         generator = torch.Generator().manual_seed(state.step // 8)  # the weights drift, as in training
@@ -75,12 +108,13 @@ def make_run(
         if beside is not None:
             beside.update(network, _BATCH)
         if interval and state.step % interval == 0:
-            state.averages.take_snapshot(state.step, snapshots, "float32")
+            state.averages.take_snapshot(state.step, snapshots, "float32", writer)
     store = open_store(str(output))
     trained = TrainConfig(
         network=card.config.network, schedule=card.config.schedule, class_conditional=True, optimizer=config
     )
     identity = RunIdentity.of(trained, manifest(*card.class_names))
-    CheckpointStore(open_store(f"{output}/checkpoints")).save(steps, state.to_files(card, source))
+    writer.close()
+    CheckpointStore.of_run(str(output)).save(steps, [lambda: to_files(state, card, source)])
     store.create(RUN_RECORD, to_json(RunRecord(run_id="0" * 32, identity=identity)))
     return state, beside

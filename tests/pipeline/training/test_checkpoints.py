@@ -1,116 +1,398 @@
-"""Checkpoints exist only when verified, and a damaged one is never trusted."""
+"""Checkpoints exist only when verified, a damaged one is never trusted, and nothing good is ever destroyed."""
 
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CheckpointError, FormatVersionError
+from pipeline.errors import CheckpointError, StorageAccessError, StorageError
+from pipeline.stores.local_store import LocalStore
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
-from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.checkpoint_files import Piece
+from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore, Retention
 
 FILES = {"a.bin": b"first", "b.bin": b"second"}
+OTHER = {"a.bin": b"FIRST", "b.bin": b"SECOND"}
+KEY_2 = f"_records/step-{2:09d}.json"
+OTHER_FORMATS = {
+    "later": (b'{"format_version": 3, "layout": "other"}', "has format_version 3, this program reads 2; update this"),
+    "older": (b'{"format_version": 1, "step": 2}', "has format_version 1, this program reads 2; train again into"),
+    "none": (b'{"step": 2}', "has no format_version, this program reads 2; train again into another output"),
+}
+
+
+def pieces(files: Mapping[str, bytes] = FILES) -> list[Piece]:
+    return [lambda name=name: {name: files[name]} for name in files]  # type: ignore[misc]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ObjectStore:
-    return open_store(str(tmp_path / "checkpoints"))
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "checkpoints")
+
+
+def snapshot(store: ObjectStore) -> dict[str, tuple[bytes, float]]:
+    """Everything in a store, to see that nothing was changed."""
+    return {info.key: (store.read(info.key), info.modified_s) for info in store.list()}
+
+
+def read_all(checkpoints: CheckpointStore, record: CheckpointRecord) -> dict[str, bytes]:
+    return {name: checkpoints.read(record, name) for name in sorted(record.names)}
+
+
+def first_that_reads(checkpoints: CheckpointStore) -> CheckpointRecord | None:
+    """As whoever needs the files chooses: by what it reads."""
+    for record in checkpoints.candidates():
+        try:
+            checkpoints.verify(record)
+            return record
+        except CheckpointError as error:
+            checkpoints.leave_out(record.step, error)
+    return None
 
 
 def test_what_was_saved_is_read_back(store: ObjectStore) -> None:
     checkpoints = CheckpointStore(store)
-    record = checkpoints.save(10, FILES)
-    assert checkpoints.read(record) == FILES
-    assert next(checkpoints.records()) == record
+    record = checkpoints.save(10, pieces())
+    assert read_all(checkpoints, record) == FILES
+    assert [file.name for file in record.files] == sorted(FILES)
+    assert next(checkpoints.records()) == record == checkpoints.newest()
     assert checkpoints.uri(record) == f"{store.uri}/{record.prefix}"
+    with pytest.raises(CheckpointError, match=r"has no c\.bin"):
+        checkpoints.read(record, "c.bin")
 
 
 def test_records_are_newest_first(store: ObjectStore) -> None:
     checkpoints = CheckpointStore(store)
     for step in (5, 1000, 20):
-        checkpoints.save(step, FILES)
+        checkpoints.save(step, pieces())
     assert [record.step for record in checkpoints.records()] == [1000, 20, 5]
 
 
-@pytest.mark.parametrize("damage", ["altered", "cut short", "missing"])
+DAMAGES: dict[str, Callable[[ObjectStore, str], None]] = {
+    "flipped byte": lambda store, prefix: store.write(f"{prefix}/b.bin", b"sEcond"),
+    "cut short": lambda store, prefix: store.write(f"{prefix}/b.bin", b"sec"),
+    "missing": lambda store, prefix: store.delete(f"{prefix}/b.bin"),
+    "no record": lambda store, prefix: store.write(KEY_2, b'{"step":'),
+    **{
+        f"{name} format": lambda store, prefix, record=record: store.write(KEY_2, record)  # type: ignore[misc]
+        for name, (record, _) in OTHER_FORMATS.items()
+    },
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(store: ObjectStore, damage: str) -> None:
-    checkpoints = CheckpointStore(store)
-    good, bad = checkpoints.save(1, FILES), checkpoints.save(2, FILES)
-    key = f"{bad.prefix}/b.bin"
-    if damage == "missing":
-        store.delete(key)
-    else:
-        store.write(key, b"sec" if damage == "cut short" else b"sEcond")
-    with pytest.raises(CheckpointError, match=r"b\.bin"):
-        checkpoints.read(bad)
-    for put_aside in (False, True):
-        before, lines = [(info.key, info.modified_s) for info in store.list()], list[str]()
-        assert checkpoints.newest_good(lines.append, put_aside=put_aside) == good
-        assert len(lines) == 1 and "step 2 is damaged" in lines[0]
-        after = [(info.key, info.modified_s) for info in store.list()]
-        assert (after == before) is not put_aside, "whoever only looks changes nothing"
-    assert [record.step for record in checkpoints.records()] == [1], "the step can be recorded again"
-    assert checkpoints.save(2, FILES).step == 2
+    lines: list[str] = []
+    checkpoints = CheckpointStore(store, lines.append)
+    good, bad = checkpoints.save(1, pieces()), checkpoints.save(2, pieces())
+    DAMAGES[damage](store, bad.prefix)
+    before = snapshot(store)
+    assert first_that_reads(checkpoints) == good
+    assert len(lines) == 1 and "checkpoint of step 2 is " in lines[0] and "left out" in lines[0]
+    assert ("of another version" in lines[0]) is (damage.removesuffix(" format") in OTHER_FORMATS)
+    assert snapshot(store) == before, "a reader moves and deletes nothing"
+    # By records and lengths alone, all but the flipped byte is found.
+    assert checkpoints.newest() == (bad if damage == "flipped byte" else good)
+    # Whoever holds the lease records the step again.
+    del lines[:]
+    mine = checkpoints.save(2, pieces(OTHER))
+    assert checkpoints.newest() == mine and read_all(checkpoints, mine) == OTHER
+    assert len(lines) == 1 and "step 2: this one takes the place of a record there" in lines[0]
+
+
+@pytest.mark.parametrize("version", OTHER_FORMATS)
+def test_a_record_of_another_version_says_what_to_do(store: ObjectStore, version: str) -> None:
+    lines: list[str] = []
+    store.write(KEY_2, OTHER_FORMATS[version][0])
+    assert list(CheckpointStore(store, lines.append).records()) == []
+    assert f"{KEY_2}: {OTHER_FORMATS[version][1]}" in lines[0]
 
 
 def test_without_its_record_a_checkpoint_does_not_exist(store: ObjectStore) -> None:
     checkpoints = CheckpointStore(store)
-    record = checkpoints.save(3, FILES)
+    record = checkpoints.save(3, pieces())
     store.delete(f"_records/step-{3:09d}.json")  # as after a kill between the files and the record
-    assert checkpoints.newest_good(put_aside=True) is None
+    assert checkpoints.newest() is None and checkpoints.is_empty()
     assert store.stat(f"{record.prefix}/a.bin") is not None
+    again = checkpoints.save(3, pieces())
+    assert checkpoints.remove_leftovers() == len(FILES)
+    assert checkpoints.newest() == again and store.stat(f"{record.prefix}/a.bin") is None
 
 
-def test_a_record_that_is_no_record_gives_way_too(store: ObjectStore) -> None:
+def test_a_good_record_of_another_attempt_stands(store: ObjectStore) -> None:
     checkpoints = CheckpointStore(store)
-    good = checkpoints.save(1, FILES)
-    store.write(f"_records/step-{2:09d}.json", b'{"step":')
-    lines: list[str] = []
-    assert checkpoints.newest_good(lines.append, put_aside=True) == good
-    assert len(lines) == 1 and "step-000000002" in lines[0]
-
-
-@pytest.mark.parametrize(
-    ("record", "rule"),
-    [
-        (
-            b'{"format_version": 3, "layout": "other"}',
-            "has format_version 3, this program reads 2; update this program",
-        ),
-        (b'{"format_version": 1, "step": 2}', "has format_version 1, this program reads 2; train again into another"),
-        (b'{"step": 2}', "has no format_version, this program reads 2; train again into another output"),
-    ],
-)
-def test_a_record_of_another_version_is_left_alone(store: ObjectStore, record: bytes, rule: str) -> None:
-    checkpoints = CheckpointStore(store)
-    checkpoints.save(1, FILES)
-    key = f"_records/step-{2:09d}.json"
-    store.write(key, record)
-    lines: list[str] = []
-    with pytest.raises(FormatVersionError, match=rf"{key}: {rule}"):
-        checkpoints.newest_good(lines.append, put_aside=True)
-    assert store.read(key) == record and lines == [], "it is not damaged"
-    with pytest.raises(FormatVersionError):
-        list(checkpoints.records())
-
-
-def test_the_first_record_of_a_step_stands(store: ObjectStore) -> None:
-    checkpoints = CheckpointStore(store)
-    first = checkpoints.save(4, FILES)
-    assert checkpoints.save(4, {"a.bin": b"other"}) == first
+    first = checkpoints.save(4, pieces())
+    assert checkpoints.save(4, pieces({"a.bin": b"other"})) == first
     assert {info.key.split("/")[0] for info in store.list()} == {"_records", first.prefix}, "the loser leaves nothing"
 
 
-def test_prune_keeps_the_newest(store: ObjectStore) -> None:
+class WrappedStore(LocalStore):
+    """A real store, of which single calls go wrong."""
+
+    def __init__(self, store: LocalStore) -> None:
+        super().__init__(Path(store.uri))
+
+
+class LyingStore(WrappedStore):
+    """Creates, and says that another has."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        super().create(key, data)
+        return False
+
+
+class SilentStore(WrappedStore):
+    """Creates, and its answer is lost for longer than anybody waits."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        super().create(key, data)
+        raise StorageError("no answer")
+
+
+def test_a_record_whose_answer_was_lost_is_ours(store: LocalStore) -> None:
+    checkpoints = CheckpointStore(LyingStore(store))
+    mine = checkpoints.save(4, pieces())
+    assert checkpoints.newest() == mine and read_all(checkpoints, mine) == FILES
+
+
+def test_when_no_answer_comes_nothing_is_removed(store: LocalStore) -> None:
+    with pytest.raises(StorageError, match="no answer"):
+        CheckpointStore(SilentStore(store)).save(4, pieces())
+    there = CheckpointStore(store)
+    newest = there.newest()
+    assert newest is not None and read_all(there, newest) == FILES
+
+
+class ChangingStore(WrappedStore):
+    """Just before a record is replaced another attempt does so."""
+
+    def __init__(self, store: LocalStore, other: bytes) -> None:
+        super().__init__(store)
+        self._plain, self._other = store, other
+
+    def replace(self, key: str, data: bytes, etag: str) -> str | None:
+        if self._other:
+            other, self._other = self._other, b""
+            assert self._plain.replace(key, other, etag)
+        return super().replace(key, data, etag)
+
+
+@pytest.mark.parametrize("other_is_good", [True, False])
+def test_a_record_that_changes_meanwhile_is_read_again(store: LocalStore, other_is_good: bool) -> None:
     checkpoints = CheckpointStore(store)
-    for step in range(1, 6):
-        checkpoints.save(step, FILES)
-    checkpoints.prune(2)
-    assert [record.step for record in checkpoints.records()] == [5, 4]
-    assert len(list(store.list("step-"))) == 2 * len(FILES)
+    theirs = checkpoints.save(2, pieces(OTHER))
+    good = store.read(KEY_2)
+    store.write(KEY_2, b"damaged")
+    lines: list[str] = []
+    racing = CheckpointStore(ChangingStore(store, good if other_is_good else b"also damaged"), lines.append)
+    record = racing.save(2, pieces())
+    assert checkpoints.newest() == record
+    assert (record == theirs) is other_is_good
+    assert len(lines) == (0 if other_is_good else 1)
+    assert read_all(checkpoints, record) == (OTHER if other_is_good else FILES)
+
+
+class InterruptedStore(WrappedStore):
+    """While a file is read, something else happens, once."""
+
+    def __init__(self, store: LocalStore, then: Callable[[], object]) -> None:
+        super().__init__(store)
+        self._then: Callable[[], object] | None = then
+
+    def read(self, key: str) -> bytes:
+        data = super().read(key)
+        if self._then is not None and key == KEY_2:
+            then, self._then = self._then, None
+            then()
+        return data
+
+
+def test_readers_never_set_a_new_record_aside(store: LocalStore) -> None:
+    """Two readers find a damaged record while a good one takes its place: each after it has read the old one."""
+    writer = CheckpointStore(store)
+    good, bad = writer.save(1, pieces()), writer.save(2, pieces())
+    store.delete(f"{bad.prefix}/a.bin")
+    made: list[CheckpointRecord] = []
+    first = CheckpointStore(InterruptedStore(store, lambda: made.append(writer.save(2, pieces(OTHER)))))
+    second = CheckpointStore(InterruptedStore(store, lambda: None))
+    assert first.newest() == good, "what it had read was damaged"
+    assert second.newest() == made[0] == first.newest() == writer.newest()
+    assert read_all(writer, made[0]) == OTHER
+
+
+def test_what_is_written_is_compared_before_it_counts(store: LocalStore) -> None:
+    class LosingStore(WrappedStore):
+        def write(self, key: str, data: object) -> None:
+            super().write(key, b"fIrst" if key.endswith("a.bin") else data)  # type: ignore[arg-type]
+
+    with pytest.raises(CheckpointError, match=r"a\.bin: 5 bytes that are not the 5 recorded"):
+        CheckpointStore(LosingStore(store)).save(1, pieces())
+    assert CheckpointStore(store).is_empty()
+
+
+def test_a_reader_that_fails_once_condemns_nothing(store: LocalStore) -> None:
+    class ShortOnce(WrappedStore):
+        failed = False
+
+        def read(self, key: str) -> bytes:
+            data = super().read(key)
+            if key.endswith("a.bin") and not self.failed:
+                self.failed = True
+                return data[:-1]
+            return data
+
+    record = CheckpointStore(store).save(1, pieces())
+    flaky = ShortOnce(store)
+    CheckpointStore(flaky).verify(record)
+    assert flaky.failed
+
+
+@pytest.mark.parametrize(
+    ("retention", "kept"),
+    [
+        (Retention(last=2), [60, 50]),
+        (Retention(last=1), [60]),
+        (Retention(last=10), [60, 50, 40, 30, 20, 10]),
+        (Retention(last=1, every_steps=30), [60, 30]),
+        (Retention(last=2, every_steps=20), [60, 50, 40, 20]),
+        (Retention(last=1, every_steps=7), [60]),
+    ],
+)
+def test_retention(store: ObjectStore, retention: Retention, kept: list[int]) -> None:
+    checkpoints = CheckpointStore(store)
+    for step in range(10, 70, 10):
+        newest = checkpoints.save(step, pieces())
+    checkpoints.prune(newest, retention)
+    assert [record.step for record in checkpoints.records()] == kept
+    assert len(list(store.list("step-"))) == len(kept) * len(FILES)
+
+
+def test_a_pinned_checkpoint_stays(store: ObjectStore) -> None:
+    checkpoints = CheckpointStore(store)
+    records = [checkpoints.save(step, pieces()) for step in (1, 2, 3)]
+    for _ in range(2):  # safe to repeat
+        checkpoints.pin(records[0], "ddpm")
+    checkpoints.prune(records[2], Retention(last=1))
+    assert [record.step for record in checkpoints.records()] == [3, 1]
+    store.write(f"_records/step-{1:09d}.json", store.read(f"_records/step-{3:09d}.json"))  # its step is superseded
+    assert checkpoints.remove_leftovers() == 0 and read_all(checkpoints, records[0]) == FILES
+
+
+def test_later_records_neither_count_nor_go(store: ObjectStore) -> None:
+    """A run that went on from step 5, because 10 is damaged, must keep what it has got at step 7."""
+    checkpoints = CheckpointStore(store)
+    checkpoints.save(5, pieces())
+    damaged = checkpoints.save(10, pieces())
+    store.write(f"{damaged.prefix}/a.bin", b"fIrst")
+    newest = checkpoints.save(7, pieces())
+    checkpoints.prune(newest, Retention(last=1))
+    assert [record.step for record in checkpoints.records()] == [10, 7]
+    assert first_that_reads(checkpoints) == newest
+
+
+def test_leftovers_go_and_what_is_named_stays(store: ObjectStore) -> None:
+    checkpoints = CheckpointStore(store)
+    kept = [checkpoints.save(step, pieces()) for step in (1, 2)]
+    for name in ("a.bin", "b.bin"):
+        store.write(f"step-000000003-deadbeef/{name}", b"x")
+    assert checkpoints.remove_leftovers() == 2
+    assert all(read_all(checkpoints, record) == FILES for record in kept)
+
+
+def test_leftovers_stay_where_a_record_cannot_be_read(store: ObjectStore) -> None:
+    lines: list[str] = []
+    checkpoints = CheckpointStore(store, lines.append)
+    checkpoints.save(1, pieces())
+    store.write("step-000000002-deadbeef/a.bin", b"x")
+    store.write(KEY_2, OTHER_FORMATS["later"][0])
+    before = snapshot(store)
+    assert checkpoints.remove_leftovers() == 0
+    assert snapshot(store) == before and len(lines) == 1 and "step 2 may name one" in lines[0]
+
+
+def test_the_folder_being_written_is_no_leftover(store: ObjectStore) -> None:
+    checkpoints = CheckpointStore(store)
+    removed: list[int] = []
+
+    def second() -> dict[str, bytes]:
+        while not list(store.list("step-")):  # pytest's own limit ends a wait for nothing
+            pass
+        removed.append(checkpoints.remove_leftovers())
+        return {"b.bin": b"second"}
+
+    record = checkpoints.save(1, [lambda: {"a.bin": b"first"}, second])
+    assert removed == [0] and read_all(checkpoints, record) == FILES
+
+
+def test_forbidden_deletions_are_said_once_and_counted(store: LocalStore) -> None:
+    class KeepingStore(WrappedStore):
+        def delete(self, key: str) -> None:
+            raise StorageAccessError(f"{key}: deleting is forbidden")
+
+    lines: list[str] = []
+    checkpoints = CheckpointStore(KeepingStore(store), lines.append)
+    for step in range(1, 5):
+        checkpoints.prune(checkpoints.save(step, pieces()), Retention(last=1))
+    assert [record.step for record in checkpoints.records()] == [4, 3, 2, 1]
+    assert len(lines) == 1 and "deleting is forbidden" in lines[0]
+    checkpoints.close()
+    assert len(lines) == 2 and "deleting failed 3 times" in lines[1]
+
+
+def test_files_are_encoded_in_turn_and_forgotten(store: ObjectStore) -> None:
+    """At most a few are encoded and not yet stored."""
+    started: list[int] = []
+    most = 0
+
+    def piece(index: int) -> dict[str, bytes]:
+        nonlocal most
+        started.append(index)
+        most = max(most, len(started) - len(list(store.list("step-"))))
+        return {f"{index}.bin": bytes(100)}
+
+    CheckpointStore(store).save(1, [lambda index=index: piece(index) for index in range(20)])  # type: ignore[misc]
+    assert len(started) == 20 and most <= 3
+
+
+def test_a_file_that_cannot_be_written_ends_the_others(store: ObjectStore) -> None:
+    made: list[int] = []
+
+    def piece(index: int) -> dict[str, bytes]:
+        made.append(index)
+        if index == 0:
+            raise StorageError("the disk is full")
+        time.sleep(0.01)
+        return {f"{index}.bin": b"x"}
+
+    with pytest.raises(StorageError, match="the disk is full"):
+        CheckpointStore(store).save(1, [lambda index=index: piece(index) for index in range(200)])  # type: ignore[misc]
+    assert len(made) < 200 and CheckpointStore(store).is_empty()
 
 
 def test_the_digest_is_of_the_contents(store: ObjectStore) -> None:
     checkpoints = CheckpointStore(store)
-    first, second, third = checkpoints.save(1, FILES), checkpoints.save(2, FILES), checkpoints.save(3, {"a.bin": b""})
+    first, second = checkpoints.save(1, pieces()), checkpoints.save(2, pieces())
+    third = checkpoints.save(3, pieces({"a.bin": b""}))
     assert first.digest == second.digest != third.digest
+
+
+def test_a_damaged_final_checkpoint_is_none(tmp_path: Path) -> None:
+    """Of a finished run the model is read: damage there leaves something to train."""
+    from tests.pipeline.training.small_runs import make_run
+
+    lines: list[str] = []
+    make_run(tmp_path, steps=8)
+    checkpoints = CheckpointStore.of_run(str(tmp_path), lines.append)
+    finished = checkpoints.read_finished(8)
+    assert finished is not None and finished[0] == checkpoints.newest() and lines == []
+    assert checkpoints.read_finished(9) is None and lines == []
+    weights = tmp_path / "checkpoints" / finished[0].prefix / "weights.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert checkpoints.read_finished(8) is None
+    assert len(lines) == 1 and "weights.safetensors" in lines[0]
+    assert open_store(str(tmp_path)).stat("checkpoints/_damaged") is None
+    assert dataclasses.asdict(finished[0]) == dataclasses.asdict(next(checkpoints.records()))

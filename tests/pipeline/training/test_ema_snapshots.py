@@ -12,7 +12,7 @@ from pipeline.errors import CheckpointError, FormatVersionError
 from pipeline.models.model_files import ModelCard
 from pipeline.presets import digits
 from pipeline.stores.storage import open_store
-from pipeline.training.averages import SNAPSHOTS_JSON
+from pipeline.training.background import BackgroundWriter
 from pipeline.training.ema_snapshots import (
     PostHocEmaConfig,
     SnapshotList,
@@ -20,9 +20,10 @@ from pipeline.training.ema_snapshots import (
     SnapshotStore,
     parse_snapshots,
 )
+from pipeline.training.state_files import SNAPSHOTS_JSON
 from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig
 from pipeline.training.training_state import TrainingState
-from tests.pipeline.training.small_runs import manifest
+from tests.pipeline.training.small_runs import manifest, restore, to_files
 
 MODEL = ModelConfig(
     network=UNetConfig(
@@ -42,6 +43,7 @@ def make_state(seed: int = 0) -> TrainingState:
 def train(state: TrainingState, store: SnapshotStore, *, until: int, interval: int = 2, skip: int = -1) -> None:
     """Steps with random gradients, as rank 0 takes them; the step `skip` has a gradient that is not finite."""
     assert state.averages is not None
+    writer = BackgroundWriter(print)
     while state.step < until:
         generator = torch.Generator().manual_seed(state.step)
         for parameter in state.network.parameters():
@@ -50,11 +52,13 @@ def train(state: TrainingState, store: SnapshotStore, *, until: int, interval: i
                 parameter.grad *= torch.nan
         state.apply_gradient(num_images=16)
         if state.step % interval == 0:
-            state.averages.take_snapshot(state.step, store, "float32")
+            state.averages.take_snapshot(state.step, store, "float32", writer)
+    writer.finish()
+    writer.close()
 
 
 def files_of(state: TrainingState) -> dict[str, bytes]:
-    return state.to_files(ModelCard(config=MODEL), None)
+    return to_files(state, ModelCard(config=MODEL))
 
 
 @pytest.fixture
@@ -96,7 +100,7 @@ def test_a_resumed_run_takes_the_snapshots_that_an_unbroken_one_takes(tmp_path: 
     unbroken, broken, resumed = make_state(), make_state(), make_state(seed=9)
     train(unbroken, unbroken_store, until=12, skip=3)
     train(broken, broken_store, until=6, skip=3)
-    resumed.restore(files_of(broken))
+    restore(resumed, files_of(broken))
     train(resumed, broken_store, until=12)
     assert snapshots_of(resumed) == snapshots_of(unbroken)
     assert [record.num_images for record in snapshots_of(unbroken)] == [32, 48, 80, 112, 144, 176]
@@ -116,7 +120,7 @@ def test_a_wrong_count_gives_other_averages(store: SnapshotStore) -> None:
     prefixes = []
     for checkpoint in (files, wrong):
         restored = make_state()
-        restored.restore(checkpoint)
+        restore(restored, checkpoint)
         train(restored, store, until=6)
         prefixes.append(snapshots_of(restored)[-1].prefix)
     train(state, store, until=6)
@@ -130,7 +134,7 @@ def test_what_a_killed_attempt_took_later_is_not_mixed_in(tmp_path: Path, store:
     files = files_of(killed)
     train(killed, store, until=8)  # two more snapshots, and then it dies: no checkpoint names them
     resumed = make_state()
-    resumed.restore(files)
+    restore(resumed, files)
     with torch.no_grad():
         next(resumed.network.parameters()).add_(1e-3)
     train(resumed, store, until=8)
@@ -145,17 +149,17 @@ def test_what_a_killed_attempt_took_later_is_not_mixed_in(tmp_path: Path, store:
 
 
 def test_an_unchanged_average_is_not_taken_twice(store: SnapshotStore) -> None:
-    state = make_state()
-    assert state.averages is not None and not state.averages.take_snapshot(0, store, "float32"), "no step yet"
+    state, writer = make_state(), BackgroundWriter(print)
+    assert state.averages is not None and not state.averages.take_snapshot(0, store, "float32", writer), "no step yet"
     train(state, store, until=3, interval=1, skip=1)
     assert [record.step for record in snapshots_of(state)] == [1, 3]
 
 
 def test_a_checkpoint_without_its_tracked_averages_is_refused() -> None:
     files = files_of(make_state())
-    for name in ("power-ema-0.05.safetensors", SNAPSHOTS_JSON):
-        with pytest.raises(CheckpointError, match="does not fit"):
-            make_state().restore({key: data for key, data in files.items() if key != name})
+    del files["power-ema-0.05.safetensors"]
+    with pytest.raises(CheckpointError, match="does not fit"):
+        restore(make_state(), files)
 
 
 def test_a_list_of_another_version_is_refused_by_name_and_a_damaged_one_as_damaged() -> None:
