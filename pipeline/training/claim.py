@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.config_io import plain, to_json
 from pipeline.config_sections import write_section
 from pipeline.errors import ConfigError, OutputExistsError, PipelineError
-from pipeline.models.registration import check_registration
+from pipeline.models.registration_check import check_registration
 from pipeline.stores.object_store import ObjectStore
 from pipeline.tracking.tracking import TrackingRun, new_run_key
 from pipeline.training.fork import check_fork
@@ -50,8 +51,9 @@ def claim(config: TrainConfig, plan: TrainPlan, store: ObjectStore) -> tuple[Run
         return record, _open_run(config, record, store, continues=before)
     if record.run_id is None:
         return record, _open_run(config, record, store)
-    check = functools.partial(check_registration, name=config.register_as)
-    return record, TrackingRun.join(config.tracking, record.run_id, run_key=record.run_key or "", check=check)
+    return record, TrackingRun.join(
+        config.tracking, record.run_id, run_key=record.run_key or "", check=_start_check(config)
+    )
 
 
 def _begin(
@@ -72,17 +74,19 @@ def _open_run(
     config: TrainConfig, record: RunRecord, store: ObjectStore, *, continues: str | None = None
 ) -> TrackingRun:
     assert record.run_key is not None, "a record without a key has the run's own name"
-    run = TrackingRun.open(
+    return TrackingRun.open(
         config.tracking,
         record.run_key,
         config.run_name,
         params=_flat(plain(config)) | {"dataset_digest": record.identity.dataset_digest},
         tags={"ddpm.output": config.output} | ({} if continues is None else {"ddpm.continues": continues}),
-        check=functools.partial(check_registration, name=config.register_as),
+        check=_start_check(config),
         on_opened=lambda run_id: update_run_record(store, run_id=run_id),
     )
-    run.log_text(write_section(config, "train"), "config.toml")
-    return run
+
+
+def _start_check(config: TrainConfig) -> Callable[[TrackingRun], None]:
+    return functools.partial(check_registration, name=config.register_as, config_toml=write_section(config, "train"))
 
 
 def _refuse_changes(recorded: RunIdentity, asked: RunIdentity, where: str) -> None:

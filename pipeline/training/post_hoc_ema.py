@@ -234,7 +234,7 @@ def _register(
         "ddpm.average": f"sigma_rel {config.sigma_rel}",
         "ddpm.average_residual": f"{residual:.3g}",
         "ddpm.snapshots": f"{len(averages.snapshots)} in {averages.uri}",
-        "ddpm.train_run": trained,
+        **({} if trained is None else {"ddpm.train_run": trained}),
         "ddpm.train_checkpoint": averages.checkpoint_uri,
     }
     run = TrackingRun.open(
