@@ -37,7 +37,7 @@ from ddpm.samplers.generate import generate
 from ddpm.samplers.heun import Heun
 from ddpm.samplers.registry import SAMPLERS
 from ddpm.samplers.sampler import Sampler, SingleStepSampler
-from ddpm.statistics.frechet import Moments, frechet_distance, frechet_influence
+from ddpm.statistics.frechet import FrechetComparison, Moments, frechet_distance
 from ddpm.statistics.running_moments import (
     Estimate,
     RunningMoments,
@@ -69,6 +69,7 @@ __all__ = [
     "EmaBank",
     "Estimate",
     "FlowBound",
+    "FrechetComparison",
     "GaussianStep",
     "GuidedNetwork",
     "Heun",
@@ -113,7 +114,6 @@ __all__ = [
     "fit_post_hoc_ema",
     "flops_per_image",
     "frechet_distance",
-    "frechet_influence",
     "gaussian_kl",
     "generate",
     "images_to_x_0",

@@ -1,7 +1,7 @@
 """The Frechet distance of raw pixels to the held-out images, with standard errors, and of as many real images.
 
-The distance is biased upwards by about 1 / N (`frechet_distance`), so that a figure means something only beside that of
-as many real images. Those are disjoint random sets of training images, the same for whoever asks.
+The distance is biased upwards by about 1 / N (`FrechetComparison`), so that a figure means something only beside that
+of as many real images. Those are disjoint random sets of training images, the same for whoever asks.
 """
 
 import math
@@ -14,10 +14,9 @@ from torch import Tensor
 
 from ddpm import (
     Estimate,
+    FrechetComparison,
     Moments,
     Stream,
-    frechet_distance,
-    frechet_influence,
     random_words,
     stratified_standard_error,
 )
@@ -68,14 +67,14 @@ def pixel_distance(open_stream: OpenStream, others: Moments) -> PixelDistance:
         open_stream: Opens the stream.
         others: Moments of the others' pixels.
     """
-    moments = pixel_moments(open_stream(), None)[0]
+    comparison = FrechetComparison.of(pixel_moments(open_stream(), None)[0], others)
     influences, labels = [], []
     for group in regroup(open_stream(), CHUNK_IMAGES):
-        influences.append(frechet_influence(torch.from_numpy(pixels(group)), moments, others))
+        influences.append(comparison.influence(torch.from_numpy(pixels(group))))
         labels.append(group.labels)
     known = [torch.from_numpy(label) for label in labels if label is not None]
     return PixelDistance(
-        value=frechet_distance(moments, others),
+        value=comparison.distance,
         influence=torch.cat(influences),
         label=torch.cat(known) if len(known) == len(labels) else None,
     )
@@ -102,16 +101,16 @@ def real_distance(open_train: OpenStream, num_train: int, num_images: int, other
             yield LabelledImages(images=group.images, labels=chosen[start : start + len(group)].numpy())
             start += len(group)
 
-    moments = pixel_moments(numbered(), num_sets)
+    comparisons = [FrechetComparison.of(of_set, others) for of_set in pixel_moments(numbered(), num_sets)]
     squares = torch.zeros(num_sets, dtype=torch.float64)
     for group in regroup(numbered(), CHUNK_IMAGES):
         values = torch.from_numpy(pixels(group))
-        for k, of_set in enumerate(moments):
+        for k, comparison in enumerate(comparisons):
             rows = values[torch.from_numpy(group.labels == k)]
             if len(rows):
-                squares[k] += frechet_influence(rows, of_set, others).square().sum()
+                squares[k] += comparison.influence(rows).square().sum()
     variance = float((squares / (size - 1) / size).mean())
-    mean = math.fsum(frechet_distance(of_set, others) for of_set in moments) / num_sets
+    mean = math.fsum(comparison.distance for comparison in comparisons) / num_sets
     return RealDistance(
         distance=Estimate(value=mean, standard_error=math.sqrt(variance)), num_images=size, num_sets=num_sets
     )

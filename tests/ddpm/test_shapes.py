@@ -107,6 +107,7 @@ zero.t_at_log_snr(zero.log_snr(torch.tensor([3.5, 999.0], dtype=torch.float64)))
 ddpm.GuidedNetwork(network=network, schedule=schedule, null_label=4, scale=2.0)(x_0, ids, ids % 4)
 moments = ddpm.Moments.from_samples(images.flatten(1).float())
 ddpm.frechet_distance(moments + moments, moments)
+ddpm.FrechetComparison.of(moments, moments + moments).influence(images.flatten(1).float())
 
 t = torch.zeros(5, dtype=torch.int64)
 wrong = {

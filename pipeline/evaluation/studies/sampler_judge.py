@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ddpm import (
     Estimate,
+    FrechetComparison,
     Moments,
     agreement_standard_error,
-    frechet_influence,
     stratified_standard_error,
 )
 from pipeline.data.image_stream import LabelledImages, join_images
@@ -96,11 +96,10 @@ class SamplerJudge:
     def judge(self, made: LabelledImages) -> JudgedSeed:
         """Measure images: the distance of the first of them, if there are more than real ones."""
         first = made[: self.real.num_images]
+        of_held_out = FrechetComparison.of(self._held_out, pixel_moments([first], None)[0])
         return JudgedSeed(
             distance=pixel_distance(lambda: [first], self._held_out),
-            held_out_influence=frechet_influence(
-                self._held_out_pixels, self._held_out, pixel_moments([first], None)[0]
-            ),
+            held_out_influence=of_held_out.influence(self._held_out_pixels),
             is_right=torch.from_numpy(self._classifier.is_right(made)).to(torch.float64),
         )
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ddpm import (
+    FrechetComparison,
     Moments,
     agreement_standard_error,
     frechet_distance,
-    frechet_influence,
     stratified_standard_error,
 )
 
@@ -37,7 +37,7 @@ def test_the_influence_is_what_more_weight_of_a_vector_does() -> None:
     """A millionth of the weight goes to a vector or leaves it: the distance moves by that times its influence."""
     x, _ = draw(60, 0)
     a = Moments.from_samples(x)
-    influence = frechet_influence(x, a, OTHER)
+    influence = FrechetComparison.of(a, OTHER).influence(x)
     for row in (0, 7, 31):
         deviation = x[row] - a.mean
 
@@ -60,7 +60,7 @@ def test_the_standard_error_is_the_spread_of_the_distance(num_images: int) -> No
         x, label = draw(num_images, seed)
         a = Moments.from_samples(x)
         distances.append(frechet_distance(a, OTHER))
-        influence = frechet_influence(x, a, OTHER)
+        influence = FrechetComparison.of(a, OTHER).influence(x)
         errors.append(stratified_standard_error(influence, label))
         unstratified.append(stratified_standard_error(influence, None))
     spread = float(np.std(distances, ddof=1))
@@ -76,7 +76,7 @@ def test_of_the_other_set_too() -> None:
         x, label = draw(150, 10 + seed, shift=0.3)
         b = Moments.from_samples(x)
         distances.append(frechet_distance(a, b))
-        errors.append(stratified_standard_error(frechet_influence(x, b, a), label))
+        errors.append(stratified_standard_error(FrechetComparison.of(b, a).influence(x), label))
     assert np.mean(errors) == pytest.approx(float(np.std(distances, ddof=1)), rel=0.3)
 
 
@@ -86,7 +86,7 @@ def test_of_a_difference_of_two_sets_from_the_same_noise() -> None:
     for seed in range(60):
         pair = [draw(90, seed, shift) for shift in (0.0, 0.05)]
         moments = [Moments.from_samples(x) for x, _ in pair]
-        influences = [frechet_influence(x, a, OTHER) for (x, _), a in zip(pair, moments, strict=True)]
+        influences = [FrechetComparison.of(a, OTHER).influence(x) for (x, _), a in zip(pair, moments, strict=True)]
         differences.append(frechet_distance(moments[0], OTHER) - frechet_distance(moments[1], OTHER))
         label = pair[0][1]
         errors.append(stratified_standard_error(influences[0] - influences[1], label))
@@ -107,9 +107,9 @@ def test_the_distance_is_biased_upwards_by_one_over_n() -> None:
     assert excess[1] / excess[2] == pytest.approx(2, rel=0.35)
 
 
-def test_influences_of_another_dimension_are_refused() -> None:
+def test_sets_of_another_dimension_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^b: "):
-        frechet_influence(torch.zeros(2, 3), Moments.from_samples(torch.zeros(2, 3)), OTHER)
+        FrechetComparison.of(Moments.from_samples(torch.zeros(2, 3)), OTHER)
 
 
 def test_strata_of_any_size_and_of_one() -> None:

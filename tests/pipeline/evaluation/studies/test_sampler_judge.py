@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
-from ddpm import Moments, frechet_influence
+from ddpm import FrechetComparison, Moments
 from pipeline.config_io import to_json
 from pipeline.data.image_stream import LabelledImages, join_images
 from pipeline.data.manifest import MANIFEST_KEY
@@ -101,7 +101,7 @@ def test_the_error_of_a_difference_is_its_spread_over_images_and_held_out_images
             made = images(dataset, np.random.default_rng(100 + draw), level)
             seed = JudgedSeed(
                 distance=pixel_distance(lambda made=made: [made], moments),  # type: ignore[misc]
-                held_out_influence=frechet_influence(held_out, moments, pixel_moments([made], None)[0]),
+                held_out_influence=FrechetComparison.of(moments, pixel_moments([made], None)[0]).influence(held_out),
                 is_right=torch.ones(len(made)),
             )
             pair.append(dataclasses.replace(judged(judge, str(level)), seeds=(seed,)))
