@@ -68,7 +68,7 @@ def _load(config: TrainConfig, files: ModelFiles, network: nn.Module) -> None:
     try:
         network.load_state_dict(safetensors.torch.load(files.weights))
     except (RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split()).partition(": ")[2][:150]
         raise ConfigError(
             f"fork_from: the weights of {config.fork_from} do not fit this run's network ({reason}); give the network "
             "the options, and the dataset the shape and classes, that it had there"
