@@ -120,8 +120,15 @@ class S3Requests:
                 body.close()
             if left_bytes == 0 or into.tell() > farthest:
                 return etag, left_bytes == 0
-            reason = f"{left_bytes} bytes of the answer are missing"
-            raise RequestFailedError(_failure_of(trouble or ConnectionAbortedError(reason), "read")) from trouble
+            reason = _short(f"the answer broke off, {left_bytes} bytes are missing: {trouble or 'it ended'}")
+            failure = Failure(
+                code=type(trouble).__name__,
+                reason=reason,
+                error=trouble or ConnectionAbortedError(reason),
+                is_network=True,
+                action="read",
+            )
+            raise RequestFailedError(failure) from trouble
 
         return self._insist(read_on)
 

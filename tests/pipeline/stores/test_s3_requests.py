@@ -1,0 +1,217 @@
+"""Outages of every kind, shorter and longer than the patience, and answers that break off."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipeline.errors import StorageError
+from pipeline.stores.object_store import ObjectStore
+from pipeline.stores.patience import PATIENCE_VARIABLE
+from pipeline.stores.s3_store import S3Store
+from tests.faulty_proxy import (
+    Answer,
+    Cut,
+    FaultyProxy,
+    LoseAnswer,
+    LoseRequest,
+    RandomFaults,
+    Stall,
+    s3_error,
+)
+from tests.pipeline.storage_checks import check_one_line, keys_of
+
+REQUESTS: dict[str, Callable[[ObjectStore], object]] = {
+    "read": lambda store: store.read("key"),
+    "read_versioned": lambda store: store.read_versioned("key"),
+    "write": lambda store: store.write("written", b"x"),
+    "chunks": lambda store: store.write("large", [bytes(4 << 20)] * 3),
+    "create": lambda store: store.create("created", b"x") or pytest.fail("it is ours"),
+    "replace": lambda store: (
+        store.replace("key", b"key", store.read_versioned("key").etag) or pytest.fail("it is ours")
+    ),
+    "list": keys_of,
+    "stat": lambda store: store.stat("key") or pytest.fail("it is there"),
+    "delete": lambda store: store.delete("key"),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_an_outage_shorter_than_patience(s3_store: S3Store, proxy: FaultyProxy, name: str) -> None:
+    """The server is down for more than one retry, and it is a lone request that finds it so."""
+    s3_store.write("key", b"key")
+    with ThreadPoolExecutor(1) as pool, proxy.down():
+        asked = pool.submit(REQUESTS[name], s3_store)
+        time.sleep(1.5)
+        assert not asked.done()
+        proxy.up()
+        asked.result()
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_an_outage_longer_than_patience(
+    s3_store: S3Store, proxy: FaultyProxy, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_store.write("key", b"key")
+    monkeypatch.setenv(PATIENCE_VARIABLE, str(1 / 60))
+    with proxy.down():
+        started_s = time.monotonic()
+        with pytest.raises(StorageError) as caught:
+            REQUESTS[name](s3_store)
+        assert 1 <= time.monotonic() - started_s < 4
+    check_one_line(caught.value, s3_store.uri, "cannot", proxy.endpoint, "tried again for 1.", "AWS_ENDPOINT_URL")
+    assert type(caught.value) is StorageError and "AWS_ACCESS_KEY_ID" not in str(caught.value)
+
+
+OUTAGES = {
+    "503": s3_error("SlowDown", 503),
+    "500": s3_error("InternalError", 500),
+    "502": Answer(502, b"<html>Bad Gateway</html>"),
+    "504": Answer(504),
+    "429": Answer(429),
+    "lost request": LoseRequest(),
+    "lost answer": LoseAnswer(),
+    "stall": Stall(0.2),
+}
+
+
+@pytest.mark.parametrize("name", OUTAGES)
+def test_each_kind_of_outage_passes(s3_store: S3Store, proxy: FaultyProxy, name: str) -> None:
+    fault = OUTAGES[name]
+    s3_store.write("key", b"key")
+    for request in REQUESTS.values():
+        proxy.clear()
+        proxy.add(fault, times=3)
+        request(s3_store)
+    assert proxy.count(type(fault)) == 3 * len(REQUESTS)
+
+
+def test_a_server_that_says_nothing_is_left_after_a_minute(
+    s3_store: S3Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this test's minutes, which have one second."""
+    monkeypatch.setattr("pipeline.stores.s3_requests.READ_TIMEOUT_S", 1)
+    monkeypatch.setenv("AWS_DEFAULT_OUTPUT", "json")  # clients are kept by their environment
+    proxy.add(Stall(), times=2)
+    assert s3_store.create("key", b"x") is True
+    assert proxy.count(Stall) == 2
+
+
+def test_a_storm_of_threads_waits_as_long_as_one(
+    s3_store: S3Store, proxy: FaultyProxy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 threads against a server that is busy for 6 s: each has its own patience, one of them says that it waits."""
+    monkeypatch.setattr("pipeline.stores.patience._said_at_s", {})
+    proxy.add(s3_error("SlowDown", 503))
+    ends = threading.Timer(6.0, proxy.clear)
+    ends.start()
+    with ThreadPoolExecutor(64) as pool:
+        done = list(pool.map(lambda number: s3_store.create(f"{number:02d}", b"%d" % number), range(64)))
+    ends.join()
+    assert done == [True] * 64 and len(keys_of(s3_store)) == 64
+    assert proxy.count(Answer) > 3 * 64
+    said = [line for line in capsys.readouterr().out.splitlines() if "gives no answer" in line]
+    assert len(said) == 1 and "SlowDown" in said[0] and "0.333 minutes" in said[0]
+
+
+def test_the_number_of_attempts_is_not_botocores(
+    s3_store: S3Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "5")
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0")
+    proxy.add(s3_error("SlowDown", 503))
+    with pytest.raises(StorageError, match="SlowDown"):
+        s3_store.write("key", b"x")
+    assert len(proxy.requests) == 1
+
+
+def test_less_patience_for_somebody_who_waits(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    hasty = s3_store.with_patience(0.5)
+    started_s = time.monotonic()
+    with proxy.down(), pytest.raises(StorageError):
+        hasty.write("key", b"x")
+    assert 0.5 <= time.monotonic() - started_s < 3
+    hasty.write("key", b"x")
+    assert s3_store.read("key") == b"x" and hasty.uri == s3_store.uri
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_body_that_breaks_off_is_gone_on_with(s3_store: S3Store, proxy: FaultyProxy, reset: bool) -> None:
+    """A server that cuts every answer after 100,000 bytes gives a megabyte in eleven of them, without a pause."""
+    data = os.urandom(1 << 20)
+    s3_store.write("key", data)
+    proxy.add(Cut(after_bytes=100_000, reset=False), method="GET")
+    if reset:  # what was on its way is lost with the connection
+        proxy.clear()
+        proxy.add(Cut(after_bytes=100_000, reset=True), method="GET", times=3)
+    num_before = len(proxy.requests)
+    assert s3_store.read("key") == data
+    assert len(proxy.requests) - num_before <= 11 if not reset else proxy.count(Cut) == 3
+
+
+def test_another_version_in_the_middle_is_read_from_its_start(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    old, new = os.urandom(300_000), os.urandom(300_000)
+    s3_store.write("key", old)
+    direct = S3Store(s3_store.uri.split("/")[2], s3_store.uri.split("/")[3])
+    proxy.add(Cut(after_bytes=100_000), method="GET", times=1)
+    proxy.add(s3_error("SlowDown", 503), method="GET", times=1)
+    with ThreadPoolExecutor(1) as pool:
+        proxy_requests = len(proxy.requests)
+        asked = pool.submit(s3_store.read_versioned, "key")
+        while len(proxy.requests) < proxy_requests + 2:
+            time.sleep(0.001)
+        direct.write("key", new)
+        found = asked.result()
+    present = direct.read_versioned("key")
+    assert found == present and found.data == new
+    assert proxy.count(Cut) == 1
+
+
+def test_a_server_that_cannot_send_ranges(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    """Answers 200 with the whole object; one that says another version under 206 is no better."""
+    data = os.urandom(300_000)
+    s3_store.write("key", data)
+    headers = [("ETag", s3_store.read_versioned("key").etag)]
+    proxy.add(Cut(after_bytes=100_000), method="GET", times=1)
+    proxy.add(Answer(200, data, headers), method="GET", times=1)
+    assert s3_store.read("key") == data
+    proxy.clear()
+    other = [("ETag", '"another"'), ("Content-Range", "bytes 100000-299999/300000")]
+    proxy.add(Cut(after_bytes=100_000), method="GET", times=1)
+    proxy.add(Answer(206, bytes(200_000), other), method="GET", times=1)
+    assert s3_store.read("key") == data
+    assert proxy.count(Cut) == 2 and proxy.count(Answer) == 2
+
+
+def test_a_server_that_never_gets_farther_is_given_up(
+    s3_store: S3Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_store.write("key", bytes(1 << 20))
+    monkeypatch.setenv(PATIENCE_VARIABLE, str(1 / 60))
+    proxy.add(Cut(after_bytes=5000), method="GET", times=1)
+    proxy.add(Cut(after_bytes=0), method="GET")
+    with pytest.raises(StorageError) as caught:
+        s3_store.read("key")
+    check_one_line(caught.value, f"{s3_store.uri}/key", "broke off, 1043576 bytes", "tried again for 1.", "network")
+
+
+def test_a_fifth_of_all_requests_fails(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    data = os.urandom(12 << 20)
+    kinds = [LoseAnswer(), LoseRequest(), s3_error("InternalError", 500), s3_error("SlowDown", 503), Cut(1000)]
+    proxy.add(RandomFaults(seed=0, share=0.2, kinds=kinds))
+
+    def work(number: int) -> bool:
+        created = s3_store.create(f"{number}/record", b"%d" % number)
+        s3_store.write(f"{number}/large", data[number:])
+        etag = s3_store.replace(f"{number}/record", b"new", s3_store.read_versioned(f"{number}/record").etag)
+        return created and etag is not None and s3_store.read(f"{number}/large") == data[number:]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(12)))
+    proxy.clear()
+    assert len(keys_of(s3_store)) == 24 and all(s3_store.read(f"{number}/record") == b"new" for number in range(12))
+    faults = [request.fault for request in proxy.requests if request.fault is not None]
+    assert len(faults) > 10 and {type(fault) for fault in faults} >= {LoseAnswer, LoseRequest, Answer}
