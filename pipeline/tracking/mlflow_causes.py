@@ -88,7 +88,7 @@ def _words_of_body(body: str) -> tuple[str, str]:
         answer = None
     if isinstance(answer, dict):
         return str(answer.get("error_code", "")), str(answer.get("message") or answer.get("detail") or body)
-    page = re.sub(r"(?s)<(head|script|style)\b.*?</\1>|<!--.*?-->", " ", body) if "<" in body else body
+    page = re.sub(r"(?s)<(title|script|style)\b.*?</\1>|<!--.*?-->", " ", body) if "<" in body else body
     return "", html.unescape(re.sub(r"<[^>]*>", " ", page)).strip() or "an empty page"
 
 

@@ -217,9 +217,9 @@ def has_tables(uri: str) -> bool:
         return True  # no database, or locked: MLflow's answer says which
 
 
-def unavailable(uri: str, error: BaseException) -> TrackingUnavailableError:
-    """The error for a server that gives no usable answer: cause, its own words, advice."""
-    return TrackingUnavailableError(f"MLflow at {uri}: {explain(error)}")
+def unavailable(uri: str, error: BaseException, what: str | None = None) -> TrackingUnavailableError:
+    """The error for a server that gives no usable answer: `what` failed, or the server; cause, its own words, advice."""
+    return TrackingUnavailableError(f"{what or f'MLflow at {uri}'}: {explain(error)}")
 
 
 @contextlib.contextmanager
