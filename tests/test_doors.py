@@ -33,7 +33,7 @@ DOORS = {
         "pipeline/data/ingest.py",
         "pipeline/data/prepare.py",
         "pipeline/generation/sampling_pool.py",
-        "pipeline/training/train.py",
+        "pipeline/training/worker_group.py",
         "pipeline/training/train_board.py",
         "pipeline/training/train_loop.py",
     },

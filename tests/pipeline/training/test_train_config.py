@@ -1,6 +1,10 @@
 """Refusals of a training configuration, and what makes a run this run."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
+import textwrap
 
 import pytest
 
@@ -26,6 +30,10 @@ HYBRID = ObjectiveConfig(name="hybrid")
         ({"seed": -1}, "seed"),
         ({"workers": WorkerConfig(num_workers=9), "data": DataConfig(lanes=8)}, "workers.num_workers"),
         ({"max_skipped_batches": -1}, "max_skipped_batches"),
+        ({"lease_s": 0.0}, "lease_s"),
+        ({"start_over": True}, "start_over"),
+        ({"new_run": True}, "new_run"),
+        ({"fork_from": "s3:/x"}, "fork_from"),
     ],
 )
 def test_impossible_values_are_refused_by_name(changes: dict[str, object], field: str) -> None:
@@ -84,6 +92,7 @@ def test_what_is_computed_is_identity_and_where_and_how_long_is_not() -> None:
         {"optimizer": dataclasses.replace(config.optimizer, ema_ramp_up_ratio=0.05)},
         {"data": DataConfig(lanes=2)},
         {"post_hoc_ema": PostHocEmaConfig(snapshot_interval_steps=10)},
+        {"fork_from": "models:/ddpm/3"},
     ]
     changed = {next(iter(change)) for change in changes}
     assert changed | {"dataset_digest"} == {field.name for field in dataclasses.fields(RunIdentity)}
@@ -91,6 +100,27 @@ def test_what_is_computed_is_identity_and_where_and_how_long_is_not() -> None:
         other = dataclasses.replace(config, **change)  # type: ignore[arg-type]
         assert RunIdentity.of(other, data) != identity, change
     assert RunIdentity.of(config, manifest("b")) != identity
+
+
+def test_the_help_says_what_may_change_on_resume() -> None:
+    """A field of the run's identity may not, all others may; of two a part is of the identity, and the help says which."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(TrainConfig))).body
+    assert isinstance(tree, ast.ClassDef)
+    helps = {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
+    identity = {field.name for field in dataclasses.fields(RunIdentity)}
+    of_resuming = {"resume", "start_over", "new_run", "output"}  # what resuming is, and which run
+    assert helps.keys() == {field.name for field in dataclasses.fields(TrainConfig)}
+    for name, text in helps.items():
+        may_change = "ay change on resume" in text or "on resume too" in text
+        in_part = name in {"data", "post_hoc_ema"}
+        assert may_change is (in_part or name not in identity | of_resuming), name
 
 
 def test_a_recorded_identity_is_read_back_and_one_of_another_form_refused() -> None:
