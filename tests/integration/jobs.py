@@ -4,8 +4,10 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -36,24 +38,33 @@ def run_job(name: str, *flags: str, check: bool = True) -> subprocess.CompletedP
 
 
 def run_job_process(
-    name: str, *flags: str, check: bool = True, cwd: Path = ROOT, address: str | None = None
+    name: str,
+    *flags: str,
+    check: bool = True,
+    cwd: Path = ROOT,
+    address: str | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a job to its end as a process, on the Ray at `address` or one of its own; a failure shows what it printed."""
     finished = subprocess.run(
         [sys.executable, str(JOBS / f"{name}.py"), *flags],
-        capture_output=True, text=True, cwd=cwd, env=environment(address),
+        capture_output=True, text=True, cwd=cwd, env={**environment(address), **(variables or {})},
     )  # fmt: skip
     if check:
         assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished
 
 
-def start_job(name: str, *flags: str) -> subprocess.Popen[str]:
-    """Start a job with a Ray of its own, to be killed."""
-    return subprocess.Popen(
-        [sys.executable, str(JOBS / f"{name}.py"), *flags],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, cwd=ROOT, env=environment(),
-    )  # fmt: skip
+def start_job(
+    name: str, *flags: str, log: Path | None = None, variables: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a job with a Ray of its own, to be killed or watched; what it prints goes to `log`."""
+    with Path(os.devnull if log is None else log).open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, str(JOBS / f"{name}.py"), *flags],
+            stdout=output, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+            env={**environment(), "PYTHONUNBUFFERED": "1", **(variables or {})},
+        )  # fmt: skip
 
 
 def records(run: Path) -> list[dict[str, object]]:

@@ -1,73 +1,30 @@
 """Training for real: worker counts, kills, damaged checkpoints, refusals."""
 
-import time
-from collections.abc import Callable, Sequence
+import json
+import signal
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
-from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
-from pipeline.tracking.mlflow_client import connect
-from tests.integration.jobs import EVERY_STEP, TINY, records, run_job, run_job_process, start_job
+from pipeline.stores.lease import LEASE_KEY
+from tests.integration.jobs import records, run_job, run_job_process, start_job
+from tests.integration.training_runs import (
+    CHECKPOINTS,
+    HYBRID,
+    NUM_STEPS,
+    digests,
+    flags,
+    losses,
+    runs_in,
+    wait_until,
+)
 from tests.processes import kill_with_its_machine
 
 pytestmark = pytest.mark.services
-
-# The choice of t by importance has a state: it must be the same for any number of workers, and kept in checkpoints.
-HYBRID = [
-    "--network.learned-variance", "--objective.name", "hybrid", "--objective.t-choice", "importance",
-    "--schedule.num-timesteps", "30",
-]  # fmt: skip
-# Everything that a checkpoint may hold.
-CHECKPOINTS = [
-    "--checkpoint-interval-steps", "5", "--keep-checkpoints", "20", "--post-hoc-ema.snapshot-interval-steps", "4",
-    "--optimizer.more-ema-halflives-images", "500", "--optimizer.ema-ramp-up-ratio", "0.05",
-]  # fmt: skip
-NUM_STEPS = 60
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    config = PrepareConfig(source="digits", dataset=str(tmp_path_factory.mktemp("digits") / "dataset"))
-    prepare_source(config, open_source(config), map)
-    return config.dataset
-
-
-def flags(
-    folder: Path, dataset: str, *, steps: int, workers: int = 2, network: Sequence[str] = tuple(TINY)
-) -> list[str]:
-    return [
-        "--dataset", dataset, "--output", str(folder / "run"), "--steps", str(steps),
-        "--workers.num-workers", str(workers), "--cluster.num-cpus", str(workers),
-        "--tracking.uri", f"sqlite:///{folder / 'mlflow.db'}", *network, *EVERY_STEP,
-    ]  # fmt: skip
-
-
-def metric(folder: Path, key: str) -> dict[int, list[float]]:
-    """Every value logged of a metric, by step."""
-    client = connect(f"sqlite:///{folder / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("ddpm").experiment_id])
-    values: dict[int, list[float]] = {}
-    for entry in client.get_metric_history(run.info.run_id, key):
-        values.setdefault(entry.step, []).append(entry.value)
-    return values
-
-
-def losses(folder: Path, num_steps: int) -> np.ndarray:
-    """The loss of every step; each is logged once."""
-    logged = metric(folder, "loss")
-    assert sorted(logged) == list(range(1, num_steps + 1))
-    assert all(len(values) == 1 for values in logged.values()), "no step is logged twice"
-    return np.array([logged[step][0] for step in range(1, num_steps + 1)])
-
-
-@pytest.fixture(scope="module")
-def unbroken(dataset: str, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
-    """Two workers that nothing happens to."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    run_job("train", *flags(folder, dataset, steps=NUM_STEPS), *HYBRID, *CHECKPOINTS)
-    return folder
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -90,7 +47,7 @@ def test_a_learned_variance_with_chosen_t_trains_alike_too(dataset: str, unbroke
 
 
 def test_killed_and_resumed_equals_unbroken(dataset: str, unbroken: Path, tmp_path: Path) -> None:
-    again = [*flags(tmp_path, dataset, steps=NUM_STEPS), *HYBRID, *CHECKPOINTS]
+    again = [*flags(tmp_path, dataset, steps=NUM_STEPS), *HYBRID, *CHECKPOINTS, "--lease-s", "4"]
     job = start_job("train", *again)
     wait_until(lambda: len(records(tmp_path / "run")) >= 3 or job.poll() is not None)
     kill_with_its_machine(job)
@@ -104,11 +61,14 @@ def test_killed_and_resumed_equals_unbroken(dataset: str, unbroken: Path, tmp_pa
     victim.write_bytes(data)
     resumed = run_job("train", *again, "--resume")
     assert f"checkpoint of step {reached[-1]['step']} is damaged" in resumed.stdout
+    assert (
+        f"process {job.pid} on " in resumed.stdout
+        and "has not renewed its lease for 4 s; taking over" in resumed.stdout
+    )
 
-    final = [records(folder / "run")[-1] for folder in (unbroken, tmp_path)]
-    digests = [{f["name"]: f["sha256"] for f in record["files"]} for record in final]
-    assert {"train_weights.safetensors", "ema-500.safetensors", "power-ema-0.1.safetensors"} < digests[0].keys()
-    assert digests[0] == digests[1] | {"config.toml": digests[0]["config.toml"]}, "all but the folder's name"
+    final = [digests(folder / "run") for folder in (unbroken, tmp_path)]
+    assert {"train_weights.safetensors", "ema-500.safetensors", "power-ema-0.1.safetensors"} < final[0].keys()
+    assert final[0] == final[1], "of all files but config.toml, which names the folder"
     taken = [
         sorted(path.name for path in (folder / "run" / "ema_snapshots").iterdir()) for folder in (unbroken, tmp_path)
     ]
@@ -119,11 +79,6 @@ def test_killed_and_resumed_equals_unbroken(dataset: str, unbroken: Path, tmp_pa
     assert refused.returncode == 2 and "--resume" in refused.stderr
     changed = run_job("train", *again, "--resume", "--seed", "5", check=False)
     assert changed.returncode == 2 and changed.stderr.startswith("error: seed: the run in")
-
-
-def wait_until(event: Callable[[], bool]) -> None:
-    while not event():  # pytest's own limit ends a wait for nothing
-        time.sleep(0.02)
 
 
 def test_a_diverging_run_stops_and_says_where(dataset: str, tmp_path: Path, ray_address: str) -> None:
@@ -147,3 +102,37 @@ def test_a_network_of_ones_own(dataset: str, tmp_path: Path, ray_address: str) -
         "--num-actors", "1", "--trust-model-code", cwd=tmp_path, address=ray_address,
     )  # fmt: skip
     assert "20 images" in made.stdout
+
+
+def test_a_second_driver_leaves_and_sigterm_gives_the_lease_back(dataset: str, tmp_path: Path) -> None:
+    again = [*flags(tmp_path, dataset, steps=100_000), *CHECKPOINTS, "--lease-s", "8"]
+    job = start_job("train", *again, log=tmp_path / "log")
+    wait_until(lambda: records(tmp_path / "run") or job.poll() is not None)
+    with tempfile.TemporaryDirectory(prefix="ray-") as place_of_ray:
+        second = run_job_process("train", *again, "--resume", check=False, variables={"RAY_TMPDIR": place_of_ray})
+        assert not list(Path(place_of_ray).iterdir()), "no Ray was started"
+    assert second.returncode == 1 and f"process {job.pid} on " in second.stderr and "works here" in second.stderr
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(60) == 143
+    assert (tmp_path / "log").read_text().splitlines()[-1] == "terminated"
+    assert json.loads((tmp_path / "run" / LEASE_KEY).read_bytes())["released"] is True
+    (run,) = runs_in(tmp_path)
+    assert run.info.status == "KILLED"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_fork_begins_with_the_average_of_another_run(dataset: str, unbroken: Path, tmp_path: Path) -> None:
+    """With steps too small to change a float32, what the first step leaves is what it began with."""
+    (origin,) = list((unbroken / "run" / "checkpoints").glob(f"step-{NUM_STEPS:09d}-*"))
+    slow = ["--optimizer.learning-rate", "1e-30", "--seed", "7", "--fork-from", str(origin)]
+    run_job(
+        "train", *flags(tmp_path, dataset, steps=1), "--network.learned-variance", "--objective.name", "hybrid", *slow
+    )
+    (made,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    average = safetensors.torch.load_file(origin / "weights.safetensors")
+    for name in ("train_weights.safetensors", "weights.safetensors"):
+        begun = safetensors.torch.load_file(made / name)
+        assert begun.keys() == average.keys()
+        assert all(torch.equal(begun[key], average[key]) for key in average), name
+    trained = safetensors.torch.load_file(origin / "train_weights.safetensors")
+    assert not all(torch.equal(trained[key], average[key]) for key in average), "the average is another model"

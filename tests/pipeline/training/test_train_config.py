@@ -103,7 +103,7 @@ def test_what_is_computed_is_identity_and_where_and_how_long_is_not() -> None:
 
 
 def test_the_help_says_what_may_change_on_resume() -> None:
-    """A field of the run's identity may not, all others may; of two a part is of the identity, and the help says which."""
+    """A field of the identity may not, all others may; of two a part is of the identity, and the help says which."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(TrainConfig))).body
     assert isinstance(tree, ast.ClassDef)
     helps = {

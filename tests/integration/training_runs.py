@@ -1,0 +1,77 @@
+"""Training runs of the integration tests: their flags, and what is compared of them."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.tracking.mlflow_client import connect
+from tests.integration.jobs import EVERY_STEP, TINY
+
+# The choice of t by importance has a state: it must be the same for any number of workers, and kept in checkpoints.
+HYBRID = [
+    "--network.learned-variance", "--objective.name", "hybrid", "--objective.t-choice", "importance",
+    "--schedule.num-timesteps", "30",
+]  # fmt: skip
+# Everything that a checkpoint may hold.
+CHECKPOINTS = [
+    "--checkpoint-interval-steps", "5", "--keep-checkpoints", "20", "--post-hoc-ema.snapshot-interval-steps", "4",
+    "--optimizer.more-ema-halflives-images", "500", "--optimizer.ema-ramp-up-ratio", "0.05",
+]  # fmt: skip
+NUM_STEPS = 60
+
+
+def flags(
+    folder: Path,
+    dataset: str,
+    *,
+    steps: int,
+    workers: int = 2,
+    network: Sequence[str] = tuple(TINY),
+    output: str | None = None,
+    tracking: str | None = None,
+) -> list[str]:
+    return [
+        "--dataset", dataset, "--output", output or str(folder / "run"), "--steps", str(steps),
+        "--workers.num-workers", str(workers), "--cluster.num-cpus", str(workers),
+        "--tracking.uri", tracking or f"sqlite:///{folder / 'mlflow.db'}", *network, *EVERY_STEP,
+    ]  # fmt: skip
+
+
+def runs_in(folder: Path) -> list[Any]:
+    """The MLflow runs of the experiment."""
+    client = connect(f"sqlite:///{folder / 'mlflow.db'}")
+    return list(client.search_runs([client.get_experiment_by_name("ddpm").experiment_id]))
+
+
+def metric(folder: Path, key: str) -> dict[int, list[float]]:
+    """Every value logged of a metric, by step."""
+    client = connect(f"sqlite:///{folder / 'mlflow.db'}")
+    (run,) = runs_in(folder)
+    values: dict[int, list[float]] = {}
+    for entry in client.get_metric_history(run.info.run_id, key):
+        values.setdefault(entry.step, []).append(entry.value)
+    return values
+
+
+def losses(folder: Path, num_steps: int) -> np.ndarray:
+    """The loss of every step; each is logged once."""
+    logged = metric(folder, "loss")
+    assert sorted(logged) == list(range(1, num_steps + 1))
+    assert all(len(values) == 1 for values in logged.values()), "no step is logged twice"
+    return np.array([logged[step][0] for step in range(1, num_steps + 1)])
+
+
+def digests(run: Path) -> dict[str, str]:
+    """The digest of each file of a run's last checkpoint, but for config.toml, which names the run's folder."""
+    last = max((run / "checkpoints" / "_records").glob("*.json"))
+    files = json.loads(last.read_text())["files"]
+    return {file["name"]: file["sha256"] for file in files if file["name"] != "config.toml"}
+
+
+def wait_until(event: Callable[[], bool]) -> None:
+    while not event():  # pytest's own limit ends a wait for nothing
+        time.sleep(0.02)
