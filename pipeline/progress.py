@@ -6,6 +6,7 @@ in the project writes to the terminal but the command line's help and errors. No
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -16,10 +17,22 @@ from pipeline.redact import redact
 _LOG_INTERVAL_S = 15.0
 
 
+_send: Callable[[str], object] | None = None
+
+
 def say(line: str) -> None:
     """Print one line, flushed at once, so that lines of several processes keep their order."""
+    if _send is not None:
+        _send(redact(line))
+        return
     tqdm.write(redact(line), file=sys.stdout)
     sys.stdout.flush()
+
+
+def send_lines_to(send: Callable[[str], object]) -> None:
+    """Send this process's lines to somebody who can show them: nobody sees what a worker prints."""
+    global _send
+    _send = send
 
 
 def format_duration(seconds: float) -> str:

@@ -31,6 +31,7 @@ from pipeline.tracking.mlflow_client import (
     mlflow_errors,
     tracking_uri,
 )
+from pipeline.tracking.tracking import TrackingRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -107,6 +108,19 @@ def _resolve(uri: str, tracking: TrackingConfig) -> ResolvedModel:
         )
     files = read_model_files(open_store(checkpoint), ema_halflife_images=halflife_images)
     return ResolvedModel(uri=_with_average(version.uri, halflife_images), version=None, files=files)
+
+
+def registered_checkpoints(run: TrackingRun) -> dict[str, str]:
+    """The checkpoints that versions of a run were registered from: name in the registry by the checkpoint's URI.
+
+    Raises:
+        TrackingUnavailableError: If the server does not answer.
+    """
+    if run.run_id is None:
+        return {}
+    with mlflow_errors(run.uri):
+        versions = connect(run.uri).search_model_versions(f"run_id = '{run.run_id}'")
+    return {version.tags[CHECKPOINT_TAG]: version.name for version in versions if CHECKPOINT_TAG in version.tags}
 
 
 def _with_average(uri: str, halflife_images: int | None) -> str:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.cluster import ray_session
-from pipeline.errors import TrainingFailedError
+from pipeline.errors import TrackingUnavailableError, TrainingFailedError
 from pipeline.models.registration import register_model
-from pipeline.models.registry import CHECKPOINT_TAG, RegisteredVersion
+from pipeline.models.registry import CHECKPOINT_TAG, RegisteredVersion, registered_checkpoints
+from pipeline.progress import say
 from pipeline.stores.lease import hold_lease
 from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import open_store
@@ -79,6 +80,7 @@ def _train(config: TrainConfig, plan: TrainPlan, record: RunRecord, run: Trackin
         newest = checkpoints.newest()
         if newest is None:
             refuse_to_begin_again(record, config)
+        _pin_registered(checkpoints, run)
         checkpoints.remove_leftovers()
         with (
             ray_session(config.cluster),
@@ -104,6 +106,18 @@ def _train(config: TrainConfig, plan: TrainPlan, record: RunRecord, run: Trackin
     uri = checkpoints.uri(last)
     version = register_model(run, files, config.register_as, tags={CHECKPOINT_TAG: uri})
     return TrainResult(run_id=run.require_id(), checkpoint_uri=uri, steps=last.step, version=version)
+
+
+def _pin_registered(checkpoints: CheckpointStore, run: TrackingRun) -> None:
+    """Keep what versions of a run that goes on came from, also where they were registered before there were pins."""
+    try:
+        registered = registered_checkpoints(run)
+    except TrackingUnavailableError as error:
+        say(f"checkpoints of versions registered long ago may be removed, if there are any: {error}")
+        return
+    for record in checkpoints.records():
+        if (name := registered.get(checkpoints.uri(record))) is not None:
+            checkpoints.pin(record, name)
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:

@@ -30,6 +30,7 @@ from ddpm import (
 from pipeline.data.ingest import RankBatch, rank_batches
 from pipeline.errors import TrainingDivergedError
 from pipeline.models.model_source import activate_source
+from pipeline.progress import send_lines_to
 from pipeline.stores.storage import open_store
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.fork import begin_with_fork
@@ -56,7 +57,9 @@ def train_worker(task: TrainTask) -> None:
         activate_source(task.source, config.network)
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     device = ray.train.torch.get_device()
-    checkpoints = CheckpointStore.of_run(config.output, task.board.say.remote)
+    if rank == 0:
+        send_lines_to(task.board.say.remote)  # among them that a store gives no answer
+    checkpoints = CheckpointStore.of_run(config.output)
     state = _initial_state(task, device, keep_ema=rank == 0)
     restored = restore_newest(
         state,
