@@ -127,7 +127,10 @@ class LocalStore:
         except OSError as error:
             self._refuse(path, "write", error)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:
+                self._refuse(path, "lock", error)
             yield
         finally:
             os.close(descriptor)
@@ -179,6 +182,8 @@ class LocalStore:
     def _refuse(self, path: Path, verb: str, error: OSError) -> NoReturn:
         if error.errno in (errno.EPERM, errno.EOPNOTSUPP) and verb == "write":
             advice = "check the permissions, and that the file system supports hard links"
+        elif verb == "lock":
+            advice = "the file system has no locks (flock), which replacing takes: choose another place"
         elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             advice = "a file and a folder are in each other's way: choose another place"
         else:
