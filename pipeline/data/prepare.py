@@ -26,6 +26,7 @@ from pipeline.progress import Progress, format_bytes, say
 from pipeline.ray_errors import of_values
 from pipeline.redact import redact
 from pipeline.stores.object_store import ObjectStore
+from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import check_uris, open_store
 
 QUARANTINE_KEY = "quarantine.json"
@@ -143,7 +144,8 @@ def prepare(config: PrepareConfig) -> DatasetManifest:
         StorageError: If the source cannot be read or the dataset cannot be written.
     """
     source = open_source(config)  # mistakes come to light before a cluster is started
-    _find_existing(config, source)
+    if _find_existing(config, source) is None:
+        check_conditions(open_store(config.dataset))
     with ray_session(config.cluster):
         return prepare_source(config, source, run_on_ray)
 

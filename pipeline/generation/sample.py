@@ -38,7 +38,8 @@ from pipeline.models.model_files import load_model
 from pipeline.models.registry import ResolvedModel
 from pipeline.progress import Progress, say
 from pipeline.stores.object_store import ObjectStore
-from pipeline.stores.storage import join_uri
+from pipeline.stores.probe import check_conditions
+from pipeline.stores.storage import join_uri, open_store
 
 CONTACT_SHEET_KEY = "contact_sheet.png"
 CONFIG_KEY = "config.toml"
@@ -93,10 +94,12 @@ def sample(config: SampleConfig, *, model: ResolvedModel | None = None) -> Sampl
     for warning in job.calibration.warnings if job.calibration else ():
         say(f"warning: calibration {config.calibration}: {warning}")
     known, made, making_s = dict(job.known), _Made(), 0.0
-    for _ in range(_MAX_ROUNDS):
+    for round_number in range(_MAX_ROUNDS):
         found = survey(job.store, job.plan, known)
         if 0 not in found.done:
             break
+        if round_number == 0:
+            check_conditions(open_store(config.output))
         round_started_s = time.monotonic()
         known = {**found.tars, **_make_missing(config, job, found, made)}
         making_s += time.monotonic() - round_started_s

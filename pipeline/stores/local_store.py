@@ -9,7 +9,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -72,7 +72,7 @@ class LocalStore:
         return True
 
     def replace(self, key: str, data: bytes, etag: str) -> str | None:
-        """See ObjectStore.replace. Callers take turns by a lock on a file beside the object, which stays there."""
+        """See ObjectStore.replace. Callers take turns by a lock on a file beside the object."""
         path = self._path(key)
         if not path.parent.is_dir():
             return None
@@ -122,15 +122,37 @@ class LocalStore:
     @contextmanager
     def _turn(self, path: Path) -> Iterator[None]:
         """Nobody else replaces an object in this folder meanwhile; a holder that dies lets go."""
+        lock = path.parent / f"{TEMPORARY_PREFIX}lock"
+        descriptor = None
+        while descriptor is None:
+            descriptor = self._try_turn(path, lock)
         try:
-            descriptor = os.open(path.parent / f"{TEMPORARY_PREFIX}lock", os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            self._refuse(path, "write", error)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
+            with suppress(OSError):
+                lock.unlink()  # while it is held: who waits for it finds it gone, and takes the next
             os.close(descriptor)
+
+    def _try_turn(self, path: Path, lock: Path) -> int | None:
+        """The descriptor of the lock, held; None if it was removed while this caller waited for it."""
+        with ExitStack() as stack:
+            try:
+                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError as error:
+                self._refuse(path, "write", error)
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:
+                self._refuse(path, "lock", error)
+            try:
+                is_current = os.path.samestat(os.fstat(descriptor), lock.stat())
+            except FileNotFoundError:
+                return None
+            if not is_current:
+                return None
+            stack.pop_all()
+            return descriptor
 
     @contextmanager
     def _temporary_file(self, path: Path, data: bytes | Iterable[bytes]) -> Iterator[tuple[Path, Path]]:
@@ -179,6 +201,8 @@ class LocalStore:
     def _refuse(self, path: Path, verb: str, error: OSError) -> NoReturn:
         if error.errno in (errno.EPERM, errno.EOPNOTSUPP) and verb == "write":
             advice = "check the permissions, and that the file system supports hard links"
+        elif verb == "lock":
+            advice = "the file system has no locks (flock), which replacing takes: choose another place"
         elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             advice = "a file and a folder are in each other's way: choose another place"
         else:

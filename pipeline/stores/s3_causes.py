@@ -55,7 +55,7 @@ def _is_foreign_tls(failure: Failure) -> bool:
 
 
 def _is_missing_bundle(failure: Failure) -> bool:
-    return failure.code == "HTTPClientError" and "certificate bundle" in failure.reason
+    return any(isinstance(link, FileNotFoundError) for link in chain_of(failure.error))
 
 
 S3_CAUSES = (
@@ -148,6 +148,12 @@ S3_CAUSES = (
         holds=lambda failure: failure.code in _CONFLICT,
         passes=True,
         advice="another write of it is going on; run again",
+    ),
+    Cause(
+        name="busy, not in S3's words",
+        holds=lambda failure: is_outage_status(failure.status) and failure.code in ("", str(failure.status)),
+        passes=True,
+        advice="check AWS_ENDPOINT_URL: the server is busy, or what answers there is none of S3",
     ),
     Cause(
         name="busy",

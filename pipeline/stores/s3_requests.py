@@ -158,6 +158,8 @@ class S3Requests:
         except _TROUBLE as error:
             raise RequestFailedError(_failure_of(error, action)) from error
         if mark is not None and mark not in answer:
+            if "Body" in answer:
+                answer["Body"].close()
             told = answer["ResponseMetadata"]
             kind = told["HTTPHeaders"].get("content-type", "of no kind")
             reason = f"the answer is not S3's: HTTP {told['HTTPStatusCode']}, {kind}"
@@ -230,7 +232,14 @@ def _make_client(environment: frozenset[tuple[str, str]]) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return boto3.session.Session().client("s3", config=config)
+    client = boto3.session.Session().client("s3", config=config)
+    client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirection)
+    return client
+
+
+def _follow_no_redirection(context: dict[str, Any], **_: Any) -> None:
+    """For botocore's question for a bucket's region: it asks when sent elsewhere; sent on again, it asks for ever."""
+    context["s3_redirect"] = {"redirected": True, "bucket": None, "params": {}}
 
 
 _client_lock = threading.Lock()

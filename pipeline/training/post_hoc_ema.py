@@ -25,6 +25,7 @@ from pipeline.models.model_uri import check_model_name
 from pipeline.models.registration import register_model
 from pipeline.models.registry import DIGEST_TAG, RegisteredVersion, resolve_model
 from pipeline.progress import Progress, say
+from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import ObjectStore, check_uris, join_uri, open_store
 from pipeline.tracking.mlflow_client import find_model_version
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
@@ -87,6 +88,7 @@ def reconstruct(config: ReconstructConfig) -> Reconstructed:
     run = RunAverages(config.run, trust_model_code=config.trust_model_code)
     if config.register_as is not None:
         check_server(config.tracking)
+    check_conditions(open_store(config.output))
     residual = run.fit(config.sigma_rel).residual
     store = open_store(join_uri(config.output, f"sigma_rel-{config.sigma_rel}"))
     files = run.model(config.sigma_rel)

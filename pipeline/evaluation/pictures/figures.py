@@ -28,6 +28,7 @@ from pipeline.models.model_files import load_model
 from pipeline.models.registry import resolve_model
 from pipeline.models.version_records import log_version_files
 from pipeline.progress import say
+from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import check_uris, join_uri, open_store
 
 _MLFLOW_FOLDER = "figures"
@@ -72,6 +73,7 @@ def draw_figures(config: FiguresConfig) -> list[str]:
     dataset = EvaluationDataset(config.dataset)
     dataset.check_pixel_statistics()
     model = resolve_model(config.sample.model, config.tracking, trust_model_code=config.trust_model_code)
+    check_conditions(open_store(config.output))
     card, loaded = load_model(model.files, model.uri)
     dataset.check_fits(card, model.uri)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -21,6 +21,7 @@ from pipeline.models.model_files import load_model, read_card
 from pipeline.models.model_uri import check_model_uris
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.progress import say
+from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import check_uris, join_uri, open_store
 from pipeline.tracking.tracking import TrackingConfig
 
@@ -116,6 +117,7 @@ def compare_bounds(config: BoundComparisonConfig) -> BoundComparison:
         ModelMissingError, CheckpointError, StorageError: If models or dataset cannot be read.
     """
     dataset, model, baseline, warnings = _resolve(config)
+    check_conditions(open_store(config.output))
     for warning in warnings:
         say(f"warning: {warning}")
     pairs = zip(_bounds(model, dataset, config), _bounds(baseline, dataset, config))

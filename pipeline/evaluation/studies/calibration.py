@@ -16,6 +16,7 @@ from pipeline.models.model_files import load_model, read_card
 from pipeline.models.model_uri import check_model_uris
 from pipeline.models.registry import resolve_model
 from pipeline.progress import Progress, say
+from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import check_file_uris, check_uris, open_store, split_file_uri
 from pipeline.tracking.tracking import TrackingConfig
 
@@ -80,6 +81,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     num_timesteps = network_config.schedule.num_timesteps
     if config.terms_per_image > num_timesteps:
         raise ConfigError(f"terms_per_image: must be at most {num_timesteps}, its steps, got {config.terms_per_image}")
+    check_conditions(open_store(folder))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load_model(model.files, model.uri)[1].to(device)
     shards = spread_shards(manifest.splits["train"].shards, config.max_images)

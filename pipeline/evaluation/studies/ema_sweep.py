@@ -23,6 +23,7 @@ from pipeline.generation.sample_job import ImagesConfig
 from pipeline.models.model_files import ModelFiles
 from pipeline.models.registry import ResolvedModel
 from pipeline.progress import say
+from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import check_uris, join_uri, open_store
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
 from pipeline.training.post_hoc_ema import RunAverages
@@ -154,6 +155,7 @@ def sweep_ema(config: EmaSweepConfig) -> EmaSweep:
     """
     averages = RunAverages(config.run, trust_model_code=config.trust_model_code)
     check_server(config.tracking)
+    check_conditions(open_store(config.output))
     sample = dataclasses.replace(
         config.sample, model=averages.checkpoint_uri, output=join_uri(config.output, "samples")
     )

@@ -41,6 +41,7 @@ from pipeline.measuring.measures import pixels
 from pipeline.models.model_files import ModelCard, read_card
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.progress import say
+from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import check_uris, join_uri, open_store
 from pipeline.tracking.tracking import TrackingConfig
 
@@ -131,6 +132,7 @@ def compare_samplers(config: SamplerComparisonConfig, *, model: ResolvedModel | 
     """
     started_s = time.monotonic()
     found = _resolve(config, model)
+    check_conditions(open_store(config.sample.output))
     for warning in found.warnings:
         say(f"warning: {warning}")
     num_images = config.sample.images_per_class * (found.card.config.num_classes or 1)

@@ -170,3 +170,24 @@ def test_objects_have_ordinary_permissions(tmp_path: Path) -> None:
     LocalStore(tmp_path).write("key", b"x")
     (tmp_path / "plain").write_bytes(b"x")
     assert (tmp_path / "key").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_turns_of_many_processes_leave_no_lock(tmp_path: Path) -> None:
+    """A counter that each raises by replacing: every success is one more, whatever file the lock is by now."""
+    store = LocalStore(tmp_path)
+    store.create("folder/count", b"0")
+    command = [sys.executable, "-c", COUNTER, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
+    won = [int(process.communicate()[0]) for process in processes]
+    assert sum(won) == int(store.read("folder/count")) and min(won) > 0
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["count"]
+
+
+COUNTER = """
+import sys; from pathlib import Path; from pipeline.stores.local_store import LocalStore
+store, won = LocalStore(Path(sys.argv[1])), 0
+for _ in range(300):
+    before = store.read_versioned("folder/count")
+    won += store.replace("folder/count", b"%d" % (int(before.data) + 1), before.etag) is not None
+print(won)
+"""

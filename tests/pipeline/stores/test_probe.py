@@ -1,0 +1,111 @@
+"""Stores that do not keep their promises are refused by name, before a job writes what stands on them."""
+
+import errno
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from pipeline.errors import StorageAccessError, StorageError, StorageUnfitError
+from pipeline.stores.object_store import ObjectStore
+from pipeline.stores.probe import PROBE_FOLDER, check_conditions
+from pipeline.stores.s3_store import S3Store
+from pipeline.stores.storage import open_store
+from tests.faulty_proxy import FaultyProxy, IgnoreConditions, LoseAnswer, s3_error
+from tests.pipeline.storage_checks import check_one_line, keys_of
+
+
+def test_a_store_that_keeps_its_promises_passes(store: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
+    store.write("key", b"x")
+    check_conditions(store)
+    assert keys_of(store) == ["key"] and capsys.readouterr().out == ""
+
+
+def test_few_requests_are_enough(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    check_conditions(s3_store)
+    assert [request.method for request in proxy.requests] == ["PUT", "PUT", "GET", "PUT", "PUT", "GET", "DELETE"]
+    assert all(f"/{PROBE_FOLDER}/" in request.path for request in proxy.requests)
+
+
+def test_a_store_that_ignores_if_none_match(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    proxy.add(IgnoreConditions())
+    with pytest.raises(StorageUnfitError) as caught:
+        check_conditions(s3_store)
+    check_one_line(caught.value, s3_store.uri, "ignores If-None-Match", "use another store")
+    proxy.clear()
+    assert keys_of(s3_store) == []
+
+
+def test_a_store_that_ignores_if_match(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    proxy.add(IgnoreConditions(), method="PUT", after=2)
+    with pytest.raises(StorageUnfitError) as caught:
+        check_conditions(s3_store)
+    check_one_line(caught.value, s3_store.uri, "ignores If-Match", "use another store")
+    proxy.clear()
+    assert keys_of(s3_store) == []
+
+
+def test_a_store_that_knows_no_version(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    proxy.add(s3_error("PreconditionFailed", 412), method="PUT", after=2)
+    with pytest.raises(StorageUnfitError, match="for another"):
+        check_conditions(s3_store)
+
+
+def test_a_store_that_refuses_conditions(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    proxy.add(s3_error("NotImplemented", 501), method="PUT")
+    with pytest.raises(StorageAccessError, match=r"NotImplemented.*If-None-Match"):
+        check_conditions(s3_store)
+    proxy.clear()
+    proxy.add(s3_error("NotImplemented", 501), method="PUT", after=2)
+    with pytest.raises(StorageAccessError, match=r"NotImplemented.*If-Match"):
+        check_conditions(s3_store)
+
+
+def test_a_store_that_forbids_deletes_passes_with_a_line(
+    s3_store: S3Store, proxy: FaultyProxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proxy.add(s3_error("AccessDenied", 403), method="DELETE")
+    check_conditions(s3_store)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1 and "AccessDenied" in said[0] and "stays" in said[0]
+
+
+def test_lost_answers_are_no_fault_of_the_store(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    for after in (0, 2):
+        proxy.add(LoseAnswer(), method="PUT", after=after, times=1)
+    check_conditions(s3_store)
+    assert proxy.count(LoseAnswer) == 2
+
+
+def test_nobody_waits_long_before_a_job(s3_store: S3Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.stores.probe.PROBE_PATIENCE_S", 0.3)
+    started_s = time.monotonic()
+    with proxy.down(), pytest.raises(StorageError) as caught:
+        check_conditions(s3_store)
+    assert time.monotonic() - started_s < 5
+    check_one_line(caught.value, s3_store.uri, "AWS_ENDPOINT_URL")
+
+
+def refusing(number: int) -> object:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FAT answers; there is none that a test may mount."""
+    monkeypatch.setattr(os, "link", refusing(errno.EPERM))
+    with pytest.raises(StorageAccessError, match="hard links"):
+        check_conditions(open_store(str(tmp_path / "store")))
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some network file systems answer."""
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
+    with pytest.raises(StorageAccessError, match=r"cannot lock.*locks") as caught:
+        check_conditions(open_store(str(tmp_path / "store")))
+    check_one_line(caught.value, str(tmp_path))
