@@ -122,7 +122,7 @@ _UNUSABLE = _says(
 
 
 def _text(failure: Failure) -> str:
-    return f"{failure.reason} {failure.error}"
+    return " ".join([failure.reason, *map(str, chain_of(failure.error))])
 
 
 def _is_of_database(failure: Failure) -> bool:
