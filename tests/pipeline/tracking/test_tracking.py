@@ -175,15 +175,6 @@ def test_a_checkpoint_appears_in_the_run_once(config: TrackingConfig) -> None:
     assert stored.data.tags["ddpm.checkpoint_digest"] == "d2"
 
 
-def test_joining_a_run_that_is_not_there(config: TrackingConfig) -> None:
-    with pytest.raises(ConfigError, match="MLflow run 'f00': not at sqlite"):
-        TrackingRun.join(config, "f00")
-    run = TrackingRun.open(config, new_run_key())
-    connect(run.uri).delete_run(run.run_id)
-    with pytest.raises(ConfigError, match="deleted"):
-        TrackingRun.join(config, run.run_id)
-
-
 def test_a_deleted_experiment_is_named(config: TrackingConfig) -> None:
     run = TrackingRun.open(config, new_run_key())
     connect(run.uri).delete_experiment(run.experiment_id)
