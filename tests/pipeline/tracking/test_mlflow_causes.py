@@ -193,6 +193,11 @@ def _error(code: str, message: str) -> bytes:
     return f'{{"error_code": "{code}", "message": "{message}"}}'.encode()
 
 
+def _tag_a_model(fault: Fault) -> Callable[[Place], object]:
+    """MLflow's client calls whatever goes wrong here a wrong parameter."""
+    return lambda place: connect(place.uri(fault)).set_logged_model_tags("m-0", {"a": "b"})
+
+
 FULL = "(sqlite3.OperationalError) database or disk is full"
 HOST = "Invalid Host header - possible DNS rebinding attack detected"
 
@@ -243,6 +248,10 @@ CASES: list[tuple[str, Callable[[Place], object], str]] = [
     ("no answer", lambda _: connect("http://no-such-host.invalid:1").search_experiments(), "not known|resolution"),
     ("no answer", _ask(Stall()), "timed out"),
     ("no answer", _ask(LoseRequest()), "closed|aborted|reset"),
+    ("no answer", _tag_a_model(LoseRequest()), "closed|aborted|reset"),
+    ("server fails", _tag_a_model(Answer(503, b"busy")), "HTTP 503: busy"),
+    ("permission denied", _tag_a_model(Answer(403, b"Permission denied")), "HTTP 403: Permission denied"),
+    ("request refused", _tag_a_model(Answer(404, _error("RESOURCE_DOES_NOT_EXIST", "no model"))), "no model"),
     ("it answers, but not as MLflow does", _answer(404, NOT_FOUND_PAGE), "HTTP 404: Not Found"),
     ("it answers, but not as MLflow does", _answer(200, b"<html>welcome</html>"), "welcome"),
     ("it answers, but not as MLflow does", _answer(405), "HTTP 405"),
