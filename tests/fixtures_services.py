@@ -132,6 +132,7 @@ def mlflow_server(
     *,
     port: int | None = None,
     environment: dict[str, str] | None = None,
+    app: str | None = None,
 ) -> Iterator[str]:
     """An MLflow server that proxies its artifacts; yields its URI."""
     port = port or free_port()
@@ -139,6 +140,7 @@ def mlflow_server(
     command = [
         sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend_uri,
         "--artifacts-destination", artifacts, "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        *(["--app-name", app] if app else []),
     ]  # fmt: skip
     full = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | (environment or {})
     with running(command, environment=full, log=folder / f"mlflow-{port}.log", ready=lambda: answers(f"{uri}/health")):

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -101,7 +102,7 @@ class _Registration:
         try:
             with tempfile.TemporaryDirectory(prefix="ddpm-register-") as folder:
                 _save_pyfunc(Path(folder), self._files, self._card, self._run.require_id(), model)
-                self._ask(lambda: client.log_model_artifacts(model.model_id, str(Path(folder, "pyfunc"))))
+                self._upload(model, Path(folder, "pyfunc"))
         except BaseException:
             with contextlib.suppress(Exception):  # the server may be what failed
                 client.finalize_logged_model(model.model_id, "FAILED")
@@ -112,6 +113,13 @@ class _Registration:
         link = json.dumps([{"name": self._name, "version": int(version.version)}])
         self._ask(lambda: client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link}))
         return version
+
+    def _upload(self, model: "LoggedModel", folder: Path) -> None:
+        """File by file: of some hundred, each is waited for by itself."""
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            place = file.parent.relative_to(folder).as_posix()
+            path = None if place == "." else place
+            self._ask(partial(self._client.log_model_artifact, model.model_id, str(file), path))
 
     def _find_or_make_model(self) -> "LoggedModel":
         """The logged model that an earlier attempt left, or a new one."""

@@ -50,14 +50,14 @@ _LONGEST_REASON = 200
 
 def failure_of(error: BaseException) -> Failure:
     """What an error of MLflow's client says, whatever it is wrapped in."""
-    status, code, words = None, "", ""
+    status, code, own_code, words = None, "", "", ""
     for link in chain_of(error):
         text = str(link)
         if isinstance(answer := getattr(link, "json", None), dict):  # MLflow's RestException
             code = code or str(answer.get("error_code", ""))
             words = words or str(answer.get("message") or answer.get("detail") or text)
         elif code_here := str(getattr(link, "error_code", "")):
-            code = code or ("" if code_here == "INTERNAL_ERROR" else code_here)
+            own_code = own_code or ("" if code_here == "INTERNAL_ERROR" else code_here)
         elif isinstance(answer := getattr(link, "response", None), dict):  # botocore's ClientError
             code = code or str(answer.get("Error", {}).get("Code", ""))
             status = status or answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -67,7 +67,8 @@ def failure_of(error: BaseException) -> Failure:
             body_code, words = _words_of_body(found[1].removesuffix("'"))
             code = body_code or code
     network = is_network_error(error) or any(type(link).__name__ in _NO_ANSWER for link in chain_of(error))
-    if status is None and not network:
+    if status is None and not network:  # else the client made its code up: it calls a lost answer a wrong parameter
+        code = code or own_code
         status = _STATUS_OF_CODE.get(code)
     if words and status is not None:
         words = f"HTTP {status}: {words}"
@@ -122,7 +123,7 @@ _UNUSABLE = _says(
 
 
 def _text(failure: Failure) -> str:
-    return f"{failure.reason} {failure.error}"
+    return " ".join([failure.reason, *map(str, chain_of(failure.error))])
 
 
 def _is_of_database(failure: Failure) -> bool:

@@ -218,7 +218,7 @@ def has_tables(uri: str) -> bool:
 
 
 def unavailable(uri: str, error: BaseException, what: str | None = None) -> TrackingUnavailableError:
-    """The error for a server that gives no usable answer: what failed, cause, its own words, advice."""
+    """The error for a server without a usable answer: `what` failed, or the server; cause, its own words, advice."""
     return TrackingUnavailableError(f"{what or f'MLflow at {uri}'}: {explain(error)}")
 
 

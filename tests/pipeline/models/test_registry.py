@@ -6,19 +6,18 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CheckpointError, ConfigError, ModelMissingError, TrackingUnavailableError
+from pipeline.errors import CheckpointError, ModelMissingError, TrackingUnavailableError
 from pipeline.models.registration import register_model
 from pipeline.models.registry import CHECKPOINT_TAG, resolve_model
 from pipeline.models.version_records import log_version_files, log_version_metrics
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
-from tests.fixtures_services import free_port, mlflow_server
+from tests.fixtures_services import mlflow_server
 from tests.pipeline.registered_models import download_artifacts, model_files
 
 
@@ -50,24 +49,6 @@ def test_what_is_registered_is_what_is_resolved(registry: TrackingConfig, run: T
     assert stored.run_id == run.run_id
     logged = client.get_run(run.run_id).outputs.model_outputs
     assert [(output.model_id, output.step) for output in logged] == [(stored.tags["ddpm.model_id"], 10)]
-
-
-def test_registering_again_makes_no_second_version(registry: TrackingConfig, run: TrackingRun) -> None:
-    first = register_model(run, model_files(1), "again")
-    assert register_model(run, model_files(1), "again") == first
-    assert register_model(run, model_files(2), "again").version == 2
-
-
-def test_the_alias_moves_forward_only(registry: TrackingConfig, run: TrackingRun) -> None:
-    register_model(run, model_files(1), "alias")
-    connect(run.uri).delete_registered_model_alias("alias", "candidate")  # a driver killed before it could set it
-    register_model(run, model_files(1), "alias")
-    assert resolve_model("models:/alias@candidate", registry).uri == "models:/alias/1"
-    newer = TrackingRun.open(registry, new_run_key())
-    register_model(newer, model_files(2), "alias")
-    register_model(run, model_files(1), "alias")
-    assert resolve_model("models:/alias@candidate", registry).uri == "models:/alias/2"
-    assert resolve_model("models:/alias/1", registry).files == model_files(1)
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +128,6 @@ def test_a_further_average_is_a_model_of_a_checkpoint_and_of_its_version(
         resolve_model(f"{folder}?ema=5000", registry)
 
 
-def test_a_version_without_an_alias_moves_none(registry: TrackingConfig, run: TrackingRun) -> None:
-    register_model(run, model_files(1), "no-alias")
-    assert register_model(run, model_files(2), "no-alias", None, tags={"ddpm.from": "here"}).version == 2
-    assert resolve_model("models:/no-alias@candidate", registry).uri == "models:/no-alias/1"
-    assert connect(run.uri).get_model_version("no-alias", "2").tags["ddpm.from"] == "here"
-
-
 @pytest.mark.parametrize(
     ("name", "error"), [("weights.safetensors", "altered"), ("model.json", "altered"), ("model.json", "missing")]
 )
@@ -192,18 +166,6 @@ def test_a_version_of_another_project_is_refused(registry: TrackingConfig, run: 
     client.create_model_version("foreign", str(tmp_path))
     with pytest.raises(ModelMissingError, match="not registered by this project"):
         resolve_model("models:/foreign/1", registry)
-
-
-@pytest.mark.parametrize("name", ["", "a/b", "a:b", "a@b", "it's", "two words"])
-def test_names_that_no_uri_could_hold_are_refused(run: TrackingRun, name: str) -> None:
-    with pytest.raises(ConfigError, match="model name: "):
-        register_model(run, model_files(1), name)
-
-
-@pytest.mark.parametrize("alias", ["", "latest", "v3", "a b", "a/b"])
-def test_aliases_that_mlflow_reserves_are_refused(run: TrackingRun, alias: str) -> None:
-    with pytest.raises(ConfigError, match="alias: "):
-        register_model(run, model_files(1), "names", alias)
 
 
 def test_a_server_that_is_away_is_one_line() -> None:
@@ -246,23 +208,3 @@ def test_through_a_server(served: tuple[str, Path], tmp_path: Path) -> None:
         assert answer["png"][0][:4] == b"\\x89PNG" and len(answer) == 2
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), uri], cwd=tmp_path, check=True, timeout=300)
-
-
-@pytest.mark.services
-def test_registering_waits_for_a_server_that_restarts(
-    served: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The server that keeps the run is reached at another address too, where at first nobody answers."""
-    (uri, folder), port = served, free_port()
-    there = TrackingRun.create(TrackingConfig(uri=uri))
-    run = TrackingRun(f"http://127.0.0.1:{port}", there.run_id)
-    with ThreadPoolExecutor(1) as pool:
-        registered = pool.submit(register_model, run, model_files(9), "late")
-        database, artifacts = f"sqlite:///{folder}/server.db", str(folder / "artifacts")
-        with mlflow_server(database, artifacts, tmp_path, port=port) as late_uri:
-            assert registered.result(120).version == 1
-            assert resolve_model("models:/late@candidate", TrackingConfig(uri=late_uri)).files == model_files(9)
-    assert "registering late waits for it" in capsys.readouterr().out
-    monkeypatch.setattr("pipeline.models.registry._REGISTER_PATIENCE_S", 1)
-    with pytest.raises(TrackingUnavailableError, match="Connection refused"):
-        register_model(run, model_files(10), "late")

@@ -3,7 +3,6 @@
 import math
 import os
 import pickle
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,29 +19,8 @@ import pytest
 from pipeline.errors import ConfigError, TrackingUnavailableError
 from pipeline.tracking import metric_queue, tracking
 from pipeline.tracking.mlflow_client import connect
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
 from tests.fixtures_services import free_port, mlflow_server
-
-
-@pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, made once."""
-    file = tmp_path_factory.mktemp("mlflow") / "template.db"
-    check_server(TrackingConfig(uri=f"sqlite:///{file}"))
-    return file
-
-
-@pytest.fixture
-def config(migrated_database: Path, tmp_path: Path) -> TrackingConfig:
-    shutil.copy(migrated_database, tmp_path / "mlflow.db")
-    return TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="test")
-
-
-@pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    said: list[str] = []
-    monkeypatch.setattr(tracking, "say", said.append)
-    return said
 
 
 def test_a_run_keeps_what_was_logged(config: TrackingConfig, tmp_path: Path, lines: list[str]) -> None:
@@ -195,15 +173,6 @@ def test_a_checkpoint_appears_in_the_run_once(config: TrackingConfig) -> None:
     }
     assert stored.data.tags["ddpm.checkpoint"] == "s3://bucket/run/step-000001000-cd"
     assert stored.data.tags["ddpm.checkpoint_digest"] == "d2"
-
-
-def test_joining_a_run_that_is_not_there(config: TrackingConfig) -> None:
-    with pytest.raises(ConfigError, match="MLflow run 'f00': not at sqlite"):
-        TrackingRun.join(config, "f00")
-    run = TrackingRun.open(config, new_run_key())
-    connect(run.uri).delete_run(run.run_id)
-    with pytest.raises(ConfigError, match="deleted"):
-        TrackingRun.join(config, run.run_id)
 
 
 def test_a_deleted_experiment_is_named(config: TrackingConfig) -> None:
