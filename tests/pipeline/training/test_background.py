@@ -17,7 +17,12 @@ def test_jobs_run_beside_and_in_order() -> None:
     lines: list[str] = []
     writer, done, go = BackgroundWriter(lines.append), list[str](), threading.Event()
     writer.wait("snapshot")
-    writer.start("snapshot", lambda: (go.wait(), done.append("snapshot"))[0])  # type: ignore[arg-type, return-value, func-returns-value]
+
+    def wait_and_do() -> None:
+        go.wait()
+        done.append("snapshot")
+
+    writer.start("snapshot", wait_and_do)
     writer.wait("checkpoint")  # another kind is not waited for
     writer.start("checkpoint", lambda: done.append("checkpoint"))
     assert done == []

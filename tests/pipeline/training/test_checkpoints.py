@@ -1,6 +1,9 @@
 """Checkpoints exist only when verified, a damaged one is never trusted, and nothing good is ever destroyed."""
 
 import dataclasses
+import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -120,6 +123,31 @@ def test_without_its_record_a_checkpoint_does_not_exist(store: ObjectStore) -> N
     again = checkpoints.save(3, pieces())
     assert checkpoints.remove_leftovers() == len(FILES)
     assert checkpoints.newest() == again and store.stat(f"{record.prefix}/a.bin") is None
+
+
+class DyingStore(LocalStore):
+    """The process dies where it would create the record."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def save_and_die(root: str) -> None:
+    CheckpointStore(DyingStore(Path(root))).save(2, pieces())
+
+
+def test_a_writer_killed_between_files_and_record_leaves_what_nobody_reads(store: LocalStore) -> None:
+    lines: list[str] = []
+    checkpoints = CheckpointStore(store, lines.append)
+    before = checkpoints.save(1, pieces())
+    victim = multiprocessing.get_context("spawn").Process(target=save_and_die, args=(store.uri,))
+    victim.start()
+    victim.join()
+    assert victim.exitcode == -signal.SIGKILL
+    assert len(list(store.list("step-000000002-"))) == len(FILES), "it was killed after the files"
+    assert checkpoints.newest() == before and lines == []
+    assert checkpoints.remove_leftovers() == len(FILES) and checkpoints.newest() == before
 
 
 def test_a_good_record_of_another_attempt_stands(store: ObjectStore) -> None:

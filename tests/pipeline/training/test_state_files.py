@@ -8,7 +8,8 @@ import torch
 
 from pipeline.errors import CheckpointError
 from pipeline.models.model_files import ModelFiles, load_model
-from pipeline.training.state_files import decode_tensors, parts_of
+from pipeline.training.checkpoint_files import encode_tensors
+from pipeline.training.state_files import _TENSOR_HEADER_BYTES, decode_tensors, parts_of
 from pipeline.training.training_state import TrainingState
 from tests.pipeline.training.small_runs import CARD, restore, to_files
 from tests.pipeline.training.test_training_state import CARD as OWN_CARD
@@ -73,11 +74,9 @@ def test_the_header_takes_no_more_than_is_counted() -> None:
     """The longest of everything: the largest offsets, the most dimensions, a name that JSON has to escape."""
     name = '"é' * 10
     tensor = torch.zeros(1, 1, 1, 1, 1, 1, 2**20, dtype=torch.float64)
-    from pipeline.training import state_files
-
-    (header_bytes,) = struct.unpack("<Q", state_files.encode_tensors({name: tensor})[:8])
+    (header_bytes,) = struct.unpack("<Q", encode_tensors({name: tensor})[:8])
     per_tensor = header_bytes + 2 * len(str(2**40)) - len(json.dumps({}))
-    assert per_tensor <= state_files._TENSOR_HEADER_BYTES + len(name.encode())
+    assert per_tensor <= _TENSOR_HEADER_BYTES + len(name.encode())
 
 
 def test_the_averages_are_models() -> None:
