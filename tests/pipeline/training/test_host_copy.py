@@ -1,5 +1,6 @@
 """The copy is of the moment at which it was taken, and its memory is used again."""
 
+import pytest
 import torch
 
 from pipeline.training.host_copy import HostCopy
@@ -24,3 +25,12 @@ def test_buffers_are_used_again_where_they_fit() -> None:
     assert second["g"]["t"] is not first
     longer = host.take({"f": {"t": torch.ones(4)}})["f"]["t"]
     assert torch.equal(longer, torch.ones(4))
+
+
+@pytest.mark.gpu
+def test_from_a_gpu_the_copy_is_pinned_and_complete() -> None:
+    tensor = torch.randn(1000, 1000, device="cuda")
+    before = tensor.cpu()
+    copy = HostCopy().take({"f": {"t": tensor}})["f"]["t"]
+    tensor.zero_()
+    assert copy.is_pinned() and torch.equal(copy, before)

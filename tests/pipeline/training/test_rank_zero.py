@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from ddpm import build_network
+from pipeline.data.manifest import DatasetManifest
 from pipeline.errors import StorageError
+from pipeline.models.model_files import read_card
 from pipeline.stores.local_store import LocalStore
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun
 from pipeline.training.checkpoints import CheckpointStore
@@ -163,6 +165,26 @@ def test_snapshots_are_stored_before_the_checkpoint_that_names_them(make: Callab
         assert [snapshot.step for snapshot in named] == list(range(1, record.step + 1))
         for snapshot in named:
             assert snapshots.read(snapshot, 0.05)
+
+
+def test_the_datasets_digest_is_computed_once(make: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds, where there are 100,000 shards."""
+    digest, computed = manifest(*"0123456789").digest, list[int]()
+
+    def count(_: DatasetManifest) -> str:
+        computed.append(1)
+        return digest
+
+    monkeypatch.setattr(DatasetManifest, "digest", property(count))
+    run = make(keep_checkpoints=5)
+    run.store.open.set()
+    run.step(8)
+    run.rank_zero.finish()
+    found = [run.checkpoints.read_model(record) for record in run.checkpoints.records()]
+    assert [(read_card(files).dataset_digest, read_card(files).train_step) for files in found] == [
+        (digest, step) for step in (8, 6, 4, 2)
+    ]
+    assert len(computed) == 1
 
 
 def test_what_is_kept_follows_the_configuration(make: Callable[..., Run]) -> None:
