@@ -66,10 +66,11 @@ def trained(steps: int) -> TrainingState:
     return state
 
 
-def save(checkpoints: CheckpointStore, steps: int) -> CheckpointRecord:
-    state = trained(steps)
-    pieces = [*encode_state(state.parts(), CARD, None, (), max_file_bytes=8000), lambda: {"config.toml": b"x"}]
-    return checkpoints.save(steps, pieces)
+def save(checkpoints: CheckpointStore, steps: int, *, state_format: bytes = b"2") -> CheckpointRecord:
+    pieces = encode_state(trained(steps).parts(), CARD, None, (), max_file_bytes=8000)
+    files = {name: data for piece in pieces for name, data in piece().items()} | {"config.toml": b"x"}
+    state = files["state.json"].replace(b'"format_version":2', b'"format_version":' + state_format)
+    return checkpoints.save(steps, [lambda: files | {"state.json": state}])
 
 
 def summary(state: TrainingState) -> dict[str, str]:
@@ -126,6 +127,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             for record in records:
                 flip(folder, case, record, "state.json")
     (folder / "cases" / "nothing").mkdir()
+    later = CheckpointStore(LocalStore(folder / "cases" / "later state"))
+    save(later, 1)
+    save(later, 2, state_format=b"3")
     torch.multiprocessing.spawn(go_on, args=(str(folder),), nprocs=3)
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(3)]
 
@@ -172,6 +176,12 @@ def test_damage_that_one_rank_finds_turns_all_to_the_one_before(
     assert "checkpoint of step 2 is damaged" in line and file in line
     assert results[1][case]["lines"] == results[2][case]["lines"] == [], "rank 0 says it"
     assert results[0][case]["state"] == expected
+
+
+def test_a_state_of_a_later_version_is_left_out_too(results: list[dict[str, Any]]) -> None:
+    assert [result["later state"]["step"] for result in results] == [1, 1, 1]
+    (line,) = results[0]["later state"]["lines"]
+    assert "step 2 is of another version" in line and "state.json: has format_version 3" in line
 
 
 def test_a_store_that_does_not_answer_one_rank_is_no_damage(results: list[dict[str, Any]]) -> None:
