@@ -22,7 +22,10 @@ def _of_preset(preset: Preset) -> BenchmarkConfig:
 
 def _run(config: BenchmarkConfig) -> None:
     result = benchmark_train(config)
-    say(f"done: the pipeline's speed is {result.ratio:.3f} of the bare processes'")
+    say(
+        f"done: the pipeline's speed is {result.ratio:.3f} of the bare processes'; longest stall of the loop at a "
+        f"checkpoint {result.longest_stall_s:.2f} s"
+    )
 
 
 def _plan(config: BenchmarkConfig) -> list[tuple[str, str]]:

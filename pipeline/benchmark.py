@@ -3,7 +3,7 @@
 The bare side is what one would write without a pipeline: the same number of torch processes with gloo or NCCL, the same
 network, batch, optimiser and threads, the whole dataset as one tensor in memory, torch's own random numbers. Machines
 drift, so the two sides take turns and what counts is their ratio. The steady state is the median over the intervals of
-a run after its first third.
+a run after its first third. Two checkpoints are written beside each of the pipeline's runs.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ from pipeline.errors import TrainingFailedError
 from pipeline.progress import say
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun
+from pipeline.training.telemetry import STALL_METRIC
 from pipeline.training.train import train
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_plan import load_plan
@@ -68,6 +69,8 @@ class BenchmarkResult:
     """The pipeline's runs."""
     bare: tuple[float, ...]
     """The bare runs."""
+    longest_stall_s: float
+    """Seconds for which the pipeline's loop stood still at a checkpoint, at most."""
 
     @property
     def ratio(self) -> float:
@@ -84,17 +87,20 @@ def benchmark_train(config: BenchmarkConfig) -> BenchmarkResult:
     Returns:
         The figures; the ratio is what to quote.
     """
-    pipeline, bare = [], []
+    pipeline, bare, stalls_s = list[float](), list[float](), list[float]()
     with tempfile.TemporaryDirectory(prefix="ddpm-benchmark-") as folder, ray_session(config.train.cluster):
         place = Path(folder)
         dataset = _make_dataset(config, place)
         for number in range(config.rounds):
             run = _pipeline_config(config, dataset, place, number)
-            pipeline.append(_pipeline_rate(run))
-            say(f"round {number + 1}: pipeline {pipeline[-1]:8.1f} img/s")
+            rate, stall_s = _pipeline_rate(run)
+            pipeline.append(rate)
+            stalls_s.append(stall_s)
+            say(f"round {number + 1}: pipeline {rate:8.1f} img/s")
+            say(f"round {number + 1}: longest stall of the loop at a checkpoint {stall_s:.2f} s")
             bare.append(_bare_rate(run, place / f"bare-{number}"))
             say(f"round {number + 1}: bare DDP {bare[-1]:8.1f} img/s")
-    return BenchmarkResult(pipeline=tuple(pipeline), bare=tuple(bare))
+    return BenchmarkResult(pipeline=tuple(pipeline), bare=tuple(bare), longest_stall_s=max(stalls_s))
 
 
 def _make_dataset(config: BenchmarkConfig, place: Path) -> str:
@@ -120,16 +126,18 @@ def _pipeline_config(config: BenchmarkConfig, dataset: str, place: Path, number:
         output=str(place / f"train-{number}"),
         steps=config.steps,
         log_interval_steps=config.steps // _INTERVALS_PER_RUN,
-        checkpoint_interval_steps=config.steps,
+        checkpoint_interval_steps=-(-config.steps // 2),  # one in the middle, one at the end
         grid_interval_steps=0,
         tracking=TrackingConfig(uri=f"sqlite:///{place / 'mlflow.db'}"),
     )
 
 
-def _pipeline_rate(config: TrainConfig) -> float:
+def _pipeline_rate(config: TrainConfig) -> tuple[float, float]:
+    """Images per second, and the longest stall in seconds."""
     result = train(config)
     run = TrackingRun.join(config.tracking, result.run_id)
-    return _steady([value for _, value in run.metric_history("images_per_s")])
+    stalls_s = [value for _, value in run.metric_history(STALL_METRIC)]
+    return _steady([value for _, value in run.metric_history("images_per_s")]), max(stalls_s, default=math.nan)
 
 
 def _bare_rate(config: TrainConfig, place: Path) -> float:

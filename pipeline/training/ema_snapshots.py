@@ -20,7 +20,7 @@ from pipeline.config_io import read_record
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import say
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
-from pipeline.training.checkpoint_files import FileRecord, read_file, write_pieces
+from pipeline.training.checkpoint_files import FileRecord, encode_tensors, read_file, write_pieces
 from pipeline.training.checkpoints import TRAIN_AGAIN
 from pipeline.training.side_work import Remover
 
@@ -166,7 +166,7 @@ def _file_name(sigma_rel: float) -> str:
 
 def _encode(state: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
     """Copies, because tied weights share their memory and safetensors refuses that."""
-    return safetensors.torch.save(
+    return encode_tensors(
         {
             name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None, copy=True).contiguous()
             for name, tensor in state.items()

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.config_io import read_record, to_json
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.model_files import WEIGHTS, ModelCard, average_names, pack_model
-from pipeline.training.checkpoint_files import Piece
+from pipeline.training.checkpoint_files import Piece, encode_tensors
 from pipeline.training.checkpoints import TRAIN_AGAIN
 from pipeline.training.ema_snapshots import SnapshotList, SnapshotRecord
 from pipeline.training.host_copy import Tensors
@@ -91,7 +91,7 @@ def encode_state(
     for file, tensors in left.items():
         groups = list(_bounded(tensors, max_file_bytes))
         for name, group in zip(_file_names(file, len(groups)), groups):
-            yield partial(_encode_tensors, name, group)
+            yield partial(_encode_part, name, group)
     yield lambda: {STATE_JSON: to_json(parts.position)}
     if snapshots is not None:
         data = to_json(SnapshotList(snapshots=tuple(snapshots)))
@@ -152,8 +152,8 @@ def _bounded(tensors: Mapping[str, Tensor], max_file_bytes: int) -> Iterator[dic
     yield group
 
 
-def _encode_tensors(name: str, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-    return {name: safetensors.torch.save(dict(tensors))}
+def _encode_part(name: str, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+    return {name: encode_tensors(tensors)}
 
 
 def _encode_model(
@@ -161,7 +161,7 @@ def _encode_model(
 ) -> dict[str, bytes]:
     if further_halflife_images is not None:
         card = replace(card, average=f"half-life {further_halflife_images} images")
-    model = pack_model(card, safetensors.torch.save(dict(weights)), source)
+    model = pack_model(card, encode_tensors(weights), source)
     if further_halflife_images is None:
         return model.as_dict()
     card_name, weights_file = average_names(further_halflife_images)

@@ -1,22 +1,21 @@
 """Checkpoints exist only when verified, a damaged one is never trusted, and nothing good is ever destroyed."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CheckpointError, StorageAccessError, StorageError
+from pipeline.errors import CheckpointError
 from pipeline.stores.local_store import LocalStore
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
-from pipeline.training.checkpoint_files import Piece
 from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore, Retention
+from tests.pipeline.training.checkpoint_cases import FILES, KEY_2, OTHER, pieces, read_all, snapshot
 
-FILES = {"a.bin": b"first", "b.bin": b"second"}
-OTHER = {"a.bin": b"FIRST", "b.bin": b"SECOND"}
-KEY_2 = f"_records/step-{2:09d}.json"
 OTHER_FORMATS = {
     "later": (b'{"format_version": 3, "layout": "other"}', "has format_version 3, this program reads 2; update this"),
     "older": (b'{"format_version": 1, "step": 2}', "has format_version 1, this program reads 2; train again into"),
@@ -24,22 +23,9 @@ OTHER_FORMATS = {
 }
 
 
-def pieces(files: Mapping[str, bytes] = FILES) -> list[Piece]:
-    return [lambda name=name: {name: files[name]} for name in files]  # type: ignore[misc]
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "checkpoints")
-
-
-def snapshot(store: ObjectStore) -> dict[str, tuple[bytes, float]]:
-    """Everything in a store, to see that nothing was changed."""
-    return {info.key: (store.read(info.key), info.modified_s) for info in store.list()}
-
-
-def read_all(checkpoints: CheckpointStore, record: CheckpointRecord) -> dict[str, bytes]:
-    return {name: checkpoints.read(record, name) for name in sorted(record.names)}
 
 
 def first_that_reads(checkpoints: CheckpointStore) -> CheckpointRecord | None:
@@ -122,132 +108,36 @@ def test_without_its_record_a_checkpoint_does_not_exist(store: ObjectStore) -> N
     assert checkpoints.newest() == again and store.stat(f"{record.prefix}/a.bin") is None
 
 
+class DyingStore(LocalStore):
+    """The process dies where it would create the record."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def save_and_die(root: str) -> None:
+    CheckpointStore(DyingStore(Path(root))).save(2, pieces())
+
+
+def test_a_writer_killed_between_files_and_record_leaves_what_nobody_reads(store: LocalStore) -> None:
+    lines: list[str] = []
+    checkpoints = CheckpointStore(store, lines.append)
+    before = checkpoints.save(1, pieces())
+    victim = multiprocessing.get_context("spawn").Process(target=save_and_die, args=(store.uri,))
+    victim.start()
+    victim.join()
+    assert victim.exitcode == -signal.SIGKILL
+    assert len(list(store.list("step-000000002-"))) == len(FILES), "it was killed after the files"
+    assert checkpoints.newest() == before and lines == []
+    assert checkpoints.remove_leftovers() == len(FILES) and checkpoints.newest() == before
+
+
 def test_a_good_record_of_another_attempt_stands(store: ObjectStore) -> None:
     checkpoints = CheckpointStore(store)
     first = checkpoints.save(4, pieces())
     assert checkpoints.save(4, pieces({"a.bin": b"other"})) == first
     assert {info.key.split("/")[0] for info in store.list()} == {"_records", first.prefix}, "the loser leaves nothing"
-
-
-class WrappedStore(LocalStore):
-    """A real store, of which single calls go wrong."""
-
-    def __init__(self, store: LocalStore) -> None:
-        super().__init__(Path(store.uri))
-
-
-class LyingStore(WrappedStore):
-    """Creates, and says that another has."""
-
-    def create(self, key: str, data: bytes) -> bool:
-        super().create(key, data)
-        return False
-
-
-class SilentStore(WrappedStore):
-    """Creates, and its answer is lost for longer than anybody waits."""
-
-    def create(self, key: str, data: bytes) -> bool:
-        super().create(key, data)
-        raise StorageError("no answer")
-
-
-def test_a_record_whose_answer_was_lost_is_ours(store: LocalStore) -> None:
-    checkpoints = CheckpointStore(LyingStore(store))
-    mine = checkpoints.save(4, pieces())
-    assert checkpoints.newest() == mine and read_all(checkpoints, mine) == FILES
-
-
-def test_when_no_answer_comes_nothing_is_removed(store: LocalStore) -> None:
-    with pytest.raises(StorageError, match="no answer"):
-        CheckpointStore(SilentStore(store)).save(4, pieces())
-    there = CheckpointStore(store)
-    newest = there.newest()
-    assert newest is not None and read_all(there, newest) == FILES
-
-
-class ChangingStore(WrappedStore):
-    """Just before a record is replaced another attempt does so."""
-
-    def __init__(self, store: LocalStore, other: bytes) -> None:
-        super().__init__(store)
-        self._plain, self._other = store, other
-
-    def replace(self, key: str, data: bytes, etag: str) -> str | None:
-        if self._other:
-            other, self._other = self._other, b""
-            assert self._plain.replace(key, other, etag)
-        return super().replace(key, data, etag)
-
-
-@pytest.mark.parametrize("other_is_good", [True, False])
-def test_a_record_that_changes_meanwhile_is_read_again(store: LocalStore, other_is_good: bool) -> None:
-    checkpoints = CheckpointStore(store)
-    theirs = checkpoints.save(2, pieces(OTHER))
-    good = store.read(KEY_2)
-    store.write(KEY_2, b"damaged")
-    lines: list[str] = []
-    racing = CheckpointStore(ChangingStore(store, good if other_is_good else b"also damaged"), lines.append)
-    record = racing.save(2, pieces())
-    assert checkpoints.newest() == record
-    assert (record == theirs) is other_is_good
-    assert len(lines) == (0 if other_is_good else 1)
-    assert read_all(checkpoints, record) == (OTHER if other_is_good else FILES)
-
-
-class InterruptedStore(WrappedStore):
-    """While a file is read, something else happens, once."""
-
-    def __init__(self, store: LocalStore, then: Callable[[], object]) -> None:
-        super().__init__(store)
-        self._then: Callable[[], object] | None = then
-
-    def read(self, key: str) -> bytes:
-        data = super().read(key)
-        if self._then is not None and key == KEY_2:
-            then, self._then = self._then, None
-            then()
-        return data
-
-
-def test_readers_never_set_a_new_record_aside(store: LocalStore) -> None:
-    """Two readers find a damaged record while a good one takes its place: each after it has read the old one."""
-    writer = CheckpointStore(store)
-    good, bad = writer.save(1, pieces()), writer.save(2, pieces())
-    store.delete(f"{bad.prefix}/a.bin")
-    made: list[CheckpointRecord] = []
-    first = CheckpointStore(InterruptedStore(store, lambda: made.append(writer.save(2, pieces(OTHER)))))
-    second = CheckpointStore(InterruptedStore(store, lambda: None))
-    assert first.newest() == good, "what it had read was damaged"
-    assert second.newest() == made[0] == first.newest() == writer.newest()
-    assert read_all(writer, made[0]) == OTHER
-
-
-def test_what_is_written_is_compared_before_it_counts(store: LocalStore) -> None:
-    class LosingStore(WrappedStore):
-        def write(self, key: str, data: object) -> None:
-            super().write(key, b"fIrst" if key.endswith("a.bin") else data)  # type: ignore[arg-type]
-
-    with pytest.raises(CheckpointError, match=r"a\.bin: 5 bytes that are not the 5 recorded"):
-        CheckpointStore(LosingStore(store)).save(1, pieces())
-    assert CheckpointStore(store).is_empty()
-
-
-def test_a_reader_that_fails_once_condemns_nothing(store: LocalStore) -> None:
-    class ShortOnce(WrappedStore):
-        failed = False
-
-        def read(self, key: str) -> bytes:
-            data = super().read(key)
-            if key.endswith("a.bin") and not self.failed:
-                self.failed = True
-                return data[:-1]
-            return data
-
-    record = CheckpointStore(store).save(1, pieces())
-    flaky = ShortOnce(store)
-    CheckpointStore(flaky).verify(record)
-    assert flaky.failed
 
 
 @pytest.mark.parametrize(
@@ -325,51 +215,6 @@ def test_the_folder_being_written_is_no_leftover(store: ObjectStore) -> None:
 
     record = checkpoints.save(1, [lambda: {"a.bin": b"first"}, second])
     assert removed == [0] and read_all(checkpoints, record) == FILES
-
-
-def test_forbidden_deletions_are_said_once_and_counted(store: LocalStore) -> None:
-    class KeepingStore(WrappedStore):
-        def delete(self, key: str) -> None:
-            raise StorageAccessError(f"{key}: deleting is forbidden")
-
-    lines: list[str] = []
-    checkpoints = CheckpointStore(KeepingStore(store), lines.append)
-    for step in range(1, 5):
-        checkpoints.prune(checkpoints.save(step, pieces()), Retention(last=1))
-    assert [record.step for record in checkpoints.records()] == [4, 3, 2, 1]
-    assert len(lines) == 1 and "deleting is forbidden" in lines[0]
-    checkpoints.close()
-    assert len(lines) == 2 and "deleting failed 3 times" in lines[1]
-
-
-def test_files_are_encoded_in_turn_and_forgotten(store: ObjectStore) -> None:
-    """At most a few are encoded and not yet stored."""
-    started: list[int] = []
-    most = 0
-
-    def piece(index: int) -> dict[str, bytes]:
-        nonlocal most
-        started.append(index)
-        most = max(most, len(started) - len(list(store.list("step-"))))
-        return {f"{index}.bin": bytes(100)}
-
-    CheckpointStore(store).save(1, [lambda index=index: piece(index) for index in range(20)])  # type: ignore[misc]
-    assert len(started) == 20 and most <= 3
-
-
-def test_a_file_that_cannot_be_written_ends_the_others(store: ObjectStore) -> None:
-    made: list[int] = []
-
-    def piece(index: int) -> dict[str, bytes]:
-        made.append(index)
-        if index == 0:
-            raise StorageError("the disk is full")
-        time.sleep(0.01)
-        return {f"{index}.bin": b"x"}
-
-    with pytest.raises(StorageError, match="the disk is full"):
-        CheckpointStore(store).save(1, [lambda index=index: piece(index) for index in range(200)])  # type: ignore[misc]
-    assert len(made) < 200 and CheckpointStore(store).is_empty()
 
 
 def test_the_digest_is_of_the_contents(store: ObjectStore) -> None:

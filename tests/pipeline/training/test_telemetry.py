@@ -1,8 +1,8 @@
-"""Throughput and waiting of an interval, by a clock that the test turns."""
+"""Throughput, waiting and stalls of an interval, by a clock that the test turns."""
 
 import pytest
 
-from pipeline.training.telemetry import StepClock, Throughput
+from pipeline.training.telemetry import Stall, StepClock, Throughput
 
 
 def test_each_interval_counts_its_own_images_and_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,3 +18,14 @@ def test_each_interval_counts_its_own_images_and_waiting(monkeypatch: pytest.Mon
     now += 2.0
     assert clock.interval() == Throughput(images_per_s=0.0, data_wait_share=1.0)
     assert clock.interval().images_per_s == 0.0, "an interval of no length"
+
+
+def test_a_stall_is_what_happens_inside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 50.0
+    monkeypatch.setattr("pipeline.training.telemetry.time.perf_counter", lambda: now)
+    stall = Stall()
+    for seconds in (3.0, 0.5):
+        with stall:
+            now += seconds
+        now += 7.0
+        assert stall.seconds == seconds

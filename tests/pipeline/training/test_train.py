@@ -18,9 +18,11 @@ from pipeline.project import parse_project, read_preset
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun
+from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.ema_snapshots import PostHocEmaConfig
 from pipeline.training.post_hoc_ema import ReconstructConfig, RunAverages, reconstruct
 from pipeline.training.run_record import RUN_RECORD, RunRecord, read_run_record
+from pipeline.training.telemetry import STALL_METRIC
 from pipeline.training.train import train
 from pipeline.training.train_config import RunIdentity, TrainConfig
 from pipeline.training.train_plan import describe_plan
@@ -68,6 +70,8 @@ def test_the_main_path(config: TrainConfig) -> None:
         history = client.get_metric_history(result.run_id, key)
         assert [entry.step for entry in history] == [4, 8, 12], key
         assert all(math.isfinite(entry.value) for entry in history)
+    stalls = client.get_metric_history(result.run_id, STALL_METRIC)
+    assert [entry.step for entry in stalls] == [5, 10, 12] and all(entry.value > 0 for entry in stalls)
     assert {file.path for file in client.list_artifacts(result.run_id, "samples")} == {
         "samples/step-000000006.png",
         "samples/step-000000012.png",
@@ -128,8 +132,12 @@ def test_the_main_path(config: TrainConfig) -> None:
     reconstruction = ReconstructConfig(run=config.output, output=str(Path(config.output).parent / "ema"))
     assert sample(dataclasses.replace(sampling, model=reconstruct(reconstruction).uri)).num_made == 20
 
-    # More steps of the same run are another model: a second version. How they are computed may change.
-    longer = train(dataclasses.replace(config, steps=14, resume=True, gradient_checkpointing=True))
+    # More steps of the same run are another model: a second version. How they are computed may change, and what is
+    # kept; the checkpoint of the first version stays.
+    changed = dataclasses.replace(config, steps=14, resume=True, gradient_checkpointing=True, keep_checkpoints=1)
+    longer = train(changed)
+    assert [record.step for record in CheckpointStore.of_run(config.output).records()] == [14, 12]
+    assert Path(result.checkpoint_uri, "ema-500.safetensors").exists()
     assert (longer.steps, longer.version.uri) == (14, "models:/ddpm-digits/2")
     assert [record.step for record in RunAverages(config.output).snapshots] == [4, 8, 12, 14]
 

@@ -34,6 +34,8 @@ HYBRID = ObjectiveConfig(name="hybrid")
         ({"start_over": True}, "start_over"),
         ({"new_run": True}, "new_run"),
         ({"fork_from": "s3:/x"}, "fork_from"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints"),
+        ({"keep_every_steps": -1}, "keep_every_steps"),
     ],
 )
 def test_impossible_values_are_refused_by_name(changes: dict[str, object], field: str) -> None:
@@ -71,7 +73,14 @@ def test_classes_come_from_the_dataset_or_are_refused() -> None:
 def test_what_is_computed_is_identity_and_where_and_how_long_is_not() -> None:
     config, data = digits().train, manifest("a")
     same = dataclasses.replace(
-        config, steps=9, output="elsewhere", workers=WorkerConfig(num_workers=1), resume=True, log_interval_steps=1
+        config,
+        steps=9,
+        output="elsewhere",
+        workers=WorkerConfig(num_workers=1),
+        resume=True,
+        log_interval_steps=1,
+        keep_checkpoints=1,
+        keep_every_steps=7,
     )
     identity = RunIdentity.of(config, data)
     assert RunIdentity.of(same, data) == identity

@@ -1,0 +1,196 @@
+"""Checkpoints are written beside training: of the moment at which they were taken, in order, and no error is lost."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ddpm import build_network
+from pipeline.data.manifest import DatasetManifest
+from pipeline.errors import StorageError
+from pipeline.models.model_files import read_card
+from pipeline.stores.local_store import LocalStore
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun
+from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.ema_snapshots import PostHocEmaConfig, SnapshotStore, parse_snapshots
+from pipeline.training.rank_zero import RankZero
+from pipeline.training.state_files import SNAPSHOTS_JSON, decode_tensors
+from pipeline.training.telemetry import STALL_METRIC
+from pipeline.training.train_config import OptimizerConfig, TrainConfig
+from pipeline.training.train_task import TrainTask
+from pipeline.training.training_state import TrainingState
+from tests.pipeline.training.small_runs import MODEL, manifest
+
+OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=0, ema_halflife_images=100)
+
+
+class GatedStore(LocalStore):
+    """Writes files when it is let, and fails when it is told to."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.open = threading.Event()
+        self.failing = False
+
+    def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
+        self.open.wait()
+        if self.failing:
+            raise StorageError("the disk is full")
+        super().write(key, data)
+
+
+class Run:
+    """Rank 0 of a run on random gradients, without Ray."""
+
+    def __init__(self, folder: Path, tracking: TrackingRun, **changes: Any) -> None:
+        self.lines: list[str] = []
+        board = SimpleNamespace(
+            say=SimpleNamespace(remote=self.lines.append), update=SimpleNamespace(remote=lambda *_: None)
+        )
+        config = TrainConfig(
+            output=str(folder), network=MODEL.network, schedule=MODEL.schedule, class_conditional=True,
+            optimizer=OPTIMIZER, steps=100, checkpoint_interval_steps=2, grid_interval_steps=0,
+        )  # fmt: skip
+        config = dataclasses.replace(config, **changes)
+        task = TrainTask(
+            config=config, manifest=manifest(*"0123456789"), model_config=MODEL, source=None, run=tracking, board=board
+        )
+        self.state = TrainingState(
+            build_network(MODEL, seed=0), OPTIMIZER, keep_ema=True, sigma_rels=config.post_hoc_ema.tracked
+        )
+        self.store = GatedStore(folder / "checkpoints")
+        self.checkpoints = CheckpointStore(self.store, self.lines.append)
+        self.rank_zero = RankZero(task, self.checkpoints, self.state, torch.device("cpu"))
+
+    def step(self, number: int = 1) -> None:
+        for _ in range(number):
+            for parameter in self.state.network.parameters():
+                parameter.grad = torch.randn(parameter.shape)
+            self.state.apply_gradient(16)
+            self.rank_zero.after_step()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
+    return TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
+
+
+@pytest.fixture
+def make(database: TrackingConfig, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    runs: list[Run] = []
+
+    def make(**changes: Any) -> Run:
+        runs.append(Run(tmp_path, TrackingRun.create(database, "test"), **changes))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        run.store.open.set()
+        run.rank_zero.close()
+
+
+def test_training_goes_on_while_a_copy_is_written(make: Callable[..., Run], database: TrackingConfig) -> None:
+    run = make()
+    run.step(2)
+    taken = {name: tensor.clone() for name, tensor in run.state.network.state_dict().items()}
+    run.step()  # while the store takes nothing
+    assert run.checkpoints.newest() is None
+    run.store.open.set()
+    run.rank_zero.finish()
+    record = run.checkpoints.newest()
+    assert record is not None and record.step == 2
+    written = decode_tensors(run.checkpoints.read(record, "train_weights.safetensors"))
+    assert all(torch.equal(written[name], taken[name]) for name in taken)
+    assert not all(torch.equal(tensor, taken[name]) for name, tensor in run.state.network.state_dict().items())
+    run.rank_zero.close()
+    tracked = run.rank_zero._task.run
+    ((step, stall_s),) = tracked.metric_history(STALL_METRIC)
+    assert step == 2 and 0 < stall_s < 60
+
+
+def test_the_next_checkpoint_waits_for_the_one_before_and_says_so(make: Callable[..., Run]) -> None:
+    run = make()
+    run.step(3)
+    threading.Timer(0.5, run.store.open.set).start()
+    run.step()
+    assert run.checkpoints.newest() is not None, "the one before stands"
+    (line,) = run.lines
+    assert line.startswith("waited 0.") and line.endswith("s until the checkpoint before was written")
+    run.rank_zero.finish()
+    assert [record.step for record in run.checkpoints.records()] == [4, 2]
+
+
+@pytest.mark.parametrize("when", ["at the next", "at the end", "after another error"])
+def test_an_error_of_the_writer_is_not_lost(make: Callable[..., Run], when: str) -> None:
+    run = make()
+    run.store.failing = True
+    run.store.open.set()
+    run.step(3)
+    if when == "at the next":
+        with pytest.raises(StorageError, match="the disk is full"):
+            run.step()
+    elif when == "at the end":
+        with pytest.raises(StorageError, match="the disk is full"):
+            run.rank_zero.finish()
+    run.rank_zero.close()
+    said = [line for line in run.lines if "writing beside training has failed: the disk is full" in line]
+    assert len(said) == (1 if when == "after another error" else 0)
+    assert run.checkpoints.is_empty()
+
+
+def test_closing_finishes_the_checkpoint_that_is_being_written(make: Callable[..., Run]) -> None:
+    """As after an exception in training."""
+    run = make()
+    run.step(2)
+    threading.Timer(0.3, run.store.open.set).start()
+    run.rank_zero.close()
+    record = run.checkpoints.newest()
+    assert record is not None and record.step == 2
+    run.checkpoints.verify(record)
+
+
+def test_snapshots_are_stored_before_the_checkpoint_that_names_them(make: Callable[..., Run], tmp_path: Path) -> None:
+    run = make(post_hoc_ema=PostHocEmaConfig(snapshot_interval_steps=1), keep_checkpoints=5)
+    run.store.open.set()
+    run.step(4)
+    run.rank_zero.finish()
+    snapshots = SnapshotStore.of_run(str(tmp_path))
+    for record in run.checkpoints.records():
+        named = parse_snapshots(run.checkpoints.read(record, SNAPSHOTS_JSON), SNAPSHOTS_JSON)
+        assert [snapshot.step for snapshot in named] == list(range(1, record.step + 1))
+        for snapshot in named:
+            assert snapshots.read(snapshot, 0.05)
+
+
+def test_the_datasets_digest_is_computed_once(make: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds, where there are 100,000 shards."""
+    digest, computed = manifest(*"0123456789").digest, list[int]()
+
+    def count(_: DatasetManifest) -> str:
+        computed.append(1)
+        return digest
+
+    monkeypatch.setattr(DatasetManifest, "digest", property(count))
+    run = make(keep_checkpoints=5)
+    run.store.open.set()
+    run.step(8)
+    run.rank_zero.finish()
+    found = [run.checkpoints.read_model(record) for record in run.checkpoints.records()]
+    assert [(read_card(files).dataset_digest, read_card(files).train_step) for files in found] == [
+        (digest, step) for step in (8, 6, 4, 2)
+    ]
+    assert len(computed) == 1
+
+
+def test_what_is_kept_follows_the_configuration(make: Callable[..., Run]) -> None:
+    run = make(keep_checkpoints=1, keep_every_steps=4)
+    run.store.open.set()
+    run.step(10)
+    run.rank_zero.finish()
+    assert [record.step for record in run.checkpoints.records()] == [10, 8, 4]
+    assert run.lines == [] or all(line.startswith("waited") for line in run.lines)

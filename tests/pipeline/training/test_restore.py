@@ -1,0 +1,220 @@
+"""All ranks go on from one checkpoint, of which each file is read once; three real ranks on two pretended nodes."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+from ddpm import ImportanceSampler, build_network
+from pipeline.errors import CheckpointError, PipelineError, StorageError
+from pipeline.stores.local_store import LocalStore
+from pipeline.training.checkpoint_files import FileRecord
+from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
+from pipeline.training.restore import plan_reads, restore_newest
+from pipeline.training.state_files import encode_state
+from pipeline.training.train_config import OptimizerConfig
+from pipeline.training.training_state import TrainingState
+from tests.pipeline.training.small_runs import CARD, MODEL, to_files
+
+READERS = (True, False, True)
+OPTIMIZER = OptimizerConfig(
+    learning_rate=0.01, warmup_steps=0, ema_halflife_images=100, more_ema_halflives_images=(20,)
+)
+SHARED = ("train_weights", "optimizer", "importance")
+
+
+class CountingStore(LocalStore):
+    """Notes what is read, and fails where it is told to."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.reads: list[str] = []
+        self.failing = ""
+
+    def read(self, key: str) -> bytes:
+        self.reads.append(key)
+        if self.failing and self.failing in key:
+            raise StorageError(f"{key}: no answer")
+        return super().read(key)
+
+
+def make_state(seed: int, *, keep_ema: bool) -> TrainingState:
+    return TrainingState(
+        build_network(MODEL, seed=seed),
+        OPTIMIZER,
+        keep_ema=keep_ema,
+        sigma_rels=(0.05,),
+        importance=ImportanceSampler(20),
+    )
+
+
+def trained(steps: int) -> TrainingState:
+    state = make_state(0, keep_ema=True)
+    assert state.importance is not None
+    while state.step < steps:
+        generator = torch.Generator().manual_seed(state.step)
+        for parameter in state.network.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        state.apply_gradient(16)
+        state.importance.update(torch.arange(20), torch.full((20,), float(state.step)))
+    return state
+
+
+def save(checkpoints: CheckpointStore, steps: int, *, state_format: bytes = b"2") -> CheckpointRecord:
+    pieces = encode_state(trained(steps).parts(), CARD, None, (), max_file_bytes=8000)
+    files = {name: data for piece in pieces for name, data in piece().items()} | {"config.toml": b"x"}
+    state = files["state.json"].replace(b'"format_version":2', b'"format_version":' + state_format)
+    return checkpoints.save(steps, [lambda: files | {"state.json": state}])
+
+
+def summary(state: TrainingState) -> dict[str, str]:
+    """What a rank has, by digests of the files that it would be written as."""
+    if state.averages is None:
+        state.averages = trained(1).averages  # to be written; not compared
+    return {name: hashlib.sha256(data).hexdigest() for name, data in to_files(state, CARD).items()}
+
+
+def go_on(rank: int, folder: str) -> None:
+    """One rank: restores in each of the prepared folders, and writes what came of it."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=3)
+    results: dict[str, Any] = {}
+    for case in sorted(path.name for path in Path(folder, "cases").iterdir()):
+        store, lines = CountingStore(Path(folder, "cases", case)), list[str]()
+        if case == "unanswered" and rank == 2:
+            store.failing = "step-000000002"
+        state, error, step = make_state(9, keep_ema=rank == 0), "", None
+        untouched = summary(make_state(9, keep_ema=rank == 0))
+        try:
+            record = restore_newest(
+                state,
+                CheckpointStore(store, lines.append),
+                is_reader=READERS[rank],
+                device=torch.device("cpu"),
+                may_start_anew=case == "start anew",
+            )
+            step = None if record is None else record.step
+        except PipelineError as raised:
+            error = f"{type(raised).__name__}: {raised}"
+        results[case] = {
+            "step": step, "error": error, "lines": lines, "state": summary(state), "reads": store.reads,
+            "is_untouched": summary(state) == untouched and state.step == 0,
+        }  # fmt: skip
+    Path(folder, f"rank-{rank}.json").write_text(json.dumps(results))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What came of it, by rank and case."""
+    folder = tmp_path_factory.mktemp("restore")
+    for case in ("good", "flipped", "flipped average", "unanswered", "start anew", "all damaged"):
+        checkpoints = CheckpointStore(LocalStore(folder / "cases" / case))
+        records = [save(checkpoints, steps) for steps in (1, 2)]
+        if case == "flipped":
+            plan = plan_reads(records[1], [f"{name}.safetensors" for name in SHARED], [], [0, 2])
+            flip(folder, case, records[1], next(file.name for _, file, rank in plan.shared if rank == 2))
+        elif case == "flipped average":
+            flip(folder, case, records[1], "ema-20.safetensors")
+        elif case in ("start anew", "all damaged"):
+            for record in records:
+                flip(folder, case, record, "state.json")
+    (folder / "cases" / "nothing").mkdir()
+    later = CheckpointStore(LocalStore(folder / "cases" / "later state"))
+    save(later, 1)
+    save(later, 2, state_format=b"3")
+    torch.multiprocessing.spawn(go_on, args=(str(folder),), nprocs=3)
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(3)]
+
+
+def flip(folder: Path, case: str, record: CheckpointRecord, name: str) -> None:
+    path = folder / "cases" / case / record.prefix / name
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def shared_part(state: dict[str, str]) -> dict[str, str]:
+    return {name: sha for name, sha in state.items() if name.startswith(SHARED)}
+
+
+def test_every_rank_has_the_state_and_rank_0_the_averages(results: list[dict[str, Any]]) -> None:
+    expected = summary(trained(2))
+    for result in results:
+        assert result["good"]["step"] == 2 and result["good"]["lines"] == []
+        assert shared_part(result["good"]["state"]) == shared_part(expected) != {}
+    assert results[0]["good"]["state"] == expected
+
+
+def test_each_file_is_read_once_and_nothing_that_nobody_needs(results: list[dict[str, Any]]) -> None:
+    reads = [[key.partition("/")[2] for key in result["good"]["reads"]] for result in results]
+    assert reads[1] == [], "the second rank of a node reads nothing"
+    assert reads[2] and all(name.startswith(SHARED) for name in reads[2])
+    assert {"weights.safetensors", "ema-20.safetensors", "state.json", "ema_snapshots.json"} <= set(reads[0])
+    assert any(name.startswith("power-ema-0.05-00001-of-") for name in reads[0])
+    counts = Counter(reads[0] + reads[2])
+    assert set(counts.values()) == {1}
+    assert not counts.keys() & {"config.toml", "model.json", "ema-20.json"}
+    assert len([name for name in counts if name.startswith("optimizer-")]) > 3
+
+
+@pytest.mark.parametrize(("case", "file"), [("flipped", "safetensors"), ("flipped average", "ema-20.safetensors")])
+def test_damage_that_one_rank_finds_turns_all_to_the_one_before(
+    results: list[dict[str, Any]], case: str, file: str
+) -> None:
+    expected = summary(trained(1))
+    for result in results:
+        assert result[case]["step"] == 1
+        assert shared_part(result[case]["state"]) == shared_part(expected)
+    (line,) = results[0][case]["lines"]
+    assert "checkpoint of step 2 is damaged" in line and file in line
+    assert results[1][case]["lines"] == results[2][case]["lines"] == [], "rank 0 says it"
+    assert results[0][case]["state"] == expected
+
+
+def test_a_state_of_a_later_version_is_left_out_too(results: list[dict[str, Any]]) -> None:
+    assert [result["later state"]["step"] for result in results] == [1, 1, 1]
+    (line,) = results[0]["later state"]["lines"]
+    assert "step 2 is of another version" in line and "state.json: has format_version 3" in line
+
+
+def test_a_store_that_does_not_answer_one_rank_is_no_damage(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        assert result["unanswered"]["error"].startswith("StorageError: step-000000002")
+        assert result["unanswered"]["lines"] == []
+
+
+def test_where_no_checkpoint_can_be_used_nobody_begins_anew_unasked(results: list[dict[str, Any]]) -> None:
+    for rank, result in enumerate(results):
+        assert result["all damaged"]["error"].startswith("CheckpointError: ")
+        assert "--start-over" in result["all damaged"]["error"]
+        for case in ("start anew", "nothing"):
+            assert result[case]["step"] is None and result[case]["error"] == "" and result[case]["is_untouched"]
+        assert len(result["start anew"]["lines"]) == (2 if rank == 0 else 0)
+
+
+def record_of(**sizes: int) -> CheckpointRecord:
+    files = (FileRecord(name=f"{name}.safetensors", size_bytes=size, sha256="0") for name, size in sizes.items())
+    return CheckpointRecord(step=1, prefix="step-000000001-0", files=tuple(files))
+
+
+def test_reading_is_dealt_by_bytes_and_rank_0_has_its_own_to_read() -> None:
+    sizes = {f"optimizer-{k:05d}-of-00006": 10 for k in range(1, 7)}
+    record = record_of(train_weights=30, weights=40, **sizes)
+    names = ("train_weights.safetensors", "optimizer.safetensors")
+    plan = plan_reads(record, names, ("weights.safetensors",), [0, 4, 8])
+    load = Counter[int]()
+    for _, file, reader in plan.shared:
+        load[reader] += file.size_bytes
+    assert load[0] + 40 <= 50 and max(load.values()) <= 50 and sum(load.values()) == 90
+    assert [file.name for _, file in plan.own] == ["weights.safetensors"]
+    assert {name for name, _, _ in plan.shared} == set(names)
+    assert {reader for _, _, reader in plan_reads(record, names, (), [3]).shared} == {3}
+    with pytest.raises(CheckpointError, match=r"has no importance\.safetensors"):
+        plan_reads(record, ("importance.safetensors",), (), [0])
