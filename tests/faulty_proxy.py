@@ -13,7 +13,6 @@ import contextlib
 import os
 import random
 import re
-import selectors
 import socket
 import struct
 import threading
@@ -25,13 +24,9 @@ from typing import Self
 from urllib.parse import urlsplit
 from xml.sax.saxutils import escape
 
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
+from tests.http_messages import Head, Stream, ask, take_body
+from tests.s3_signature import CONDITIONS, without_conditions
 
-from tests.http_messages import Head, Stream
-
-CONDITIONS = ("If-None-Match", "If-Match")
 JOIN_S = 30.0
 
 
@@ -144,6 +139,8 @@ class Request:
     """What befell it; of RandomFaults the kind that was drawn."""
     status: int | None = None
     """Of the answer, also of a lost one; None: none was made."""
+    broken: str = ""
+    """What broke without being asked for: the server is away, the client left, the proxy went down."""
 
 
 @dataclass(kw_only=True)
@@ -316,16 +313,25 @@ class FaultyProxy:
     def _answer(self, client: Stream, head: Head, ended: threading.Event) -> bool:
         """Answer a request, and say whether the connection goes on."""
         request, fault = self._arrive(head)
+        try:
+            return self._suffer(client, head, ended, request, fault)
+        except OSError as error:
+            request.broken = repr(error)
+            raise
+
+    def _suffer(
+        self, client: Stream, head: Head, ended: threading.Event, request: Request, fault: Fault | None
+    ) -> bool:
         match fault:
             case LoseRequest():
-                _take_body(client, head)
+                take_body(client, head)
                 return False
             case Stall(seconds=seconds, reaches_server=False):
-                _take_body(client, head)
+                take_body(client, head)
                 ended.wait(seconds)
                 return False
             case Answer():
-                _take_body(client, head)
+                take_body(client, head)
                 request.status = fault.status
                 client.send(_own_answer(fault, head.method))
                 return not head.closes
@@ -333,9 +339,9 @@ class FaultyProxy:
                 if ended.wait(seconds):
                     return False
             case IgnoreConditions():
-                head = _unconditional(head, os.environ if fault.environment is None else fault.environment)
+                head = without_conditions(head, os.environ if fault.environment is None else fault.environment)
         with self._tracked(socket.create_connection(self._upstream), ended) as server:
-            answer, all_sent = _ask(client, head, server)
+            answer, all_sent = ask(client, head, server)
             request.status = answer.status
             body = server.answer_body(answer, head.method)
             if isinstance(fault, LoseAnswer | Stall):
@@ -365,70 +371,9 @@ class FaultyProxy:
         return is_framed and not answer.closes
 
 
-def _take_body(client: Stream, head: Head) -> None:
-    """Read the body of a request: closing before it is read would reset the connection."""
-    if head.expects_continue:
-        client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-    for _ in client.request_body(head):
-        pass
-
-
 def _own_answer(answer: Answer, method: str) -> bytes:
     names = {status.value: status.phrase for status in HTTPStatus}
     lines = [f"HTTP/1.1 {answer.status} {names.get(answer.status, 'Unknown')}"]
     lines += [f"{name}: {value}" for name, value in answer.headers]
     lines += [f"Content-Length: {len(answer.body)}", "", ""]
     return "\r\n".join(lines).encode("latin-1") + (b"" if method == "HEAD" else answer.body)
-
-
-def _ask(client: Stream, head: Head, server: Stream) -> tuple[Head, bool]:
-    """Send a request; its answer's head, and whether the whole request was taken from the client."""
-    server.send(head.raw)
-    if head.expects_continue and not client.buffer:
-        with selectors.DefaultSelector() as selector:
-            for stream in (client, server):
-                selector.register(stream.socket, selectors.EVENT_READ)
-            readable = {key.fileobj for key, _ in selector.select()}
-        if client.socket not in readable:  # else the client is tired of waiting
-            interim = server.read_head()
-            if interim is None:
-                raise ConnectionResetError("the server closed without an answer")
-            if interim.status >= 200:
-                return interim, False
-            client.send(interim.raw)
-    all_sent = True
-    for piece in client.request_body(head):
-        try:
-            server.send(piece)
-        except OSError:  # it may have answered, and closed, before the end of the body
-            all_sent = False
-            break
-    while answer := server.read_head():
-        if answer.status >= 200:
-            return answer, all_sent
-        client.send(answer.raw)
-    raise ConnectionResetError("the server closed without an answer")
-
-
-def _unconditional(head: Head, environment: Mapping[str, str]) -> Head:
-    """The request without its conditions, signed again if it was signed (AWS signature version 4)."""
-    signature = re.fullmatch(
-        r"AWS4-HMAC-SHA256 Credential=[^/]+/\d+/(?P<region>[^/]+)/(?P<service>[^/]+)/aws4_request, ?"
-        r"SignedHeaders=(?P<names>[^,]+), ?Signature=[0-9a-f]+",
-        head.get("Authorization"),
-    )
-    head = head.without(CONDITIONS)
-    if signature is None:
-        return head
-    conditions = {name.lower() for name in CONDITIONS}
-    signed = {name: head.get(name) for name in signature["names"].split(";") if name not in conditions}
-    request = AWSRequest(method=head.method, url=f"http://{head.get('Host')}{head.target}", headers=signed)
-    request.context["timestamp"] = head.get("X-Amz-Date")
-    keys = Credentials(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
-    signer = S3SigV4Auth(keys, signature["service"], signature["region"])
-    text = signer.string_to_sign(request, signer.canonical_request(request))
-    value = (
-        f"AWS4-HMAC-SHA256 Credential={signer.scope(request)}, SignedHeaders={';'.join(sorted(signed))}, "
-        f"Signature={signer.signature(text, request)}"
-    )
-    return head.without(["Authorization"]).adding("Authorization", value)

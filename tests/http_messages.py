@@ -1,5 +1,6 @@
 """HTTP/1.1 messages on a socket, for the faulty proxy: heads stay as they came, bodies are read by their framing."""
 
+import selectors
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -160,3 +161,40 @@ class Stream:
                 return
             piece, self.buffer = self.buffer, b""
             yield piece
+
+
+def take_body(client: Stream, head: Head) -> None:
+    """Read the body of a request: closing before it is read would reset the connection."""
+    if head.expects_continue:
+        client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+    for _ in client.request_body(head):
+        pass
+
+
+def ask(client: Stream, head: Head, server: Stream) -> tuple[Head, bool]:
+    """Send a request; its answer's head, and whether the whole request was taken from the client."""
+    server.send(head.raw)
+    if head.expects_continue and not client.buffer:
+        with selectors.DefaultSelector() as selector:
+            for stream in (client, server):
+                selector.register(stream.socket, selectors.EVENT_READ)
+            readable = {key.fileobj for key, _ in selector.select()}
+        if client.socket not in readable:  # else the client is tired of waiting
+            interim = server.read_head()
+            if interim is None:
+                raise ConnectionResetError("the server closed without an answer")
+            if interim.status >= 200:
+                return interim, False
+            client.send(interim.raw)
+    all_sent = True
+    for piece in client.request_body(head):
+        try:
+            server.send(piece)
+        except OSError:  # it may have answered, and closed, before the end of the body
+            all_sent = False
+            break
+    while answer := server.read_head():
+        if answer.status >= 200:
+            return answer, all_sent
+        client.send(answer.raw)
+    raise ConnectionResetError("the server closed without an answer")
