@@ -13,6 +13,7 @@ from pipeline.models.model_uri import check_model_name
 from pipeline.progress import format_bytes
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import resolve_tracking
+from pipeline.training.fork import check_fork
 from pipeline.training.train_config import TrainConfig, data_order, model_config
 
 
@@ -54,12 +55,18 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
     """What a run would do and cost, for `--dry-run`: names and values."""
     plan = load_plan(config)
     manifest, network_config = plan.manifest, plan.model_config
+    if not config.resume:  # a run that goes on needs the model no more
+        check_fork(config, network_config)
+    kept = f"{config.keep_checkpoints} kept"
+    if config.keep_every_steps:
+        kept += f", and those of every {config.keep_every_steps:,} steps"
     split = manifest.splits["train"]
     parameters, flops = num_parameters(network_config), flops_per_image(network_config)
     images = config.steps * config.global_batch
     buffer_bytes = read_buffer_bytes(manifest, data_order(config, manifest), config.workers.num_workers)
     return [
         ("network", f"{parameters:,} parameters"),
+        *([("begins with", f"the weights of {config.fork_from}")] if config.fork_from else []),
         ("forward pass", f"{flops / 1e9:.3f} GFLOP per image"),
         ("training", f"{3 * flops * images / 1e15:.3f} PFLOP in all (a step costs about three forward passes)"),
         ("images", f"{images:,} ({images / split.num_samples:.1f} epochs of {split.num_samples:,})"),
@@ -68,7 +75,7 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
         ("shards", f"{len(split.shards)}, {format_bytes(sum(shard.size_bytes for shard in split.shards))}"),
         ("read buffer", f"about {format_bytes(buffer_bytes)} per worker"),
         ("MLflow", str(resolve_tracking(config.tracking).uri)),
-        ("checkpoints", f"{-(-config.steps // config.checkpoint_interval_steps)}, {config.keep_checkpoints} kept"),
+        ("checkpoints", f"{-(-config.steps // config.checkpoint_interval_steps)}, {kept}"),
         *_snapshot_plan(config, parameters),
     ]
 

@@ -63,6 +63,10 @@ WITH_FLAGS = {
     "--label-drop 0.1": f"{_TRAIN} --class-conditional --label-drop 0.1",
     "--dry-run": f"{_TRAIN} --dry-run",
     "--resume": f"{_TRAIN} --resume",
+    "--resume --new-run": f"{_TRAIN} --resume --new-run",
+    "--new-run": f"{_TRAIN} --resume --new-run",
+    "--if-held leave": f"{_TRAIN} --if-held leave",
+    "--lease-s": f"{_TRAIN} --lease-s 30",
     "--sampler.name heun": f"{_SAMPLE} --sampler.name heun",
     "--sampler.name": f"{_SAMPLE} --sampler.name ddim",
     "--sampler.churn 10": f"{_SAMPLE} --sampler.name heun --sampler.churn 10",
@@ -96,6 +100,7 @@ FLAGS_TESTED_ELSEWHERE = {
     "--help": "tests/jobs/test_cli.py asks every job for it",
     "--config photos.toml": "the README's own file, below",
     "--preset": "in the commands",
+    "--fork-from models:/ddpm/3": "tests/pipeline/training/test_fork.py and test_claim.py have models that fit",
     f"--preset {' | '.join(PRESETS)}": "names every preset, as it stands here",
 }
 OWN_NETWORK = """

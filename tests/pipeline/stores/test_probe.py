@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import pytest
 
+from pipeline.data.prepare import PrepareConfig, prepare
 from pipeline.errors import StorageAccessError, StorageError, StorageUnfitError
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.probe import PROBE_FOLDER, check_conditions
@@ -109,3 +110,19 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(StorageAccessError, match=r"cannot lock.*locks") as caught:
         check_conditions(open_store(str(tmp_path / "store")))
     check_one_line(caught.value, str(tmp_path))
+
+
+def test_a_job_asks_before_it_starts_ray(
+    s3_store: S3Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_ray(*_: object) -> NoReturn:
+        raise AssertionError("a cluster was started")
+
+    monkeypatch.setattr("pipeline.data.prepare.ray_session", no_ray)
+    config = PrepareConfig(dataset=f"{s3_store.uri}/dataset")
+    proxy.add(IgnoreConditions())
+    with pytest.raises(StorageUnfitError, match="ignores If-None-Match"):
+        prepare(config)
+    proxy.clear()
+    with pytest.raises(AssertionError, match="a cluster was started"):
+        prepare(config)

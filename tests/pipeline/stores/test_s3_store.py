@@ -21,7 +21,7 @@ from tests.pipeline.storage_checks import check_one_line, keys_of
 
 def test_listing_skips_markers_and_reads_what_others_wrote(s3: str) -> None:
     prefix = uuid.uuid4().hex
-    client = boto3.session.Session().client("s3")  # the default session keeps the first credentials
+    client = boto3.session.Session().client("s3")  # the default session keeps the credentials of the first server
     bucket = s3.removeprefix("s3://")
     for key in (
         f"{prefix}/",

@@ -8,6 +8,7 @@ import pytest
 from jobs import train as train_job
 from jobs.cli import run_job
 from pipeline.errors import ConfigError, OutputExistsError, TrackingUnavailableError
+from pipeline.models.model_files import ModelCard
 from pipeline.presets import digits
 from pipeline.stores.lease import LEASE_KEY, hold_lease
 from pipeline.stores.object_store import ObjectStore
@@ -17,9 +18,10 @@ from pipeline.tracking.tracking import TrackingConfig
 from pipeline.training.claim import claim
 from pipeline.training.run_record import RUN_RECORD, read_run_record
 from pipeline.training.train_config import TrainConfig
-from pipeline.training.train_plan import TrainPlan, load_plan
+from pipeline.training.train_plan import TrainPlan, describe_plan, load_plan
 from tests.pipeline.small_datasets import make_dataset
 from tests.pipeline.storage_checks import check_one_line, keys_of
+from tests.pipeline.training.small_runs import MODEL, make_run
 
 
 @pytest.fixture
@@ -100,6 +102,19 @@ def test_what_mlflow_refuses_leaves_nothing_claimed(config: TrainConfig, plan: T
     with pytest.raises((ConfigError, TrackingUnavailableError), match="was deleted"):
         claim(config, plan, store)
     assert RUN_RECORD not in keys_of(store)
+
+
+def test_the_plan_of_a_fork_reads_its_model(config: TrainConfig, tmp_path: Path) -> None:
+    seven = dataclasses.replace(MODEL, num_classes=7)
+    make_run(tmp_path / "other", steps=1, interval=0, card=ModelCard(config=seven))
+    (checkpoint,) = (tmp_path / "other" / "checkpoints").glob("step-*")
+    fork = dataclasses.replace(
+        config, network=seven.network, schedule=seven.schedule, fork_from=str(checkpoint), class_conditional=True
+    )
+    assert dict(describe_plan(fork))["begins with"] == f"the weights of {checkpoint}"
+    with pytest.raises(ConfigError, match="do not fit"):
+        describe_plan(dataclasses.replace(fork, class_conditional=False))
+    assert not Path(config.output).exists()
 
 
 def test_a_driver_leaves_an_output_where_another_works(
