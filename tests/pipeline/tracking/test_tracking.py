@@ -256,7 +256,7 @@ def test_a_server_killed_and_restarted_in_mid_run_loses_nothing(
     for outage in range(num_outages):
         with mlflow_server(database, str(tmp_path / "artifacts"), tmp_path, port=port) as uri:
             if run is None:
-                run = TrackingRun.create(TrackingConfig(uri=uri))
+                run = TrackingRun.open(TrackingConfig(uri=uri), new_run_key())
             log_until_said(run, "answers again", outage)
             log(run, 1000)
             assert run.flush(60) == 0
