@@ -64,7 +64,6 @@ class TrackingRun:
         self._run_id, self._experiment_id = run_id, ""
         self._find: Callable[[], str | None] = functools.partial(find_run, uri, experiment, run_key)
         self._finding = threading.Lock()
-        self._say: Callable[[str], None] = say
         self._skip_logged = False
         self._last_skipped_step: int | None = None
         self._opening: Opening | None = None
@@ -176,7 +175,7 @@ class TrackingRun:
             steps.append(Step(act=lambda: on_opened(self.require_id()), refused=self._say_refused))
         if check is not None:
             steps.append(Step(act=lambda: self._pass(check), refused=self._say_check, at_start_only=True))
-        self._opening = Opening(self.uri, steps, lambda line: self._say(line))
+        self._opening = Opening(self.uri, steps, lambda line: say(line))
         try:
             with mlflow_errors(self.uri):
                 self._opening.begin()
@@ -202,13 +201,13 @@ class TrackingRun:
             client.delete_tag(self.require_id(), START_CHECK_TAG)
 
     def _say_check(self, error: Exception) -> None:
-        self._say(
+        say(
             f"error: the start checks, made now that MLflow answers, are refused: {error}; the job goes on; "
             "correct this before its end, or --resume registers the model afterwards"
         )
 
     def _say_refused(self, error: Exception) -> None:
-        self._say(f"error: {error}; the job goes on")
+        say(f"error: {error}; the job goes on")
 
     def _put(self, name: str, request: "Callable[[MlflowClient], object]") -> None:
         self._queue.put_task(name, lambda: self._ask(request))
@@ -246,10 +245,6 @@ class TrackingRun:
             except (TypeError, ValueError):
                 self._queue.count_lost(1, f"metric {key!r} of step {step} is no number: {value!r}")
         self._queue.put_points(points)
-
-    def report_to(self, say: Callable[[str], None]) -> None:
-        """Hand the lines about the server to someone who can show them: what a worker prints is not seen."""
-        self._say = say
 
     def skip_logged_steps(self) -> None:
         """From now on drop values of steps up to the last one that the run already has.
@@ -309,9 +304,7 @@ class TrackingRun:
         queue, self._queue = self._queue, self._new_queue()
         num_lost = queue.close(max(0.0, deadline_s - time.monotonic()))
         if num_lost:
-            self._say(
-                f"MLflow at {self.uri}: {num_lost} metrics or files of run {self.run_id or self.run_key} are lost"
-            )
+            say(f"MLflow at {self.uri}: {num_lost} metrics or files of run {self.run_id or self.run_key} are lost")
         return num_lost
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", timeout_s: float = 30.0) -> int:
@@ -332,7 +325,7 @@ class TrackingRun:
             opening.end(timeout_s)
 
     def _new_queue(self) -> MetricQueue:
-        return MetricQueue(self._send, self._ping, lambda line: self._say(line), redact(self.uri))
+        return MetricQueue(self._send, self._ping, lambda line: say(line), redact(self.uri))
 
     def _send(self, points: Sequence[MetricPoint]) -> None:
         from mlflow.entities import Metric

@@ -12,6 +12,7 @@ from pipeline.config_sections import write_section
 from pipeline.data.pictures import image_grid
 from pipeline.errors import PipelineError
 from pipeline.models.model_files import ModelCard
+from pipeline.progress import say
 from pipeline.stores.storage import open_store
 from pipeline.training.background import BackgroundWriter
 from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore, Retention
@@ -42,8 +43,7 @@ class RankZero:
     ) -> None:
         """Join the MLflow run; steps that it already holds are not logged again."""
         self._task, self._checkpoints, self._state, self._device = task, checkpoints, state, device
-        say = task.board.say.remote
-        self._snapshots = SnapshotStore.of_run(task.config.output, say)
+        self._snapshots = SnapshotStore.of_run(task.config.output)
         self._writer, self._copy, self._stall = BackgroundWriter(say), HostCopy(), Stall()
         self._card = ModelCard(
             config=task.model_config,
@@ -51,7 +51,6 @@ class RankZero:
             dataset_digest=task.manifest.digest,  # seconds, where there are 100,000 shards
         )
         self._has_checkpoints = False
-        task.run.report_to(say)
         task.run.skip_logged_steps()
 
     def log(self, metrics: dict[str, float], throughput: Throughput) -> None:
@@ -141,7 +140,7 @@ class RankZero:
             if newest.step == config.steps and config.post_hoc_ema.tracked:
                 self._remove_leftover_snapshots(newest)
         except PipelineError as error:
-            self._task.board.say.remote(f"checkpoint of step {newest.step}: older ones were not removed ({error})")
+            say(f"checkpoint of step {newest.step}: older ones were not removed ({error})")
 
     def _remove_leftover_snapshots(self, last: CheckpointRecord) -> None:
         """Those that the run's last checkpoint does not name: of two attempts at once it may be the other's."""

@@ -37,7 +37,7 @@ def run_workers(task: TrainTask) -> None:
                 num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=resources
             ),
             run_config=ray.train.RunConfig(
-                name=task.run.run_id,
+                name=task.run.run_key or task.run.run_id,
                 storage_path=scratch,  # Ray Train's own snapshots, which nothing here reads
                 failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
             ),

@@ -1,6 +1,5 @@
 """The start check finds what the end would: another version, artifacts that cannot be stored, no permission."""
 
-import importlib.util
 import re
 import urllib.request
 from base64 import b64encode
@@ -150,7 +149,6 @@ def test_a_server_that_is_busy_meanwhile_is_an_outage(served: str) -> None:
 
 
 @pytest.mark.services
-@pytest.mark.skipif(importlib.util.find_spec("flask_wtf") is None, reason="mlflow[auth] is not installed")
 def test_a_user_who_may_only_read_the_registered_model(tmp_path: Path) -> None:
     admin, bob = ("admin", "admin-password-1234"), ("bob", "bob-password-5678")
     (tmp_path / "auth.ini").write_text(
