@@ -10,7 +10,8 @@ from pipeline.errors import PipelineError, StorageUnfitError
 from pipeline.progress import say
 from pipeline.stores.object_store import ObjectStore
 
-PROBE_FOLDER = "_probe"
+PROBE_PREFIX = "_probe-"
+"""No folder: a local one would stay, empty."""
 PROBE_PATIENCE_S = 60.0
 
 
@@ -25,7 +26,7 @@ def check_conditions(store: ObjectStore) -> None:
         StorageError: If it gives no answer for a minute.
     """
     store = store.with_patience(PROBE_PATIENCE_S)
-    key = f"{PROBE_FOLDER}/{secrets.token_hex(8)}"
+    key = f"{PROBE_PREFIX}{secrets.token_hex(8)}"
     try:
         _check(store, key)
     finally:

@@ -12,7 +12,7 @@ import pytest
 from pipeline.data.prepare import PrepareConfig, prepare
 from pipeline.errors import StorageAccessError, StorageError, StorageUnfitError
 from pipeline.stores.object_store import ObjectStore
-from pipeline.stores.probe import PROBE_FOLDER, check_conditions
+from pipeline.stores.probe import PROBE_PREFIX, check_conditions
 from pipeline.stores.s3_store import S3Store
 from pipeline.stores.storage import open_store
 from tests.faulty_proxy import FaultyProxy, IgnoreConditions, LoseAnswer, s3_error
@@ -25,10 +25,15 @@ def test_a_store_that_keeps_its_promises_passes(store: ObjectStore, capsys: pyte
     assert keys_of(store) == ["key"] and capsys.readouterr().out == ""
 
 
+def test_nothing_stays_in_a_folder(tmp_path: Path) -> None:
+    check_conditions(open_store(str(tmp_path / "store")))
+    assert list((tmp_path / "store").iterdir()) == []
+
+
 def test_few_requests_are_enough(s3_store: S3Store, proxy: FaultyProxy) -> None:
     check_conditions(s3_store)
     assert [request.method for request in proxy.requests] == ["PUT", "PUT", "GET", "PUT", "PUT", "GET", "DELETE"]
-    assert all(f"/{PROBE_FOLDER}/" in request.path for request in proxy.requests)
+    assert all(f"/{PROBE_PREFIX}" in request.path for request in proxy.requests)
 
 
 def test_a_store_that_ignores_if_none_match(s3_store: S3Store, proxy: FaultyProxy) -> None:
