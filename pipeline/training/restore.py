@@ -187,9 +187,9 @@ def _read(checkpoints: CheckpointStore, chosen: _Chosen, state: TrainingState) -
             if rank == 0:
                 for (name, _), tensors in zip(chosen.plan.own, pool.map(tensors_of, (f for _, f in chosen.plan.own))):
                     held.own.setdefault(name, {}).update(tensors)
-                for file in chosen.record.files:  # small, and without them the model could not be registered
-                    if file.name.endswith(".json"):
-                        checkpoints.read(chosen.record, file.name)
+                for name in chosen.record.names - {STATE_JSON, SNAPSHOTS_JSON}:
+                    if name.endswith(".json"):  # small, and without it a model of this checkpoint could not be used
+                        checkpoints.read(chosen.record, name)
                 if state.averages is not None and state.averages.is_tracking:
                     held.snapshots = parse_snapshots(checkpoints.read(chosen.record, SNAPSHOTS_JSON), SNAPSHOTS_JSON)
     except PipelineError as error:

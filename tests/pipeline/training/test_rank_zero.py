@@ -11,21 +11,25 @@ import pytest
 import torch
 
 from ddpm import build_network
+from pipeline import progress
+from pipeline.config_io import to_json
 from pipeline.data.manifest import DatasetManifest
 from pipeline.errors import StorageError
 from pipeline.models.model_files import read_card
 from pipeline.stores.local_store import LocalStore
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.ema_snapshots import PostHocEmaConfig, SnapshotStore, parse_snapshots
 from pipeline.training.rank_zero import RankZero
+from pipeline.training.run_record import RUN_RECORD, RunRecord, read_run_record
 from pipeline.training.state_files import SNAPSHOTS_JSON, decode_tensors
 from pipeline.training.telemetry import STALL_METRIC
-from pipeline.training.train_config import OptimizerConfig, TrainConfig
+from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig
 from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
 from tests.pipeline.training.small_runs import MODEL, manifest
 
+IDENTITY = RunIdentity.of(TrainConfig(), manifest("a"))
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=0, ema_halflife_images=100)
 
 
@@ -47,24 +51,29 @@ class GatedStore(LocalStore):
 class Run:
     """Rank 0 of a run on random gradients, without Ray."""
 
-    def __init__(self, folder: Path, tracking: TrackingRun, **changes: Any) -> None:
-        self.lines: list[str] = []
-        board = SimpleNamespace(
-            say=SimpleNamespace(remote=self.lines.append), update=SimpleNamespace(remote=lambda *_: None)
-        )
+    def __init__(self, folder: Path, tracking: TrackingRun, lines: list[str], **changes: Any) -> None:
+        self.lines = lines
+        board = SimpleNamespace(update=SimpleNamespace(remote=lambda *_: None))
         config = TrainConfig(
             output=str(folder), network=MODEL.network, schedule=MODEL.schedule, class_conditional=True,
             optimizer=OPTIMIZER, steps=100, checkpoint_interval_steps=2, grid_interval_steps=0,
         )  # fmt: skip
         config = dataclasses.replace(config, **changes)
         task = TrainTask(
-            config=config, manifest=manifest(*"0123456789"), model_config=MODEL, source=None, run=tracking, board=board
+            config=config,
+            manifest=manifest(*"0123456789"),
+            model_config=MODEL,
+            source=None,
+            fork_digest=None,
+            run=tracking,
+            board=board,
         )
+        LocalStore(folder).create(RUN_RECORD, to_json(RunRecord(run_id=tracking.run_id, identity=IDENTITY)))
         self.state = TrainingState(
             build_network(MODEL, seed=0), OPTIMIZER, keep_ema=True, sigma_rels=config.post_hoc_ema.tracked
         )
         self.store = GatedStore(folder / "checkpoints")
-        self.checkpoints = CheckpointStore(self.store, self.lines.append)
+        self.checkpoints = CheckpointStore(self.store)
         self.rank_zero = RankZero(task, self.checkpoints, self.state, torch.device("cpu"))
 
     def step(self, number: int = 1) -> None:
@@ -81,11 +90,12 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
 
 
 @pytest.fixture
-def make(database: TrackingConfig, tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    runs: list[Run] = []
+def make(database: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
+    runs, lines = list[Run](), list[str]()
+    monkeypatch.setattr(progress, "_send", lines.append)
 
     def make(**changes: Any) -> Run:
-        runs.append(Run(tmp_path, TrackingRun.create(database, "test"), **changes))
+        runs.append(Run(tmp_path, TrackingRun.open(database, new_run_key(), "test"), lines, **changes))
         return runs[-1]
 
     yield make
@@ -111,6 +121,19 @@ def test_training_goes_on_while_a_copy_is_written(make: Callable[..., Run], data
     tracked = run.rank_zero._task.run
     ((step, stall_s),) = tracked.metric_history(STALL_METRIC)
     assert step == 2 and 0 < stall_s < 60
+
+
+def test_the_runs_record_says_once_that_there_are_checkpoints(make: Callable[..., Run], tmp_path: Path) -> None:
+    run = make()
+    run.step(2)
+    assert not read_run_record(LocalStore(tmp_path)).has_checkpoints
+    run.store.open.set()
+    run.step(2)
+    assert read_run_record(LocalStore(tmp_path)).has_checkpoints
+    first = (tmp_path / RUN_RECORD).stat().st_mtime_ns
+    run.step(2)
+    run.rank_zero.close()
+    assert (tmp_path / RUN_RECORD).stat().st_mtime_ns == first
 
 
 def test_the_next_checkpoint_waits_for_the_one_before_and_says_so(make: Callable[..., Run]) -> None:
