@@ -220,3 +220,16 @@ def _interrupt_main_thread() -> None:
         if callable(signal.getsignal(signum)):
             signal.pthread_kill(threading.main_thread().ident or 0, signum)
             return
+
+
+def holder_token(store: ObjectStore) -> str | None:
+    """The token of whoever holds the lease of an output, or held it last; None if there is no readable lease.
+
+    Raises:
+        StorageError: If the store gives no answer.
+    """
+    try:
+        record = _parse(store, store.read(LEASE_KEY))
+    except ObjectMissingError:
+        return None
+    return None if record is None else record.token

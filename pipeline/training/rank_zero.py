@@ -15,7 +15,8 @@ from pipeline.models.model_files import ModelCard
 from pipeline.progress import say
 from pipeline.stores.storage import open_store
 from pipeline.training.background import BackgroundWriter
-from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore, Retention
+from pipeline.training.checkpoint_records import CheckpointRecord
+from pipeline.training.checkpoints import CheckpointStore, Retention
 from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
 from pipeline.training.host_copy import HostCopy
 from pipeline.training.run_record import update_run_record

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.config_io import to_json
 from pipeline.errors import LeaseHeldError, LeaseLostError, StorageError
-from pipeline.stores.lease import LEASE_KEY, LeaseRecord, hold_lease
+from pipeline.stores.lease import LEASE_KEY, LeaseRecord, hold_lease, holder_token
 from pipeline.stores.local_store import LocalStore
 from pipeline.stores.object_store import ObjectStore
 from tests.pipeline.storage_checks import check_one_line
@@ -209,3 +209,15 @@ def test_two_holdings_of_one_process_differ(tmp_path: Path) -> None:
         with hold_lease(LocalStore(tmp_path), duration_s=10):
             tokens.add(record_in(LocalStore(tmp_path))["token"])
     assert len(tokens) == 3
+
+
+def test_the_token_of_the_last_holder_is_known_after_its_end_too(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    assert holder_token(store) is None
+    with hold_lease(store, duration_s=60):
+        first = holder_token(store)
+    assert first and holder_token(store) == first
+    with hold_lease(store, duration_s=60):
+        assert holder_token(store) not in (None, first)
+    store.write(LEASE_KEY, b"damaged")
+    assert holder_token(store) is None
