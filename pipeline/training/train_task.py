@@ -27,3 +27,5 @@ class TrainTask:
     """The MLflow run that rank 0 joins."""
     board: Any
     """Handle of the driver's progress board."""
+    lease_token: str | None = None
+    """Token of the driver's lease: rank 0 records nothing once the output has another; None: it is not asked for."""
