@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch.distributed
 import torch.multiprocessing
 
 from ddpm import ImportanceSampler, build_network
-from pipeline.errors import CheckpointError, PipelineError, StorageError
+from pipeline.errors import CheckpointError, FormatVersionError, PipelineError, StorageError
 from pipeline.stores.local_store import LocalStore
 from pipeline.training.checkpoint_files import FileRecord
 from pipeline.training.checkpoint_records import CheckpointRecord
@@ -24,6 +25,16 @@ from pipeline.training.training_state import TrainingState
 from tests.pipeline.training.small_runs import CARD, MODEL, to_files
 
 READERS = (True, False, True)
+_LATER = (b'"format_version":2', b'"format_version":3')
+UNUSABLE = {
+    "later state": ("state.json", *_LATER, "state.json: has format_version 3"),
+    "another step": ("state.json", b'"step":2', b'"step":1', "state.json: is of step 1, its record of 2"),
+    "later card": ("model.json", *_LATER, "model.json: has format_version 3"),
+    "later average": ("ema-20.json", *_LATER, "ema-20.json: has format_version 3"),
+    "other weights": ("model.json", b'"weights_sha256":"', b'"weights_sha256":"0', "weights.safetensors is not the"),
+    "other source": ("model.json", b'"source_sha256":null', b'"source_sha256":"0"', "source.json is not the one"),
+}
+"""Checkpoints that are as their records say: the file that is another, what it says instead, and the line about it."""
 OPTIMIZER = OptimizerConfig(
     learning_rate=0.01, warmup_steps=0, ema_halflife_images=100, more_ema_halflives_images=(20,)
 )
@@ -67,11 +78,15 @@ def trained(steps: int) -> TrainingState:
     return state
 
 
-def save(checkpoints: CheckpointStore, steps: int, *, state_format: bytes = b"2") -> CheckpointRecord:
+def save(
+    checkpoints: CheckpointStore, steps: int, *, alter: str = "", old: bytes = b"", new: bytes = b""
+) -> CheckpointRecord:
     pieces = encode_state(trained(steps).parts(), CARD, None, (), max_file_bytes=8000)
     files = {name: data for piece in pieces for name, data in piece().items()} | {"config.toml": b"x"}
-    state = files["state.json"].replace(b'"format_version":2', b'"format_version":' + state_format)
-    return checkpoints.save(steps, [lambda: files | {"state.json": state}])
+    if alter:
+        assert old in files[alter]
+        files[alter] = files[alter].replace(old, new)
+    return checkpoints.save(steps, [lambda: files])
 
 
 def summary(state: TrainingState) -> dict[str, str]:
@@ -130,9 +145,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             for record in records:
                 flip(folder, case, record, "state.json")
     (folder / "cases" / "nothing").mkdir()
-    later = CheckpointStore(LocalStore(folder / "cases" / "later state"))
-    save(later, 1)
-    save(later, 2, state_format=b"3")
+    for case, (name, old, new, _) in UNUSABLE.items():
+        checkpoints = CheckpointStore(LocalStore(folder / "cases" / case))
+        save(checkpoints, 1)
+        save(checkpoints, 2, alter=name, old=old, new=new)
     torch.multiprocessing.spawn(go_on, args=(str(folder),), nprocs=3)
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(3)]
 
@@ -184,10 +200,23 @@ def test_damage_that_one_rank_finds_turns_all_to_the_one_before(
     assert results[0][case]["state"] == expected
 
 
-def test_a_state_of_a_later_version_is_left_out_too(results: list[dict[str, Any]]) -> None:
-    assert [result["later state"]["step"] for result in results] == [1, 1, 1]
-    (line,) = results[0]["later state"]["lines"]
-    assert "step 2 is of another version" in line and "state.json: has format_version 3" in line
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_what_is_whole_and_of_no_use_is_left_out_too(results: list[dict[str, Any]], case: str) -> None:
+    assert [result[case]["step"] for result in results] == [1, 1, 1]
+    (line,) = results[0][case]["lines"]
+    what = "of another version" if "later" in case else "damaged"
+    assert f"step 2 is {what}" in line and UNUSABLE[case][3] in line
+
+
+def test_a_model_that_cannot_be_registered_is_not_gone_on_from(tmp_path: Path) -> None:
+    """Else a run at its last step would find nothing to train, and nothing to register, for ever."""
+    for case, (name, old, new, _) in UNUSABLE.items():
+        checkpoints = CheckpointStore(LocalStore(tmp_path / case), lambda _: None)
+        record = save(checkpoints, 2, alter=name, old=old, new=new)
+        if name == "model.json":
+            assert checkpoints.read_finished(2) is None
+            with pytest.raises((CheckpointError, FormatVersionError)):
+                checkpoints.check_cards(record)
 
 
 def test_a_store_that_does_not_answer_one_rank_is_no_damage(results: list[dict[str, Any]]) -> None:
@@ -224,3 +253,37 @@ def test_reading_is_dealt_by_bytes_and_rank_0_has_its_own_to_read() -> None:
     assert {reader for _, _, reader in plan_reads(record, names, (), [3]).shared} == {3}
     with pytest.raises(CheckpointError, match=r"has no importance\.safetensors"):
         plan_reads(record, ("importance.safetensors",), (), [0])
+
+
+class HangingStore(LocalStore):
+    """The first large file that is asked for cannot be read; the others are waited for."""
+
+    def __init__(self, root: Path, error: BaseException) -> None:
+        super().__init__(root)
+        self.error, self.answers, self.hanging = error, threading.Event(), threading.Event()
+        self.first = threading.Lock()
+
+    def read(self, key: str) -> bytes:
+        if key.endswith(".safetensors"):
+            if self.first.acquire(blocking=False):
+                self.hanging.wait()
+                raise self.error
+            self.hanging.set()
+            self.answers.wait()
+        return super().read(key)
+
+
+@pytest.mark.parametrize("error", [StorageError("no answer"), KeyboardInterrupt()], ids=["unanswered", "Ctrl-C"])
+def test_a_read_that_has_failed_waits_for_no_other(tmp_path: Path, error: BaseException) -> None:
+    save(CheckpointStore(LocalStore(tmp_path / "checkpoints")), 1)
+    store = HangingStore(tmp_path / "checkpoints", error)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        with pytest.raises(type(error)):
+            restore_newest(
+                make_state(9, keep_ema=True), CheckpointStore(store), is_reader=True, device=torch.device("cpu")
+            )
+        assert not store.answers.is_set()
+    finally:
+        store.answers.set()
+        torch.distributed.destroy_process_group()
