@@ -10,8 +10,8 @@ import pytest
 from pipeline.errors import ConfigError, TrackingUnavailableError
 from pipeline.models.registration import MODEL_TYPE, register_model
 from pipeline.models.registry import resolve_model
-from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.stores import patience
+from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
 from tests.faulty_proxy import Answer, FaultyProxy, LoseAnswer
