@@ -23,6 +23,8 @@ class TrainTask:
     """Source of the caller's own network."""
     fork_digest: str | None
     """Digest of the model that the run began with; None where that was none."""
+    lease_token: str
+    """Names the lease under which the workers write; once another stands in the store, they stop."""
     run: TrackingRun
     """The MLflow run that rank 0 joins."""
     board: Any
