@@ -150,6 +150,8 @@ def test_no_password_is_printed_or_stored_by_a_whole_run(
         for flags in ([], ["--traceback"]):
             code, printed = terminal.run(job, *mistaken, *flags)
             assert code in (1, 2) and "error: " in printed, printed
+            if mistaken is wrong[0][1] and not flags:
+                assert "trained to step 2, checkpoint " in printed and "--resume registers it" in printed, printed
     with pytest.raises(TrackingUnavailableError) as refused:
         check_server(TrackingConfig(uri=away.replace("http", "postgresql+nothing")))
     for flags in (["--tracking.uri", away, "--help"], [*by_file, "--help"]):
