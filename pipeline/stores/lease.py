@@ -194,7 +194,11 @@ def hold_lease(store: ObjectStore, *, duration_s: float) -> Iterator[Lease]:
 
 
 def holder_token(store: ObjectStore) -> str | None:
-    """Whose lease an output has, by its token; None where there is none that can be read."""
+    """The token of whoever holds the lease of an output, or held it last; None if there is no readable lease.
+
+    Raises:
+        StorageError: If the store gives no answer.
+    """
     try:
         record = _parse(store, store.read(LEASE_KEY))
     except ObjectMissingError:

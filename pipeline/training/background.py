@@ -40,6 +40,14 @@ class BackgroundWriter:
                 self._report(f"waited {waited_s:.1f} s until the {kind} before was written")
         self._raise()
 
+    def check(self) -> None:
+        """Wait for nothing.
+
+        Raises:
+            BaseException: What any job so far has raised.
+        """
+        self._raise()
+
     def start(self, kind: str, job: Callable[[], None]) -> None:
         """Hand over a job; call `wait` before what it reads is changed."""
         self._jobs[kind] = self._pool.submit(self._do, job)

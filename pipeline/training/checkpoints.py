@@ -9,60 +9,35 @@ Readers move and delete nothing: what is damaged, or of another version, is repo
 the holder of the run's lease, supersedes such a record, over the very version of it that was found bad.
 """
 
-import hashlib
-import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from pipeline.config_io import read_record, to_json
-from pipeline.errors import CheckpointError, ConfigError, FormatVersionError, ObjectMissingError
-from pipeline.models.model_files import MODEL_JSON, SOURCE_JSON, WEIGHTS, ModelFiles, read_card
+from pipeline.config_io import to_json
+from pipeline.errors import CheckpointError, FormatVersionError, ObjectMissingError
+from pipeline.models.model_files import MODEL_JSON, SOURCE_JSON, WEIGHTS, ModelCard, ModelFiles, read_card
 from pipeline.progress import say
+from pipeline.stores.lease import LEASE_KEY
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
-from pipeline.training.checkpoint_files import FileRecord, Piece, read_file, write_pieces
+from pipeline.training.checkpoint_files import Piece, read_file, write_pieces
+from pipeline.training.checkpoint_records import (
+    RECORDS,
+    CheckpointRecord,
+    PinRecord,
+    is_average_card,
+    parse_record,
+    parse_stored,
+    record_key,
+    step_folder,
+    step_of_key,
+)
+from pipeline.training.ema_snapshots import parse_snapshots
 from pipeline.training.side_work import Remover
+from pipeline.training.state_files import SNAPSHOTS_JSON, STATE_JSON, Position, parse_position
 
-TRAIN_AGAIN = "train again into another output"
-"""What to do about records of an older version, of a run or its checkpoints."""
-_RECORDS, _PINNED = "_records/", "_pinned/"
-_RECORD_KEY = re.compile(_RECORDS + r"step-(\d{9,})\.json")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CheckpointRecord:
-    """What makes a checkpoint exist."""
-
-    format_version: int = 2
-    """Version of this record's form."""
-    step: int
-    """Optimiser steps behind the checkpoint; the next global batch is the one with this index."""
-    prefix: str
-    """The checkpoint's folder, relative to the store."""
-    files: tuple[FileRecord, ...]
-    """Every file, by name."""
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Names of the files."""
-        return frozenset(file.name for file in self.files)
-
-    @property
-    def digest(self) -> str:
-        """Digest of the files' digests: equal for equal contents, wherever they lie."""
-        return hashlib.sha256("".join(f"{f.name}:{f.sha256}\n" for f in self.files).encode()).hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PinRecord:
-    """Why a checkpoint is kept for ever; `_pinned/<its folder>.json`, and its key alone keeps it."""
-
-    format_version: int = 2
-    """Version of this record's form."""
-    prefix: str
-    """The checkpoint's folder."""
-    registered_as: str
-    """Name in the model registry under which versions of it were made."""
+_PINNED = "_pinned/"
+LEFTOVER_AGE_S = 3600.0
+"""Seconds after which nobody is thought to write in a folder that no record names: much longer than one file takes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,18 +60,21 @@ class CheckpointStore:
     Args:
         store: Object store rooted at the run's checkpoint folder.
         report: Takes the lines about what is left out, superseded or cannot be deleted.
+        output: The run's folder, whose lease shows the time on the store's clock.
     """
 
-    def __init__(self, store: ObjectStore, report: Callable[[str], None] = say) -> None:
+    def __init__(
+        self, store: ObjectStore, report: Callable[[str], None] = say, *, output: ObjectStore | None = None
+    ) -> None:
         """Use the folder that `store` is rooted at."""
-        self._store, self._report = store, report
+        self._store, self._report, self._output = store, report, output
+        self._said: set[str] = set()
         self._remover = Remover(store, report)
-        self._being_written: set[str] = set()
 
     @classmethod
     def of_run(cls, output: str, report: Callable[[str], None] = say) -> "CheckpointStore":
         """The checkpoints of the run in an output folder."""
-        return cls(open_store(join_uri(output, "checkpoints")), report)
+        return cls(open_store(join_uri(output, "checkpoints")), report, output=open_store(output))
 
     @property
     def root(self) -> str:
@@ -129,14 +107,10 @@ class CheckpointStore:
         """
         for record in self.records():
             sizes = {info.key: info.size_bytes for info in self._store.list(f"{record.prefix}/")}
-            wrong = [file for file in record.files if sizes.get(f"{record.prefix}/{file.name}") != file.size_bytes]
-            if wrong:
-                file, size = wrong[0], sizes.get(f"{record.prefix}/{wrong[0].name}")
-                found = "missing" if size is None else f"{size} bytes"
-                where = f"{self.uri(record)}/{file.name}"
-                self.leave_out(record.step, CheckpointError(f"{where}: {found}, recorded are {file.size_bytes} bytes"))
-            else:
+            if (fault := self._fault(record, sizes)) is None:
                 yield record
+            else:
+                self.leave_out(record.step, fault)
 
     def newest(self) -> CheckpointRecord | None:
         """The first of `candidates`; None if there is none."""
@@ -183,6 +157,37 @@ class CheckpointStore:
                 self.leave_out(record.step, error)
         return None
 
+    def read_position(self, record: CheckpointRecord) -> Position:
+        """How far the run had come, compared with the record.
+
+        Raises:
+            CheckpointError: As `read`, or if it is another step's.
+            FormatVersionError: If it is of another version.
+        """
+        where = f"{self.uri(record)}/{STATE_JSON}"
+        position = parse_position(self.read(record, STATE_JSON), where)
+        if position.step != record.step:
+            raise CheckpointError(f"{where}: is of step {position.step}, its record of {record.step}")
+        return position
+
+    def check_cards(self, record: CheckpointRecord) -> None:
+        """Refuse what `read_model` refuses, of every average, without reading the weights; only small files are read.
+
+        Raises:
+            CheckpointError: As `read`, or if a card names other weights or another source than the record.
+            FormatVersionError: If a card is of another version.
+        """
+        sha256 = {file.name: file.sha256 for file in record.files}
+        averages = {name: f"{name.removesuffix('.json')}.safetensors" for name in record.names if is_average_card(name)}
+        for name, weights in sorted({MODEL_JSON: WEIGHTS, **averages}.items()):
+            where = f"{self.uri(record)}/{name}"
+            card = parse_stored(ModelCard, self.read(record, name), where)
+            for file, named in ((weights, card.weights_sha256), (SOURCE_JSON, card.source_sha256)):
+                if sha256.get(file) != named:
+                    raise CheckpointError(f"{where}: its {file} is not the one of this checkpoint (sha256 differs)")
+        if SOURCE_JSON in record.names:
+            self.read(record, SOURCE_JSON)
+
     def verify(self, record: CheckpointRecord) -> None:
         """Compare every file with the record.
 
@@ -193,21 +198,27 @@ class CheckpointStore:
             read_file(self._store, record.prefix, file)
 
     def leave_out(self, step: int, error: CheckpointError | FormatVersionError) -> None:
-        """Say that a checkpoint is not used."""
+        """Say that a checkpoint is not used; the same of the same one is said once."""
         what = "of another version" if isinstance(error, FormatVersionError) else "damaged"
-        self._report(f"checkpoint of step {step} is {what} and left out ({error}); trying the one before it")
+        line = f"checkpoint of step {step} is {what} and left out ({error}); trying the one before it"
+        if line not in self._said:
+            self._said.add(line)
+            self._report(line)
 
     # ---- writing: for the holder of the run's lease
 
-    def save(self, step: int, pieces: Iterable[Piece]) -> CheckpointRecord:
+    def save(
+        self, step: int, pieces: Iterable[Piece], *, fence: Callable[[], object] = lambda: None
+    ) -> CheckpointRecord:
         """Write the files, read each back, and only then record the checkpoint.
 
-        A record of this step that stands already is read: if it is ours, or a good one of another attempt, it stands,
-        and in the second case ours is removed. If it is damaged or of another version, ours takes its place.
+        A record of this step that stands already is read: if it is ours, or another attempt's that a run can go on
+        from as it can from ours, it stands, and in the second case ours is removed. Otherwise ours takes its place.
 
         Args:
             step: Optimiser steps behind these files.
             pieces: Makes the files.
+            fence: Called before a record is created or replaced; raises if this process may no longer write.
 
         Returns:
             The record that stands for this step.
@@ -215,12 +226,15 @@ class CheckpointStore:
         Raises:
             CheckpointError: If what was read back differs from what was written.
             StorageError: If the store does not answer; nothing of what was written is removed then.
+            Exception: What the fence raises; nothing is recorded or removed then.
         """
-        key, prefix = _record_key(step), f"step-{step:09d}-{uuid.uuid4().hex[:8]}"
-        self._being_written = {prefix}
+        key, prefix = record_key(step), step_folder(step) + uuid.uuid4().hex[:8]
         ours = CheckpointRecord(step=step, prefix=prefix, files=write_pieces(self._store, prefix, pieces))
         data = to_json(ours)
-        while not self._store.create(key, data):
+        while True:
+            fence()
+            if self._store.create(key, data):
+                return ours
             try:
                 standing = self._store.read_versioned(key)
             except ObjectMissingError:
@@ -228,16 +242,28 @@ class CheckpointStore:
             if standing.data == data:
                 return ours  # an answer that was lost: ours has been created before
             try:
-                theirs = self._parse(standing.data, key)
-                self.verify(theirs)
+                theirs = parse_record(standing.data, step, join_uri(self._store.uri, key))
+                self._check_as_usable(theirs, ours)
             except (CheckpointError, FormatVersionError) as error:
+                fence()
                 if self._store.replace(key, data, standing.etag) is not None:
                     self._report(f"checkpoint of step {step}: this one takes the place of a record there ({error})")
                     return ours
                 continue  # it has changed: read it again
-            self._remover.remove(_keys(ours))
+            self._remover.remove(ours.keys)
             return theirs
-        return ours
+
+    def _check_as_usable(self, theirs: CheckpointRecord, ours: CheckpointRecord) -> None:
+        """Refuse a checkpoint that a run could not go on from as it can from ours."""
+        if missing := sorted(ours.names - theirs.names):
+            raise CheckpointError(f"{self.uri(theirs)}: has no {', '.join(missing)}")
+        self.verify(theirs)
+        if MODEL_JSON in ours.names:
+            self.check_cards(theirs)
+        if STATE_JSON in ours.names:
+            self.read_position(theirs)
+        if SNAPSHOTS_JSON in ours.names:
+            parse_snapshots(self.read(theirs, SNAPSHOTS_JSON), f"{self.uri(theirs)}/{SNAPSHOTS_JSON}")
 
     def pin(self, record: CheckpointRecord, registered_as: str) -> None:
         """Keep a checkpoint for ever; safe to repeat.
@@ -255,6 +281,9 @@ class CheckpointStore:
     def prune(self, newest: CheckpointRecord, retention: Retention) -> None:
         """Remove what need not be kept, the record before the files; what cannot be removed is said and counted.
 
+        A checkpoint whose files are not all there, as long as recorded, does not count as one that is kept. Where that
+        is so of the newest one, nothing is removed.
+
         Args:
             newest: The checkpoint that was just recorded. Later records are not its run's past, so they neither count
                 nor go: they were left out when the run went on, and are superseded when it comes by.
@@ -262,23 +291,39 @@ class CheckpointStore:
         """
         pinned = self._pinned_folders()
         found = [record for _, record in self._read_records() if isinstance(record, CheckpointRecord)]
-        for age, record in enumerate(record for record in found if record.step <= newest.step):
+        sizes = {info.key: info.size_bytes for info in self._store.list("step-")}
+        if (fault := self._fault(newest, sizes)) is not None:
+            self._report(f"checkpoint of step {newest.step}: no other is removed, because it is damaged ({fault})")
+            return
+        age = 0
+        for record in (record for record in found if record.step <= newest.step):
             if not retention.keeps(record.step, age) and record.prefix not in pinned:
-                keys = [_record_key(record.step), *_keys(record)]
+                keys = [record_key(record.step), *record.keys]
                 if self._remover.remove(keys) < len(keys):
                     return
+            age += self._fault(record, sizes) is None
 
-    def remove_leftovers(self) -> int:
+    def remove_leftovers(self, *, older_than_s: float = LEFTOVER_AGE_S) -> int:
         """Remove folders of attempts that died before their record stood; for the lease's holder while nothing writes.
 
-        If a record cannot be read nothing is removed, because it may name any of them.
+        A folder in which something was written lately stays: its writer may still live, without having heard that the
+        lease is another's. If a record cannot be read nothing is removed, because it may name any of them.
+
+        Args:
+            older_than_s: Least age of a folder's newest file, in seconds on the store's clock.
 
         Returns:
             How many files were removed.
         """
         # The files are listed before the records: what is recorded in between is named by then.
-        files = [info.key for info in self._store.list("step-")]
-        named = self._pinned_folders() | self._being_written
+        files, modified_s = list[str](), dict[str, float]()
+        for info in self._store.list("step-"):
+            folder = info.key.partition("/")[0]
+            files.append(info.key)
+            modified_s[folder] = max(info.modified_s, modified_s.get(folder, 0.0))
+        now_s = max(self._lease_renewed_s(), *modified_s.values(), 0.0)
+        named = self._pinned_folders()
+        named |= {folder for folder, changed_s in modified_s.items() if now_s - changed_s <= older_than_s}
         for step, found in self._read_records():
             if not isinstance(found, CheckpointRecord):
                 self._report(f"folders of attempts that died stay where they are: step {step} may name one ({found})")
@@ -290,35 +335,35 @@ class CheckpointStore:
         """Say how many deletions failed."""
         self._remover.sum_up()
 
+    def _lease_renewed_s(self) -> float:
+        """When the lease of the run was last renewed, on the store's clock; 0 where there is none."""
+        lease = None if self._output is None else self._output.stat(LEASE_KEY)
+        return 0.0 if lease is None else lease.modified_s
+
+    def _fault(self, record: CheckpointRecord, sizes: Mapping[str, int]) -> CheckpointError | None:
+        """What is wrong with a checkpoint by the lengths of the files that are there, by key."""
+        for file in record.files:
+            size = sizes.get(f"{record.prefix}/{file.name}")
+            if size != file.size_bytes:
+                found = "missing" if size is None else f"{size} bytes"
+                return CheckpointError(f"{self.uri(record)}/{file.name}: {found}, recorded are {file.size_bytes} bytes")
+        return None
+
     def _pinned_folders(self) -> set[str]:
         keys = (info.key for info in self._store.list(_PINNED))
         return {key.removeprefix(_PINNED).removesuffix(".json") for key in keys}
 
     def _record_keys(self) -> list[tuple[int, str]]:
         """Steps and keys, newest first."""
-        found = (_RECORD_KEY.fullmatch(info.key) for info in self._store.list(_RECORDS))
-        return sorted(((int(match[1]), match[0]) for match in found if match), reverse=True)
+        found = ((step_of_key(info.key), info.key) for info in self._store.list(RECORDS))
+        return sorted(((step, key) for step, key in found if step is not None), reverse=True)
 
     def _read_records(self) -> Iterator[tuple[int, CheckpointRecord | CheckpointError | FormatVersionError]]:
         """Every record with its step, newest first, or why it cannot be read."""
         for step, key in self._record_keys():
             try:
-                yield step, self._parse(self._store.read(key), key)
+                yield step, parse_record(self._store.read(key), step, join_uri(self._store.uri, key))
             except ObjectMissingError:
                 continue  # removed since it was listed
             except (CheckpointError, FormatVersionError) as error:
                 yield step, error
-
-    def _parse(self, data: bytes, key: str) -> CheckpointRecord:
-        try:
-            return read_record(CheckpointRecord, data, join_uri(self._store.uri, key), remedy=TRAIN_AGAIN)
-        except ConfigError as error:  # nobody typed this file: it is damaged
-            raise CheckpointError(str(error)) from error
-
-
-def _record_key(step: int) -> str:
-    return f"{_RECORDS}step-{step:09d}.json"
-
-
-def _keys(record: CheckpointRecord) -> list[str]:
-    return [f"{record.prefix}/{file.name}" for file in record.files]

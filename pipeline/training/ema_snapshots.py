@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from ddpm import PowerProfile
-from pipeline.config_io import read_record
-from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import say
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
 from pipeline.training.checkpoint_files import FileRecord, encode_tensors, read_file, write_pieces
-from pipeline.training.checkpoints import TRAIN_AGAIN
+from pipeline.training.checkpoint_records import parse_stored
 from pipeline.training.side_work import Remover
 
 SNAPSHOTS_FOLDER = "ema_snapshots"
@@ -91,10 +89,7 @@ def parse_snapshots(data: bytes, where: str) -> tuple[SnapshotRecord, ...]:
         CheckpointError: If it is damaged.
         FormatVersionError: If it is of another version.
     """
-    try:
-        return read_record(SnapshotList, data, where, remedy=TRAIN_AGAIN).snapshots
-    except ConfigError as error:  # nobody typed this file: it is damaged
-        raise CheckpointError(str(error)) from error
+    return parse_stored(SnapshotList, data, where).snapshots
 
 
 class SnapshotStore:

@@ -10,15 +10,20 @@ import torch
 from ddpm import DiffusionModel, build_network, generate, x_0_to_images
 from pipeline.config_sections import write_section
 from pipeline.data.pictures import image_grid
-from pipeline.errors import PipelineError
+from pipeline.errors import LeaseLostError
 from pipeline.models.model_files import ModelCard
 from pipeline.progress import say
+from pipeline.redact import redact
+from pipeline.stores.lease import holder_token
+from pipeline.stores.patience import patience_s
 from pipeline.stores.storage import open_store
 from pipeline.training.background import BackgroundWriter
-from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore, Retention
+from pipeline.training.checkpoint_records import CheckpointRecord
+from pipeline.training.checkpoints import CheckpointStore, Retention
 from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
 from pipeline.training.host_copy import HostCopy
 from pipeline.training.run_record import update_run_record
+from pipeline.training.side_work import SideWork
 from pipeline.training.state_files import SNAPSHOTS_JSON, StateParts, encode_state
 from pipeline.training.telemetry import STALL_METRIC, Stall, Throughput
 from pipeline.training.train_task import TrainTask
@@ -26,6 +31,7 @@ from pipeline.training.training_state import TrainingState
 
 _GRID_ROWS, _GRID_COLUMNS = 4, 10
 _FLUSH_TIMEOUT_S = 5.0
+_CLOSE_TIMEOUT_S = 30.0
 
 
 class RankZero:
@@ -43,14 +49,15 @@ class RankZero:
     ) -> None:
         """Join the MLflow run; steps that it already holds are not logged again."""
         self._task, self._checkpoints, self._state, self._device = task, checkpoints, state, device
-        self._snapshots = SnapshotStore.of_run(task.config.output)
+        self._output, self._snapshots = open_store(task.config.output), SnapshotStore.of_run(task.config.output)
         self._writer, self._copy, self._stall = BackgroundWriter(say), HostCopy(), Stall()
         self._card = ModelCard(
             config=task.model_config,
             class_names=task.manifest.class_names if task.model_config.num_classes else (),
             dataset_digest=task.manifest.digest,  # seconds, where there are 100,000 shards
         )
-        self._has_checkpoints = False
+        self._grids, self._tidying = SideWork("drawing a grid", say), SideWork("removing older checkpoints", say)
+        self._has_checkpoints = self._is_unsent = self._has_finished = False
         task.run.skip_logged_steps()
 
     def log(self, metrics: dict[str, float], throughput: Throughput) -> None:
@@ -67,7 +74,12 @@ class RankZero:
         self._task.board.update.remote(state.step, f"{loss}{throughput.images_per_s:.0f} img/s")
 
     def after_step(self) -> bool:
-        """Take a snapshot, write a checkpoint and draw a grid where they are due; says whether that took time."""
+        """Take a snapshot, write a checkpoint and draw a grid where they are due; says whether that took time.
+
+        Raises:
+            BaseException: What went wrong since, while a snapshot or a checkpoint was written.
+        """
+        self._writer.check()
         config, step = self._task.config, self._state.step
         last = step == config.steps
         due_grid = config.grid_interval_steps > 0 and (last or step % config.grid_interval_steps == 0)
@@ -76,7 +88,8 @@ class RankZero:
         if due_checkpoint:
             self._save()
         if due_grid:
-            self._task.run.log_image(self._grid(), f"samples/step-{step:09d}.png")
+            with self._grids.attempt(step):
+                self._task.run.log_image(self._grid(), f"samples/step-{step:09d}.png")
         return due_grid or due_checkpoint or took_snapshot
 
     def finish(self) -> None:
@@ -86,12 +99,22 @@ class RankZero:
             BaseException: What went wrong while it, or one before, was written.
         """
         self._writer.finish()
+        self._has_finished = True
 
     def close(self) -> None:
-        """Finish the checkpoint that is being written, and send what is still to be logged."""
+        """Finish the checkpoint that is being written, and send what is still to be logged.
+
+        Where training has come to its end MLflow is waited for as a store is, because nothing else will send it.
+        """
         self._writer.close()
         self._checkpoints.close()
-        self._task.run.close()
+        for side_work in (self._grids, self._tidying):
+            side_work.sum_up()
+        run, timeout_s = self._task.run, _CLOSE_TIMEOUT_S
+        if self._has_finished and run.flush(timeout_s=_FLUSH_TIMEOUT_S):
+            timeout_s = patience_s()
+            say(f"MLflow at {redact(run.uri)} has not got all metrics; waiting up to {timeout_s / 60:.3g} minutes")
+        run.close(timeout_s=timeout_s)
 
     def _take_snapshot(self) -> bool:
         config, state = self._task.config, self._state
@@ -114,16 +137,22 @@ class RankZero:
         """Beside training: store a copy of the state, link it, and remove what is no longer kept."""
         task, step = self._task, parts.position.step
         # What was logged before a checkpoint is not logged again by a run that goes on from it.
-        task.run.flush(timeout_s=_FLUSH_TIMEOUT_S)
+        num_left = task.run.flush(timeout_s=_FLUSH_TIMEOUT_S)
+        if num_left and not self._is_unsent:
+            say(
+                f"checkpoint of step {step}: MLflow has not got {num_left} metrics or files of the steps before it; "
+                "they are kept and sent later, and are lost if this process dies before"
+            )
+        self._is_unsent = num_left > 0
         averages = self._state.averages
         assert averages is not None
         # Snapshots are written by this thread, in order: here are those of the steps up to this one.
         snapshots = averages.snapshots if averages.is_tracking else None
         card = dataclasses.replace(self._card, train_step=step)
         pieces = [*encode_state(parts, card, task.source, snapshots), self._config_piece]
-        record = self._checkpoints.save(step, pieces)
+        record = self._checkpoints.save(step, pieces, fence=self._fence)
         if not self._has_checkpoints:
-            update_run_record(open_store(task.config.output), has_checkpoints=True)
+            update_run_record(self._output, has_checkpoints=True)
             self._has_checkpoints = True
         task.run.log_checkpoint(step, self._checkpoints.uri(record), record.digest)
         self._tidy(record)
@@ -134,13 +163,24 @@ class RankZero:
     def _tidy(self, newest: CheckpointRecord) -> None:
         """Side work: that it fails is no reason to end a run."""
         config = self._task.config
-        try:
+        self._fence()
+        with self._tidying.attempt(newest.step):
             retention = Retention(last=config.keep_checkpoints, every_steps=config.keep_every_steps)
             self._checkpoints.prune(newest, retention)
             if newest.step == config.steps and config.post_hoc_ema.tracked:
                 self._remove_leftover_snapshots(newest)
-        except PipelineError as error:
-            say(f"checkpoint of step {newest.step}: older ones were not removed ({error})")
+
+    def _fence(self) -> None:
+        """Stop where another driver has taken over: what is recorded and removed here would be from its run.
+
+        Raises:
+            LeaseLostError: If the output's lease is another's.
+        """
+        if holder_token(self._output) not in (None, self._task.lease_token):
+            raise LeaseLostError(
+                f"{self._output.uri}: another driver has taken over its lease, so this worker stops; nothing that it "
+                "recorded is lost"
+            )
 
     def _remove_leftover_snapshots(self, last: CheckpointRecord) -> None:
         """Those that the run's last checkpoint does not name: of two attempts at once it may be the other's."""

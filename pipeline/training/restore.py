@@ -16,14 +16,13 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError, FormatVersionError, PipelineError
 from pipeline.training.checkpoint_files import FileRecord
-from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
+from pipeline.training.checkpoint_records import CheckpointRecord
+from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.ema_snapshots import SnapshotRecord, parse_snapshots
 from pipeline.training.state_files import (
     SNAPSHOTS_JSON,
-    STATE_JSON,
     Position,
     decode_tensors,
-    parse_position,
     parts_of,
 )
 from pipeline.training.training_state import TrainingState
@@ -136,7 +135,7 @@ def _choices(
     for record in checkpoints.candidates():
         try:
             plan = plan_reads(record, state.shared_files, state.own_files, readers)
-            position = parse_position(checkpoints.read(record, STATE_JSON), STATE_JSON)
+            position = checkpoints.read_position(record)
             yield _Chosen(record=record, plan=plan, position=position)
         except (CheckpointError, FormatVersionError) as error:
             checkpoints.leave_out(record.step, error)
@@ -182,19 +181,27 @@ def _read(checkpoints: CheckpointStore, chosen: _Chosen, state: TrainingState) -
 
     mine = [file for _, file, reader in chosen.plan.shared if reader == rank]
     try:
-        with ThreadPoolExecutor(_IN_PARALLEL) as pool:
+        with _reading() as pool:
             held.shared = dict(zip((file.name for file in mine), pool.map(tensors_of, mine)))
             if rank == 0:
                 for (name, _), tensors in zip(chosen.plan.own, pool.map(tensors_of, (f for _, f in chosen.plan.own))):
                     held.own.setdefault(name, {}).update(tensors)
-                for name in chosen.record.names - {STATE_JSON, SNAPSHOTS_JSON}:
-                    if name.endswith(".json"):  # small, and without it a model of this checkpoint could not be used
-                        checkpoints.read(chosen.record, name)
+                checkpoints.check_cards(chosen.record)  # what cannot be registered at the end is not gone on from
                 if state.averages is not None and state.averages.is_tracking:
                     held.snapshots = parse_snapshots(checkpoints.read(chosen.record, SNAPSHOTS_JSON), SNAPSHOTS_JSON)
     except PipelineError as error:
         return held, error
     return held, None
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[ThreadPoolExecutor]:
+    """A pool for reads that nobody waits for once one has failed, or at Ctrl-C: each may be patient for minutes."""
+    pool = ThreadPoolExecutor(_IN_PARALLEL, thread_name_prefix="restore")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _share(

@@ -13,11 +13,11 @@ from functools import partial
 import safetensors.torch
 from torch import Tensor
 
-from pipeline.config_io import read_record, to_json
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.config_io import to_json
+from pipeline.errors import CheckpointError
 from pipeline.models.model_files import WEIGHTS, ModelCard, average_names, pack_model
 from pipeline.training.checkpoint_files import Piece, encode_tensors
-from pipeline.training.checkpoints import TRAIN_AGAIN
+from pipeline.training.checkpoint_records import parse_stored
 from pipeline.training.ema_snapshots import SnapshotList, SnapshotRecord
 from pipeline.training.host_copy import Tensors
 
@@ -105,10 +105,7 @@ def parse_position(data: bytes, where: str) -> Position:
         CheckpointError: If it is damaged.
         FormatVersionError: If it is of another version.
     """
-    try:
-        return read_record(Position, data, where, remedy=TRAIN_AGAIN)
-    except ConfigError as error:  # nobody typed this file: it is damaged
-        raise CheckpointError(str(error)) from error
+    return parse_stored(Position, data, where)
 
 
 def parts_of(file: str, names: Collection[str]) -> list[str]:

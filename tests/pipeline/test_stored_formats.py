@@ -31,7 +31,7 @@ from pipeline.models.calibration import Calibration
 from pipeline.models.model_files import ModelCard
 from pipeline.stores.lease import LeaseRecord
 from pipeline.training.checkpoint_files import FileRecord
-from pipeline.training.checkpoints import CheckpointRecord, PinRecord
+from pipeline.training.checkpoint_records import CheckpointRecord, PinRecord
 from pipeline.training.ema_snapshots import SnapshotList, SnapshotRecord
 from pipeline.training.run_record import RunRecord
 from pipeline.training.state_files import Position

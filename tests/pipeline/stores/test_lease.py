@@ -261,16 +261,21 @@ def test_whatever_ends_a_holder_that_lost_its_lease_is_a_lost_lease(tmp_path: Pa
     assert caught.value.__cause__ is error
 
 
-def test_whose_lease_it_is_can_be_unknown(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
-    assert holder_token(store) is None
-    store.create(LEASE_KEY, b"{")
-    assert holder_token(store) is None
-
-
 def test_two_holdings_of_one_process_differ(tmp_path: Path) -> None:
     tokens = set()
     for _ in range(3):
         with hold_lease(LocalStore(tmp_path), duration_s=10):
             tokens.add(record_in(LocalStore(tmp_path))["token"])
     assert len(tokens) == 3
+
+
+def test_the_token_of_the_last_holder_is_known_after_its_end_too(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    assert holder_token(store) is None
+    with hold_lease(store, duration_s=60):
+        first = holder_token(store)
+    assert first and holder_token(store) == first
+    with hold_lease(store, duration_s=60):
+        assert holder_token(store) not in (None, first)
+    store.write(LEASE_KEY, b"damaged")
+    assert holder_token(store) is None

@@ -1,12 +1,14 @@
 """What the tests of checkpoints share: files to save, a store of which single calls go wrong, everything in it."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.stores.local_store import LocalStore
 from pipeline.stores.object_store import ObjectStore
 from pipeline.training.checkpoint_files import Piece
-from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
+from pipeline.training.checkpoint_records import CheckpointRecord
+from pipeline.training.checkpoints import CheckpointStore
 
 FILES = {"a.bin": b"first", "b.bin": b"second"}
 OTHER = {"a.bin": b"FIRST", "b.bin": b"SECOND"}
@@ -24,6 +26,12 @@ def snapshot(store: ObjectStore) -> dict[str, tuple[bytes, float]]:
 
 def read_all(checkpoints: CheckpointStore, record: CheckpointRecord) -> dict[str, bytes]:
     return {name: checkpoints.read(record, name) for name in sorted(record.names)}
+
+
+def age(store: ObjectStore, hours: float = 2.0) -> None:
+    """Make everything in a local folder look as if it had been written so long ago."""
+    for info in store.list():
+        os.utime(Path(store.uri, info.key), (info.modified_s - 3600 * hours,) * 2)
 
 
 class WrappedStore(LocalStore):

@@ -69,3 +69,19 @@ def test_closing_finishes_what_was_started_and_says_what_nobody_was_told() -> No
     writer.close()
     assert done == ["written"]
     assert lines == ["writing beside training has failed: the disk is full"]
+
+
+def test_a_look_waits_for_nothing_and_raises_what_has_gone_wrong() -> None:
+    writer, go = BackgroundWriter(print), threading.Event()
+
+    def wait_and_fail() -> None:
+        go.wait()
+        fail()
+
+    writer.start("snapshot", wait_and_fail)
+    writer.check()
+    go.set()
+    with pytest.raises(StorageError, match="the disk is full"):
+        while True:  # pytest's own limit ends a wait for nothing
+            writer.check()
+    writer.close()

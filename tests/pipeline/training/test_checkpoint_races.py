@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.errors import StorageError
 from pipeline.stores.local_store import LocalStore
-from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
+from pipeline.training.checkpoint_records import CheckpointRecord
+from pipeline.training.checkpoints import CheckpointStore, Retention
 from tests.pipeline.training.checkpoint_cases import FILES, KEY_2, OTHER, WrappedStore, pieces, read_all
 
 
@@ -101,3 +102,50 @@ def test_readers_never_set_a_new_record_aside(store: LocalStore) -> None:
     assert first.newest() == good, "what it had read was damaged"
     assert second.newest() == made[0] == first.newest() == writer.newest()
     assert read_all(writer, made[0]) == OTHER
+
+
+def test_leftovers_are_no_living_writers_checkpoint(store: LocalStore) -> None:
+    """A new driver looks while an old one, which has not heard of it, records what it has written and prunes."""
+    old = CheckpointStore(store)
+    old.save(5, pieces())
+
+    class NewDriversStore(WrappedStore):
+        def delete(self, key: str) -> None:
+            old.prune(old.save(11, pieces()), Retention(last=1))
+            super().delete(key)
+
+    removed: list[int] = []
+
+    class OldDriversStore(WrappedStore):
+        def create(self, key: str, data: bytes) -> bool:
+            removed.append(CheckpointStore(NewDriversStore(store)).remove_leftovers())
+            return super().create(key, data)
+
+    writer = CheckpointStore(OldDriversStore(store))
+    record = writer.save(10, pieces())
+    writer.prune(record, Retention(last=1))
+    assert removed == [0] and old.newest() == record and read_all(old, record) == FILES
+
+
+class TakenOver(Exception):
+    pass
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_fence_stops_a_writer_before_it_records(store: LocalStore, damaged: bool) -> None:
+    checkpoints = CheckpointStore(store)
+    checkpoints.save(1, pieces())
+    if damaged:
+        store.write(KEY_2, b"damaged")
+    asked: list[int] = []
+
+    def fence() -> None:
+        assert len(list(store.list("step-000000002-"))) == len(FILES), "asked as late as can be"
+        asked.append(1)
+        if len(asked) == (2 if damaged else 1):
+            raise TakenOver
+
+    before = {info.key: store.read(info.key) for info in store.list("_records/")}
+    with pytest.raises(TakenOver):
+        checkpoints.save(2, pieces(), fence=fence)
+    assert {info.key: store.read(info.key) for info in store.list("_records/")} == before

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import CheckpointError
+from pipeline.stores.lease import hold_lease
 from pipeline.stores.local_store import LocalStore
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
-from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore, Retention
-from tests.pipeline.training.checkpoint_cases import FILES, KEY_2, OTHER, pieces, read_all, snapshot
+from pipeline.training.checkpoint_records import CheckpointRecord
+from pipeline.training.checkpoints import CheckpointStore, Retention
+from tests.pipeline.training.checkpoint_cases import FILES, KEY_2, OTHER, age, pieces, read_all, snapshot
 
 OTHER_FORMATS = {
     "later": (b'{"format_version": 3, "layout": "other"}', "has format_version 3, this program reads 2; update this"),
@@ -103,6 +105,7 @@ def test_without_its_record_a_checkpoint_does_not_exist(store: ObjectStore) -> N
     store.delete(f"_records/step-{3:09d}.json")  # as after a kill between the files and the record
     assert checkpoints.newest() is None and checkpoints.is_empty()
     assert store.stat(f"{record.prefix}/a.bin") is not None
+    age(store)
     again = checkpoints.save(3, pieces())
     assert checkpoints.remove_leftovers() == len(FILES)
     assert checkpoints.newest() == again and store.stat(f"{record.prefix}/a.bin") is None
@@ -130,7 +133,7 @@ def test_a_writer_killed_between_files_and_record_leaves_what_nobody_reads(store
     assert victim.exitcode == -signal.SIGKILL
     assert len(list(store.list("step-000000002-"))) == len(FILES), "it was killed after the files"
     assert checkpoints.newest() == before and lines == []
-    assert checkpoints.remove_leftovers() == len(FILES) and checkpoints.newest() == before
+    assert checkpoints.remove_leftovers(older_than_s=-1) == len(FILES) and checkpoints.newest() == before
 
 
 def test_a_good_record_of_another_attempt_stands(store: ObjectStore) -> None:
@@ -167,8 +170,8 @@ def test_a_pinned_checkpoint_stays(store: ObjectStore) -> None:
         checkpoints.pin(records[0], "ddpm")
     checkpoints.prune(records[2], Retention(last=1))
     assert [record.step for record in checkpoints.records()] == [3, 1]
-    store.write(f"_records/step-{1:09d}.json", store.read(f"_records/step-{3:09d}.json"))  # its step is superseded
-    assert checkpoints.remove_leftovers() == 0 and read_all(checkpoints, records[0]) == FILES
+    store.delete(f"_records/step-{1:09d}.json")
+    assert checkpoints.remove_leftovers(older_than_s=-1) == 0 and read_all(checkpoints, records[0]) == FILES
 
 
 def test_later_records_neither_count_nor_go(store: ObjectStore) -> None:
@@ -185,11 +188,27 @@ def test_later_records_neither_count_nor_go(store: ObjectStore) -> None:
 
 def test_leftovers_go_and_what_is_named_stays(store: ObjectStore) -> None:
     checkpoints = CheckpointStore(store)
-    kept = [checkpoints.save(step, pieces()) for step in (1, 2)]
+    kept = [checkpoints.save(1, pieces())]
     for name in ("a.bin", "b.bin"):
         store.write(f"step-000000003-deadbeef/{name}", b"x")
+    age(store)
+    kept.append(checkpoints.save(2, pieces()))
     assert checkpoints.remove_leftovers() == 2
     assert all(read_all(checkpoints, record) == FILES for record in kept)
+
+
+def test_a_folder_in_which_something_was_written_lately_stays(tmp_path: Path) -> None:
+    """Lately by the store's clock: the lease shows it, where nothing else is written there."""
+    checkpoints, store = CheckpointStore.of_run(str(tmp_path)), open_store(str(tmp_path / "checkpoints"))
+    for name in ("a.bin", "b.bin"):
+        store.write(f"step-000000003-deadbeef/{name}", b"x")
+    age(store)
+    assert checkpoints.remove_leftovers() == 0, "nothing shows what time it is"
+    with hold_lease(open_store(str(tmp_path)), duration_s=60):
+        store.write("step-000000003-deadbeef/c.bin", b"x")
+        assert checkpoints.remove_leftovers() == 0, "one of its files is new"
+        store.delete("step-000000003-deadbeef/c.bin")
+        assert checkpoints.remove_leftovers() == 2
 
 
 def test_leftovers_stay_where_a_record_cannot_be_read(store: ObjectStore) -> None:
@@ -197,24 +216,12 @@ def test_leftovers_stay_where_a_record_cannot_be_read(store: ObjectStore) -> Non
     checkpoints = CheckpointStore(store, lines.append)
     checkpoints.save(1, pieces())
     store.write("step-000000002-deadbeef/a.bin", b"x")
+    age(store)
+    checkpoints.save(3, pieces())
     store.write(KEY_2, OTHER_FORMATS["later"][0])
     before = snapshot(store)
     assert checkpoints.remove_leftovers() == 0
     assert snapshot(store) == before and len(lines) == 1 and "step 2 may name one" in lines[0]
-
-
-def test_the_folder_being_written_is_no_leftover(store: ObjectStore) -> None:
-    checkpoints = CheckpointStore(store)
-    removed: list[int] = []
-
-    def second() -> dict[str, bytes]:
-        while not list(store.list("step-")):  # pytest's own limit ends a wait for nothing
-            pass
-        removed.append(checkpoints.remove_leftovers())
-        return {"b.bin": b"second"}
-
-    record = checkpoints.save(1, [lambda: {"a.bin": b"first"}, second])
-    assert removed == [0] and read_all(checkpoints, record) == FILES
 
 
 def test_the_digest_is_of_the_contents(store: ObjectStore) -> None:
@@ -241,3 +248,58 @@ def test_a_damaged_final_checkpoint_is_none(tmp_path: Path) -> None:
     assert len(lines) == 1 and "weights.safetensors" in lines[0]
     assert open_store(str(tmp_path)).stat("checkpoints/_damaged") is None
     assert dataclasses.asdict(finished[0]) == dataclasses.asdict(next(checkpoints.records()))
+    assert checkpoints.read_finished(8) is None and len(lines) == 1, "the same is said once"
+
+
+def altered(files: dict[str, bytes], name: str, old: bytes, new: bytes) -> dict[str, bytes]:
+    assert old in files[name]
+    return files | {name: files[name].replace(old, new)}
+
+
+UNUSABLE: dict[str, Callable[[dict[str, bytes]], dict[str, bytes]]] = {
+    "a card of a later version": lambda f: altered(f, "model.json", b'"format_version":2', b'"format_version":3'),
+    "a card of other weights": lambda f: altered(f, "model.json", b'"weights_sha256":"', b'"weights_sha256":"0'),
+    "a later state": lambda f: altered(f, "state.json", b'"format_version":2', b'"format_version":3'),
+    "the state of another step": lambda f: altered(f, "state.json", b'"step":2', b'"step":1'),
+    "no optimiser": lambda f: {name: data for name, data in f.items() if name != "optimizer.safetensors"},
+    "no model": lambda f: {name: data for name, data in f.items() if name != "model.json"},
+    "later snapshots": lambda f: altered(f, "ema_snapshots.json", b'"format_version":2', b'"format_version":3'),
+}
+
+
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_what_a_run_could_not_go_on_from_gives_way_to_ours(tmp_path: Path, fault: str) -> None:
+    from tests.pipeline.training.small_runs import CARD, make_run, to_files
+
+    files = to_files(make_run(tmp_path / "run", steps=2)[0], CARD)
+    lines: list[str] = []
+    checkpoints = CheckpointStore(LocalStore(tmp_path / "checkpoints"), lines.append)
+    theirs = checkpoints.save(2, [lambda: UNUSABLE[fault](files)])
+    mine = checkpoints.save(2, [lambda: files])
+    assert mine.prefix != theirs.prefix and checkpoints.newest() == mine
+    assert len(lines) == 1 and "step 2: this one takes the place of a record there" in lines[0]
+    assert checkpoints.save(2, [lambda: files]) == mine, "what a run can go on from stands"
+
+
+def test_a_damaged_checkpoint_does_not_count_as_kept(store: ObjectStore) -> None:
+    checkpoints = CheckpointStore(store)
+    for step in (3, 5):
+        checkpoints.save(step, pieces())
+    store.delete(f"{checkpoints.save(10, pieces()).prefix}/a.bin")
+    checkpoints.prune(checkpoints.save(12, pieces()), Retention(last=2))
+    assert [record.step for record in checkpoints.candidates()] == [12, 5]
+    checkpoints.save(13, pieces())
+    checkpoints.prune(checkpoints.save(14, pieces()), Retention(last=2))
+    assert [record.step for record in checkpoints.records()] == [14, 13], "in the end it goes too"
+
+
+def test_nothing_is_removed_for_a_checkpoint_that_is_not_there(store: ObjectStore) -> None:
+    lines: list[str] = []
+    checkpoints = CheckpointStore(store, lines.append)
+    for step in (1, 2, 3):
+        newest = checkpoints.save(step, pieces())
+    store.delete(f"{newest.prefix}/b.bin")
+    before = snapshot(store)
+    checkpoints.prune(newest, Retention(last=1))
+    assert snapshot(store) == before and len(lines) == 1
+    assert "step 3: no other is removed" in lines[0] and "b.bin: missing" in lines[0]

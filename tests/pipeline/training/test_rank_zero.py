@@ -14,10 +14,13 @@ from ddpm import build_network
 from pipeline import progress
 from pipeline.config_io import to_json
 from pipeline.data.manifest import DatasetManifest
-from pipeline.errors import StorageError
+from pipeline.errors import LeaseLostError, StorageError
 from pipeline.models.model_files import read_card
+from pipeline.stores.lease import LEASE_KEY, hold_lease, holder_token
 from pipeline.stores.local_store import LocalStore
+from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
+from pipeline.training import rank_zero
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.ema_snapshots import PostHocEmaConfig, SnapshotStore, parse_snapshots
 from pipeline.training.rank_zero import RankZero
@@ -39,7 +42,7 @@ class GatedStore(LocalStore):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.open = threading.Event()
-        self.failing = False
+        self.failing = self.forbidding = False
 
     def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
         self.open.wait()
@@ -47,11 +50,18 @@ class GatedStore(LocalStore):
             raise StorageError("the disk is full")
         super().write(key, data)
 
+    def delete(self, key: str) -> None:
+        if self.forbidding:
+            raise ValueError("an error that nobody thought of")
+        super().delete(key)
+
 
 class Run:
     """Rank 0 of a run on random gradients, without Ray."""
 
-    def __init__(self, folder: Path, tracking: TrackingRun, lines: list[str], **changes: Any) -> None:
+    def __init__(
+        self, folder: Path, tracking: TrackingRun, lines: list[str], lease_token: str, **changes: Any
+    ) -> None:
         self.lines = lines
         board = SimpleNamespace(update=SimpleNamespace(remote=lambda *_: None))
         config = TrainConfig(
@@ -67,6 +77,7 @@ class Run:
             fork_digest=None,
             run=tracking,
             board=board,
+            lease_token=lease_token,
         )
         LocalStore(folder).create(RUN_RECORD, to_json(RunRecord(run_id=tracking.run_id, identity=IDENTITY)))
         self.state = TrainingState(
@@ -83,6 +94,10 @@ class Run:
             self.state.apply_gradient(16)
             self.rank_zero.after_step()
 
+    def wait_for_writer(self) -> None:
+        """Unlike `finish`, raise nothing."""
+        self.rank_zero._writer._jobs["checkpoint"].exception()
+
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
@@ -94,8 +109,9 @@ def make(database: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     runs, lines = list[Run](), list[str]()
     monkeypatch.setattr(progress, "_send", lines.append)
 
-    def make(**changes: Any) -> Run:
-        runs.append(Run(tmp_path, TrackingRun.open(database, new_run_key(), "test"), lines, **changes))
+    def make(*, tracking: TrackingRun | None = None, lease_token: str = "ours", **changes: Any) -> Run:
+        tracking = tracking or TrackingRun.open(database, new_run_key(), "test")
+        runs.append(Run(tmp_path, tracking, lines, lease_token, **changes))
         return runs[-1]
 
     yield make
@@ -148,13 +164,14 @@ def test_the_next_checkpoint_waits_for_the_one_before_and_says_so(make: Callable
     assert [record.step for record in run.checkpoints.records()] == [4, 2]
 
 
-@pytest.mark.parametrize("when", ["at the next", "at the end", "after another error"])
+@pytest.mark.parametrize("when", ["at the next step", "at the end", "after another error"])
 def test_an_error_of_the_writer_is_not_lost(make: Callable[..., Run], when: str) -> None:
     run = make()
     run.store.failing = True
     run.store.open.set()
-    run.step(3)
-    if when == "at the next":
+    run.step(2)
+    run.wait_for_writer()
+    if when == "at the next step":  # which is long before the next checkpoint
         with pytest.raises(StorageError, match="the disk is full"):
             run.step()
     elif when == "at the end":
@@ -217,3 +234,89 @@ def test_what_is_kept_follows_the_configuration(make: Callable[..., Run]) -> Non
     run.rank_zero.finish()
     assert [record.step for record in run.checkpoints.records()] == [10, 8, 4]
     assert run.lines == [] or all(line.startswith("waited") for line in run.lines)
+
+
+def test_after_a_takeover_nothing_is_recorded_or_removed(make: Callable[..., Run], tmp_path: Path) -> None:
+    output = LocalStore(tmp_path)
+    with hold_lease(output, duration_s=60):
+        run = make(lease_token=str(holder_token(output)), keep_checkpoints=1)
+    run.store.open.set()
+    run.step(4)
+    run.wait_for_writer()
+    assert [record.step for record in run.checkpoints.records()] == [4], "that it was given back is no takeover"
+    with hold_lease(output, duration_s=60):
+        run.step(2)
+        with pytest.raises(LeaseLostError, match="another driver has taken over its lease"):
+            run.rank_zero.finish()
+    assert [record.step for record in run.checkpoints.records()] == [4]
+    with pytest.raises(LeaseLostError):
+        run.rank_zero._tidy(next(run.checkpoints.records()))
+
+
+@pytest.mark.parametrize("lease", [None, b"damaged"])
+def test_without_a_readable_lease_the_run_goes_on(
+    make: Callable[..., Run], tmp_path: Path, lease: bytes | None
+) -> None:
+    if lease is not None:
+        LocalStore(tmp_path).write(LEASE_KEY, lease)
+    run = make(lease_token="0123456789abcdef")
+    run.store.open.set()
+    run.step(2)
+    run.rank_zero.finish()
+    assert [record.step for record in run.checkpoints.records()] == [2]
+
+
+def test_a_grid_that_fails_is_a_line_and_a_count(make: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 1 GiB")
+
+    monkeypatch.setattr(rank_zero, "generate", generate)
+    run = make(grid_interval_steps=1)
+    run.store.open.set()
+    run.step(3)
+    said = [line for line in run.lines if "grid" in line]
+    reason = "CUDA out of memory. Tried to allocate 1 GiB"
+    assert said == [f"drawing a grid failed at step 1 ({reason}); the run goes on"]
+    run.rank_zero.finish()
+    run.rank_zero.close()
+    assert run.lines[-1] == "drawing a grid failed 3 times"
+    assert [record.step for record in run.checkpoints.records()] == [2]
+
+
+def test_an_unknown_error_in_removing_is_no_end_of_a_run(make: Callable[..., Run]) -> None:
+    run = make(keep_checkpoints=1)
+    run.store.forbidding = True
+    run.store.open.set()
+    run.step(6)
+    run.rank_zero.finish()
+    assert [record.step for record in run.checkpoints.records()] == [6, 4, 2]
+    said = [line for line in run.lines if "removing older checkpoints failed at step 4" in line]
+    assert len(said) == 1 and "an error that nobody thought of" in said[0]
+
+
+@pytest.mark.parametrize("has_finished", [True, False])
+def test_at_the_end_of_training_mlflow_is_waited_for(
+    make: Callable[..., Run], database: TrackingConfig, monkeypatch: pytest.MonkeyPatch, has_finished: bool
+) -> None:
+    """Rank 0 joins a run that its driver could not make yet."""
+    monkeypatch.setattr(rank_zero, "_CLOSE_TIMEOUT_S", 0.5)
+    monkeypatch.setenv(PATIENCE_VARIABLE, "10")
+    key = new_run_key()
+    tracking = TrackingRun(str(database.uri), None, experiment=database.experiment, run_key=key)
+    run = make(tracking=tracking, keep_checkpoints=5)
+    run.store.open.set()
+    run.step(4)
+    run.wait_for_writer()
+    said = [line for line in run.lines if "are lost if this process dies before" in line]
+    assert len(said) == 1 and said[0].startswith("checkpoint of step 2: MLflow has not got ")
+    if has_finished:
+        run.rank_zero.finish()
+    opened: list[TrackingRun] = []
+    timer = threading.Timer(3, lambda: opened.append(TrackingRun.open(database, key)))
+    timer.start()
+    run.rank_zero.close()
+    timer.join()
+    steps = [step for step, _ in opened[0].metric_history(STALL_METRIC)]
+    assert steps == ([2, 4] if has_finished else [])
+    assert any("waiting up to 10 minutes" in line for line in run.lines) is has_finished
+    opened[0].finish()

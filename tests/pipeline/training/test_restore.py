@@ -15,7 +15,8 @@ from ddpm import ImportanceSampler, build_network
 from pipeline.errors import CheckpointError, PipelineError, StorageError
 from pipeline.stores.local_store import LocalStore
 from pipeline.training.checkpoint_files import FileRecord
-from pipeline.training.checkpoints import CheckpointRecord, CheckpointStore
+from pipeline.training.checkpoint_records import CheckpointRecord
+from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.restore import plan_reads, restore_newest
 from pipeline.training.state_files import encode_state
 from pipeline.training.train_config import OptimizerConfig
