@@ -59,9 +59,7 @@ class GatedStore(LocalStore):
 class Run:
     """Rank 0 of a run on random gradients, without Ray."""
 
-    def __init__(
-        self, folder: Path, tracking: TrackingRun, lines: list[str], lease_token: str, **changes: Any
-    ) -> None:
+    def __init__(self, folder: Path, tracking: TrackingRun, lines: list[str], lease_token: str, **changes: Any) -> None:
         self.lines = lines
         board = SimpleNamespace(update=SimpleNamespace(remote=lambda *_: None))
         config = TrainConfig(
