@@ -205,7 +205,8 @@ class S3Requests:
     def _client(self, action: str) -> Any:
         def make() -> Any:
             with _client_lock:
-                return _make_client(frozenset((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
+                environment = frozenset((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))
+                return _make_client(environment, _read_timeout_s(self._at_most_s))
 
         whole_s = _METADATA_PATIENCE_S if self._at_most_s is None else min(_METADATA_PATIENCE_S, self._at_most_s)
         try:
@@ -244,9 +245,9 @@ def storage_errors(uri: str) -> Iterator[None]:
         raise kind(f"{uri}: cannot {failure.action}: {failure.reason}{tried}; {cause.advice}") from error
 
 
-@functools.lru_cache(maxsize=4)
-def _make_client(environment: frozenset[tuple[str, str]]) -> Any:
-    """One client per process and AWS_* environment: making one costs 0.1 s; clients are thread-safe.
+@functools.lru_cache(maxsize=16)
+def _make_client(environment: frozenset[tuple[str, str]], read_timeout_s: float) -> Any:
+    """One client per process, AWS_* environment and time-out: making one costs 0.1 s; clients are thread-safe.
 
     Raises:
         NoCredentialsError: If there are none now; a client keeps what its session had when it was made.
@@ -258,7 +259,7 @@ def _make_client(environment: frozenset[tuple[str, str]]) -> Any:
         retries={"mode": "standard", "total_max_attempts": 1},
         max_pool_connections=64,
         connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=READ_TIMEOUT_S,
+        read_timeout=read_timeout_s,
         # servers other than AWS's refuse or ignore the newer default checksums
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -266,6 +267,11 @@ def _make_client(environment: frozenset[tuple[str, str]]) -> Any:
     client = session.client("s3", config=config)
     client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirection)
     return client
+
+
+def _read_timeout_s(at_most_s: float | None) -> float:
+    """Who has less patience than a silent server could take of it, such as a lease, waits less for each answer."""
+    return READ_TIMEOUT_S if at_most_s is None else max(1.0, min(READ_TIMEOUT_S, at_most_s))
 
 
 def _has_metadata_service() -> bool:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,9 @@ from pipeline.stores import lease as lease_module
 from pipeline.stores.lease import LEASE_KEY, LeaseRecord, hold_lease, holder_token
 from pipeline.stores.local_store import LocalStore
 from pipeline.stores.object_store import ObjectStore
+from pipeline.stores.storage import open_store
+from tests.faulty_proxy import FaultyProxy, Stall
+from tests.fixtures_s3 import S3Server
 from tests.pipeline.storage_checks import check_one_line
 
 SHORT_S = 1.0
@@ -224,6 +228,16 @@ def test_a_lease_that_cannot_be_given_back_ends_by_itself(tmp_path: Path, capsys
     with hold_lease(store, duration_s=1000):
         store.error = StorageError("away")
     assert "its lease could not be given back and ends after 1000 s (away)" in capsys.readouterr().out
+
+
+def test_an_answer_that_never_comes_costs_no_lease(faulty_s3: FaultyProxy, s3_server: S3Server) -> None:
+    """A newcomer waits for the whole duration: a renewal that hangs is given up, and made again, before that."""
+    store = open_store(f"{s3_server.uri}/{uuid.uuid4().hex}")
+    with hold_lease(store, duration_s=8) as lease:
+        faulty_s3.add(Stall(), method="PUT", times=1)
+        with pytest.raises(LeaseHeldError), hold_lease(store, duration_s=8):
+            pytest.fail("the holder is alive")
+        assert faulty_s3.count(Stall) == 1 and not lease.is_lost
 
 
 def test_what_would_harm_another_holder_is_confirmed(tmp_path: Path) -> None:
