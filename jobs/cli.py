@@ -21,6 +21,7 @@ from pipeline.presets import PRESETS, Preset
 from pipeline.progress import say
 from pipeline.project import parse_project, read_preset
 from pipeline.redact import redact, redact_fields
+from pipeline.stores.patience import patience_s
 
 C = TypeVar("C")
 _DEFAULT_PRESET = "digits"
@@ -73,6 +74,7 @@ def run_job(job: Job[C], argv: Sequence[str], *, program: str | None = None) -> 
                 plan = [*_flags_alone(config), *job.describe(config)]
             _print_plan(write_section(config, job.section, preset), plan)
         else:
+            patience_s()  # else found when it is first needed, which may be after hours
             job.run(config)
 
     return run_guarded(work, show_traceback=show_traceback)

@@ -1,7 +1,7 @@
 """How a job ends: one line and an exit code, whatever ends it, at whichever moment.
 
 Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted (Ctrl-C), 141 whoever read the output has gone (`| head`),
-143 terminated (SIGTERM).
+143 terminated (SIGTERM), 129 hung up (SIGHUP: the terminal was closed).
 Nothing that takes long is imported here, so that the seconds that all else takes are guarded too.
 """
 
@@ -20,7 +20,8 @@ from pipeline.errors import PipelineError
 from pipeline.ray_errors import innermost
 from pipeline.redact import redact
 
-_INTERRUPTED, _READER_GONE, _TERMINATED = 130, 141, 143  # 128 + the signal's number, as shells have it
+_INTERRUPTED, _READER_GONE = 130, 141  # 128 + the signal's number, as shells have it
+_WORDS = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 
 
 def end_at_interrupts_while_importing() -> None:
@@ -49,10 +50,10 @@ def run_guarded(work: Callable[[], None], *, show_traceback: bool) -> int:
     """
     if signal.getsignal(signal.SIGINT) is _end_with_a_line:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there is something to clean up
-    sigterm = _SigtermAsInterrupt()
+    ends = _EndsAsInterrupts()
     try:
         try:
-            with sigterm:
+            with ends:
                 work()
         finally:
             if sys.stdout is not None:
@@ -60,8 +61,8 @@ def run_guarded(work: Callable[[], None], *, show_traceback: bool) -> int:
         return 0
     except KeyboardInterrupt:
         _leave_the_rest_to_the_exit()
-        _complain("terminated" if sigterm.came else "interrupted")
-        return _TERMINATED if sigterm.came else _INTERRUPTED
+        _complain("interrupted" if ends.came is None else _WORDS[ends.came])
+        return _INTERRUPTED if ends.came is None else 128 + ends.came
     except Exception as error:
         if _is_reader_gone(error):
             return _READER_GONE
@@ -85,23 +86,25 @@ def _end_with_a_line(signum: int, frame: Any) -> None:
     os._exit(_INTERRUPTED)
 
 
-class _SigtermAsInterrupt:
-    """While the block runs SIGTERM takes the way of Ctrl-C: what is cleaned up after the one is after the other."""
+class _EndsAsInterrupts:
+    """While the block runs SIGTERM and SIGHUP take the way of Ctrl-C: what is cleaned up after one is after all."""
 
     def __init__(self) -> None:
-        self.came = False
-        self._before: Any = None
+        self.came: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> None:
-        with contextlib.suppress(ValueError):  # not the main thread
-            self._before = signal.signal(signal.SIGTERM, self._interrupt)
+        for signum in _WORDS:
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup has it
+                with contextlib.suppress(ValueError):  # not the main thread
+                    self._before[signum] = signal.signal(signum, self._interrupt)
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
 
     def _interrupt(self, signum: int, frame: Any) -> None:
-        self.came = True
+        self.came = signal.Signals(signum)
         handler = signal.getsignal(signal.SIGINT)  # a library may have its own, as Ray Train has
         if callable(handler):
             handler(signal.SIGINT, frame)

@@ -375,5 +375,9 @@ def _own_answer(answer: Answer, method: str) -> bytes:
     names = {status.value: status.phrase for status in HTTPStatus}
     lines = [f"HTTP/1.1 {answer.status} {names.get(answer.status, 'Unknown')}"]
     lines += [f"{name}: {value}" for name, value in answer.headers]
-    lines += [f"Content-Length: {len(answer.body)}", "", ""]
-    return "\r\n".join(lines).encode("latin-1") + (b"" if method == "HEAD" else answer.body)
+    body = answer.body
+    if ("Transfer-Encoding", "chunked") in answer.headers:
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    else:
+        lines += [f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if method == "HEAD" else body)

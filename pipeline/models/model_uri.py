@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError, ModelMissingError
-from pipeline.stores.storage import fault_of
+from pipeline.stores.storage import fault_of, open_store
 
 _KINDS = "models:/name@alias, models:/name/3 or a checkpoint's folder"
 _AVERAGE = re.compile(r"(?P<uri>.+)\?ema=(?P<halflife_images>[^/]*)")
@@ -63,6 +63,18 @@ def parse_registered(uri: str) -> RegisteredUri | None:
     if match is None:
         raise ModelMissingError(f"{uri}: is no model URI; give {_KINDS}, with nothing but ?ema=HALFLIFE behind it")
     return RegisteredUri(text=uri, name=match["name"], version=match["version"], alias=match["alias"])
+
+
+def absolute_model_uri(uri: str) -> str:
+    """A model's URI for processes that run in another folder: a relative path of a checkpoint becomes absolute.
+
+    Raises:
+        ModelMissingError: If it is none.
+    """
+    place, halflife_images = split_average(uri)
+    if parse_registered(place) is not None:
+        return uri
+    return open_store(place).uri + ("" if halflife_images is None else f"?ema={halflife_images}")
 
 
 def check_model_uris(config: object, *fields: str) -> None:

@@ -25,6 +25,7 @@ LEASE_KEY = "lease.json"
 _RENEWALS_PER_DURATION = 4
 _LOOKS_PER_DURATION = 20
 _RELEASE_TIMEOUT_S = 10.0
+_INTERRUPT_INTERVAL_S = 30.0  # time to clean up in; a library may have swallowed the interrupt before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +58,21 @@ class Lease:
     def __init__(self, store: ObjectStore, record: LeaseRecord, etag: str) -> None:
         """Start to renew it, from a thread."""
         self._store, self._record, self._etag = store, record, etag
-        self._ending = threading.Event()
+        self._interval_s = record.duration_s / _RENEWALS_PER_DURATION
+        self._turn, self._ending = threading.Lock(), threading.Event()
         self._lost_to: str | None = None
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
+
+    @property
+    def token(self) -> str:
+        """What `holder_token` finds in the store for as long as the lease is held."""
+        return self._record.token
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody is known to have taken it."""
+        return self._lost_to is not None
 
     def check(self) -> None:
         """Make sure that nobody has taken the lease, as far as is known here; asks nobody.
@@ -74,39 +86,75 @@ class Lease:
                 "recorded is lost"
             )
 
-    def release(self) -> None:
-        """End it, so that the next driver need not wait; where the store is away, the next one waits it out."""
+    def confirm(self) -> None:
+        """Renew it now: before something that would harm another holder.
+
+        Raises:
+            LeaseLostError: If it is lost.
+            StorageError: If the store does not answer.
+        """
+        self._renew(self._store)
+        self.check()
+
+    def end(self) -> None:
+        """Renew it no more, and interrupt nobody from now on."""
         self._ending.set()
-        self._thread.join(_RELEASE_TIMEOUT_S)
+        # A renewal that is under way may still come to its end, and change which version is there.
+        if self._turn.acquire(timeout=_RELEASE_TIMEOUT_S):
+            self._turn.release()
+
+    def release(self) -> None:
+        """Give it back, so that the next driver need not wait; where the store is away, the next one waits it out."""
         if self._lost_to is not None:
             return
-        if self._thread.is_alive():  # it waits for a store that is away
-            say(f"{self._store.uri}: its lease could not be given back; it ends after {self._record.duration_s:.0f} s")
-            return
         try:
-            self._store.replace(LEASE_KEY, to_json(replace(self._record, released=True)), self._etag)
+            store, record = self._store.with_patience(_RELEASE_TIMEOUT_S), replace(self._record, released=True)
+            if store.replace(LEASE_KEY, to_json(record), self._etag) is None and holder_token(store) != self.token:
+                say(f"{self._store.uri}: {_holder_of(store)} has taken over its lease at the very end")
         except PipelineError as error:
-            say(f"{self._store.uri}: its lease could not be given back ({error})")
+            say(
+                f"{self._store.uri}: its lease could not be given back and ends after {self._record.duration_s:.0f} s "
+                f"({error})"
+            )
 
-    def _renew(self) -> None:
-        while not self._ending.wait(self._record.duration_s / _RENEWALS_PER_DURATION):
+    def _keep(self) -> None:
+        """In its own thread: renews until the end, or until the lease is lost; then interrupts until it is heard."""
+        # A request that hangs must not take the time of those after it.
+        store, failing = self._store.with_patience(self._interval_s), False
+        while not self._ending.wait(_INTERRUPT_INTERVAL_S if self.is_lost else self._interval_s):
             try:
-                self._renew_once()
-            except PipelineError as error:
-                say(f"{self._store.uri}: its lease could not be renewed ({error}); tried again")
-            if self._lost_to is not None:
-                say(f"{self._store.uri}: {self._lost_to} has taken over its lease; this driver stops")
-                _interrupt_main_thread()
-                return
+                if not self.is_lost:
+                    self._renew(store)
+                    failing = False
+            except Exception as error:  # whatever it is: a lease that nobody renews is taken over
+                if not failing:
+                    say(f"{self._store.uri}: its lease could not be renewed ({error}); tried again")
+                failing = True
+            with self._turn:
+                if self.is_lost and not self._ending.is_set():
+                    _interrupt_main_thread()
 
-    def _renew_once(self) -> None:
-        record = replace(self._record, num_renewals=self._record.num_renewals + 1)
-        etag = self._store.replace(LEASE_KEY, to_json(record), self._etag)
-        if etag is None and not _take_empty_place(self._store, record):
-            self._lost_to = _holder_of(self._store)
-            return
-        self._record = record
-        self._etag = etag or self._store.read_versioned(LEASE_KEY).etag
+    def _renew(self, store: ObjectStore) -> None:
+        with self._turn:
+            if self._ending.is_set() or self.is_lost:
+                return
+            record = replace(self._record, num_renewals=self._record.num_renewals + 1)
+            etag = store.replace(LEASE_KEY, to_json(record), self._etag)
+            if etag is None:
+                etag = self._find_ours(store, record)
+            if etag is None:
+                self._lost_to = _holder_of(store)
+                say(f"{self._store.uri}: {self._lost_to} has taken over its lease; this driver stops")
+            else:
+                self._record, self._etag = record, etag
+
+    def _find_ours(self, store: ObjectStore, record: LeaseRecord) -> str | None:
+        """The version that is there, if it is ours: renewed by a request of which nobody heard; or put back by us."""
+        if _take_empty_place(store, record):
+            return store.read_versioned(LEASE_KEY).etag
+        found = store.read_versioned(LEASE_KEY)
+        there = _parse(store, found.data)
+        return found.etag if there is not None and there.token == self.token else None
 
 
 @contextlib.contextmanager
@@ -114,8 +162,8 @@ def hold_lease(store: ObjectStore, *, duration_s: float) -> Iterator[Lease]:
     """Hold the lease of an output while the block runs, and release it however that ends.
 
     A lease that somebody holds is watched for up to its duration: renewed, it is theirs; unchanged, it is taken over.
-    Where the lease is lost later, the main thread gets the signal of Ctrl-C or, where that is ignored, SIGTERM, and
-    what that raises becomes LeaseLostError here.
+    Where the lease is lost later, the main thread gets the signal of Ctrl-C or, where that is ignored, SIGTERM, until
+    the block ends; however it ends then becomes LeaseLostError here.
 
     Args:
         store: The output.
@@ -128,16 +176,34 @@ def hold_lease(store: ObjectStore, *, duration_s: float) -> Iterator[Lease]:
     """
     lease = _acquire(store, duration_s)
     try:
-        yield lease
+        try:
+            yield lease
+        finally:
+            lease.end()
         lease.check()
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except LeaseLostError:
+        raise
+    except BaseException as error:
         try:
             lease.check()
         except LeaseLostError as lost:
-            raise lost from stop
+            raise lost from error
         raise
     finally:
         lease.release()
+
+
+def holder_token(store: ObjectStore) -> str | None:
+    """The token of whoever holds the lease of an output, or held it last; None if there is no readable lease.
+
+    Raises:
+        StorageError: If the store gives no answer.
+    """
+    try:
+        record = _parse(store, store.read(LEASE_KEY))
+    except ObjectMissingError:
+        return None
+    return None if record is None else record.token
 
 
 def _acquire(store: ObjectStore, duration_s: float) -> Lease:
@@ -220,16 +286,3 @@ def _interrupt_main_thread() -> None:
         if callable(signal.getsignal(signum)):
             signal.pthread_kill(threading.main_thread().ident or 0, signum)
             return
-
-
-def holder_token(store: ObjectStore) -> str | None:
-    """The token of whoever holds the lease of an output, or held it last; None if there is no readable lease.
-
-    Raises:
-        StorageError: If the store gives no answer.
-    """
-    try:
-        record = _parse(store, store.read(LEASE_KEY))
-    except ObjectMissingError:
-        return None
-    return None if record is None else record.token

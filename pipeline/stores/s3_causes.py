@@ -54,6 +54,10 @@ def _is_foreign_tls(failure: Failure) -> bool:
     return any(isinstance(link, ssl.SSLError) and not isinstance(link, ended) for link in chain_of(failure.error))
 
 
+def _is_of_a_command(failure: Failure) -> bool:
+    return "custom-process" in failure.reason  # what botocore calls the credential_process of a configuration file
+
+
 def _is_missing_bundle(failure: Failure) -> bool:
     return any(isinstance(link, FileNotFoundError) for link in chain_of(failure.error))
 
@@ -84,6 +88,18 @@ S3_CAUSES = (
         advice="AWS_CA_BUNDLE must name a file that is there",
     ),
     Cause(
+        name="credentials not handed out",
+        holds=lambda failure: failure.code in _RETRIEVAL and not _is_of_a_command(failure),
+        passes=True,
+        advice="check what hands out the credentials, such as the metadata service",
+    ),
+    Cause(
+        name="credential_process fails",
+        holds=lambda failure: failure.code in _RETRIEVAL,
+        passes=False,
+        advice="correct the command that credential_process names in AWS_CONFIG_FILE",
+    ),
+    Cause(
         name="cannot be reached",
         holds=lambda failure: failure.code in _CONNECTING,
         passes=True,
@@ -99,13 +115,8 @@ S3_CAUSES = (
         name="no credentials",
         holds=lambda failure: failure.code in _CREDENTIALS,
         passes=False,
-        advice="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-    ),
-    Cause(
-        name="credentials not handed out",
-        holds=lambda failure: failure.code in _RETRIEVAL,
-        passes=True,
-        advice="check what hands out the credentials: the metadata service, or the command in AWS_CONFIG_FILE",
+        advice="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or check this machine's role and its "
+        "metadata service",
     ),
     Cause(
         name="unknown profile",

@@ -10,12 +10,19 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+)
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
@@ -28,20 +35,22 @@ from pipeline.stores.patience import patiently
 from pipeline.stores.s3_causes import NO_ENDPOINT, NOT_S3, S3_CAUSES, may_have_been_done
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
+_METADATA_PATIENCE_S = 30.0
 _BLOCK_BYTES = 1 << 20
 _LONGEST_REASON = 240
+_MAKER = Path("/sys/devices/virtual/dmi/id/sys_vendor")
 _T = TypeVar("_T")
 # What each operation is for, and what every S3 server says in its answer: a web page of another server lacks it.
 _OPERATIONS = {
-    "get_object": ("read", "ETag"),
-    "head_object": ("read", "ETag"),
-    "list_objects_v2": ("list", "IsTruncated"),
-    "put_object": ("write", "ETag"),
-    "create_multipart_upload": ("write", "UploadId"),
-    "upload_part": ("write", "ETag"),
-    "complete_multipart_upload": ("write", "ETag"),
-    "abort_multipart_upload": ("write", None),
-    "delete_object": ("delete", None),
+    "get_object": ("read", ("ETag", "ContentLength")),
+    "head_object": ("read", ("ETag",)),
+    "list_objects_v2": ("list", ("IsTruncated",)),
+    "put_object": ("write", ("ETag",)),
+    "create_multipart_upload": ("write", ("UploadId",)),
+    "upload_part": ("write", ("ETag",)),
+    "complete_multipart_upload": ("write", ("ETag",)),
+    "abort_multipart_upload": ("write", ()),
+    "delete_object": ("delete", ()),
 }
 _TROUBLE = (BotoCoreError, ClientError, HTTPError, OSError, ResponseParserError)
 
@@ -55,6 +64,8 @@ class RequestFailedError(Exception):
         self.failure = failure
         self.tried_s = 0.0
         """For how long it was tried."""
+        self.num_attempts = 1
+        """How often it was tried."""
         self.follows_a_lost_answer = False
         """Whether an attempt before the last may have been done without our hearing of it."""
 
@@ -152,17 +163,17 @@ class S3Requests:
 
     def _ask(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
         """One attempt."""
-        action, mark = _OPERATIONS[operation]
+        action, marks = _OPERATIONS[operation]
         try:
             answer: dict[str, Any] = getattr(self._client(action), operation)(Bucket=self.bucket, **parameters)
         except _TROUBLE as error:
             raise RequestFailedError(_failure_of(error, action)) from error
-        if mark is not None and mark not in answer:
+        if missing := [mark for mark in marks if mark not in answer]:
             if "Body" in answer:
                 answer["Body"].close()
             told = answer["ResponseMetadata"]
             kind = told["HTTPHeaders"].get("content-type", "of no kind")
-            reason = f"the answer is not S3's: HTTP {told['HTTPStatusCode']}, {kind}"
+            reason = f"the answer is not S3's: HTTP {told['HTTPStatusCode']}, {kind}, without {missing[0]}"
             status = told["HTTPStatusCode"]
             raise RequestFailedError(
                 Failure(status=status, code=NOT_S3, reason=reason, error=ValueError(reason), action=action)
@@ -171,14 +182,16 @@ class S3Requests:
 
     def _insist(self, request: Callable[[], _T]) -> _T:
         """Make a request until it is done, is refused, or patience ends."""
-        started_s, may_be_done = time.monotonic(), False
+        started_s, may_be_done, num_attempts = time.monotonic(), False, 0
 
         def attempt() -> _T:
-            nonlocal may_be_done
+            nonlocal may_be_done, num_attempts
+            num_attempts += 1
             try:
                 return request()
             except RequestFailedError as error:
                 error.follows_a_lost_answer, error.tried_s = may_be_done, time.monotonic() - started_s
+                error.num_attempts = num_attempts
                 may_be_done = may_be_done or may_have_been_done(error.failure)
                 raise
 
@@ -190,12 +203,22 @@ class S3Requests:
         )(attempt)
 
     def _client(self, action: str) -> Any:
-        with _client_lock:
-            try:
-                return _make_client(frozenset((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
-            except ValueError as error:
-                if not str(error).startswith("Invalid endpoint"):
-                    raise
+        def make() -> Any:
+            with _client_lock:
+                environment = frozenset((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))
+                return _make_client(environment, _read_timeout_s(self._at_most_s))
+
+        whole_s = _METADATA_PATIENCE_S if self._at_most_s is None else min(_METADATA_PATIENCE_S, self._at_most_s)
+        try:
+            return patiently(
+                lambda error: isinstance(error, NoCredentialsError) and _has_metadata_service(),
+                "the metadata service, which hands out credentials,",
+                at_most_s=whole_s,
+                ended=self._ended,
+            )(make)
+        except ValueError as error:
+            if not str(error).startswith("Invalid endpoint"):
+                raise
         # Not what was found there, nor its error: a password in what is no URL could not be told.
         no_url = ValueError("AWS_ENDPOINT_URL is no URL")
         raise RequestFailedError(Failure(code=NO_ENDPOINT, reason=str(no_url), error=no_url, action=action))
@@ -215,26 +238,51 @@ def storage_errors(uri: str) -> Iterator[None]:
         if failure.code == "NoSuchKey":
             raise ObjectMissingError(f"{uri}: does not exist") from None
         cause = cause_of(failure, S3_CAUSES)
-        tried = f" (tried again for {format_duration(error.tried_s)})" if cause.passes else ""
+        tried = (
+            f" (tried again for {format_duration(error.tried_s)})" if cause.passes and error.num_attempts > 1 else ""
+        )
         kind = StorageError if cause.passes else StorageAccessError
         raise kind(f"{uri}: cannot {failure.action}: {failure.reason}{tried}; {cause.advice}") from error
 
 
-@functools.lru_cache(maxsize=4)
-def _make_client(environment: frozenset[tuple[str, str]]) -> Any:
-    """One client per process and AWS_* environment: making one costs 0.1 s; clients are thread-safe."""
+@functools.lru_cache(maxsize=16)
+def _make_client(environment: frozenset[tuple[str, str]], read_timeout_s: float) -> Any:
+    """One client per process, AWS_* environment and time-out: making one costs 0.1 s; clients are thread-safe.
+
+    Raises:
+        NoCredentialsError: If there are none now; a client keeps what its session had when it was made.
+    """
+    session = boto3.session.Session()
+    if session.get_credentials() is None:
+        raise NoCredentialsError
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 1},
         max_pool_connections=64,
         connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=READ_TIMEOUT_S,
+        read_timeout=read_timeout_s,
         # servers other than AWS's refuse or ignore the newer default checksums
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    client = boto3.session.Session().client("s3", config=config)
+    client = session.client("s3", config=config)
     client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirection)
     return client
+
+
+def _read_timeout_s(at_most_s: float | None) -> float:
+    """Who has less patience than a silent server could take of it, such as a lease, waits less for each answer."""
+    return READ_TIMEOUT_S if at_most_s is None else max(1.0, min(READ_TIMEOUT_S, at_most_s))
+
+
+def _has_metadata_service() -> bool:
+    """Whether this machine has a service that hands out credentials: elsewhere nobody without keys waits for one."""
+    if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+        return False
+    if os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT"):
+        return True
+    with suppress(OSError):
+        return _MAKER.read_text().strip() == "Amazon EC2"
+    return False
 
 
 def _follow_no_redirection(context: dict[str, Any], **_: Any) -> None:

@@ -176,8 +176,7 @@ class RankZero:
         Raises:
             LeaseLostError: If the output's lease is another's.
         """
-        token = None if self._task.lease_token is None else holder_token(self._output)
-        if token not in (None, self._task.lease_token):
+        if holder_token(self._output) not in (None, self._task.lease_token):
             raise LeaseLostError(
                 f"{self._output.uri}: another driver has taken over its lease, so this worker stops; nothing that it "
                 "recorded is lost"

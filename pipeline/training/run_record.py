@@ -43,11 +43,12 @@ def read_run_record(store: ObjectStore) -> RunRecord:
     return _parse(store, store.read(RUN_RECORD))
 
 
-def update_run_record(store: ObjectStore, **changes: Any) -> RunRecord:
+def update_run_record(store: ObjectStore, *, only_of_key: str | None = None, **changes: Any) -> RunRecord:
     """Change fields of the record; the driver and its first worker may do so at once.
 
     Args:
         store: The output.
+        only_of_key: Change nothing where the record has got another `run_key` meanwhile.
         changes: New values by field.
 
     Returns:
@@ -59,7 +60,7 @@ def update_run_record(store: ObjectStore, **changes: Any) -> RunRecord:
     while True:
         found = store.read_versioned(RUN_RECORD)
         before = _parse(store, found.data)
-        after = replace(before, **changes)
+        after = before if only_of_key not in (None, before.run_key) else replace(before, **changes)
         if after == before or store.replace(RUN_RECORD, to_json(after), found.etag) is not None:
             return after
 

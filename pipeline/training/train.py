@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.cluster import ray_session
-from pipeline.errors import TrackingUnavailableError, TrainingFailedError
+from pipeline.errors import PipelineError, TrackingUnavailableError, TrainingFailedError
+from pipeline.models.model_uri import absolute_model_uri
 from pipeline.models.registration import register_model
 from pipeline.models.registry import CHECKPOINT_TAG, RegisteredVersion, registered_checkpoints
 from pipeline.progress import say
-from pipeline.stores.lease import hold_lease
+from pipeline.stores.lease import Lease, hold_lease
 from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingRun, resolve_tracking
@@ -59,28 +60,40 @@ def train(config: TrainConfig) -> TrainResult:
     plan = load_plan(config)
     store = open_store(config.output)
     check_conditions(store)
-    with hold_lease(store, duration_s=config.lease_s):
-        record, run = claim(config, plan, store)
+    with hold_lease(store, duration_s=config.lease_s) as lease:
+        checkpoints = CheckpointStore.of_run(config.output)
+        is_finished = config.resume and checkpoints.read_finished(config.steps) is not None
+        record, run = claim(config, plan, store, lease, is_finished=is_finished)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
-            result = _train(config, plan, record, run)
+            result = _train(config, plan, checkpoints, record, run, lease)
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise
         finally:
-            run.finish(status)
+            if lease.is_lost:
+                run.close()  # its status is what the other driver makes of it
+            else:
+                run.finish(status)
     return result
 
 
-def _train(config: TrainConfig, plan: TrainPlan, record: RunRecord, run: TrackingRun) -> TrainResult:
-    checkpoints = CheckpointStore.of_run(config.output)
+def _train(
+    config: TrainConfig,
+    plan: TrainPlan,
+    checkpoints: CheckpointStore,
+    record: RunRecord,
+    run: TrackingRun,
+    lease: Lease,
+) -> TrainResult:
     finished = checkpoints.read_finished(config.steps)
     if finished is None:
         newest = checkpoints.newest()
         if newest is None:
             refuse_to_begin_again(record, config)
         _pin_registered(checkpoints, run)
+        lease.confirm()
         checkpoints.remove_leftovers()
         with (
             ray_session(config.cluster),
@@ -93,6 +106,7 @@ def _train(config: TrainConfig, plan: TrainPlan, record: RunRecord, run: Trackin
                     model_config=plan.model_config,
                     source=plan.source,
                     fork_digest=record.fork_digest,
+                    lease_token=lease.token,
                     run=run,
                     board=board,
                 )
@@ -102,9 +116,16 @@ def _train(config: TrainConfig, plan: TrainPlan, record: RunRecord, run: Trackin
         raise TrainingFailedError(f"{config.output}: the workers ended before step {config.steps}; --resume goes on")
     last, files = finished
     # Safe to repeat: a driver killed before this line leaves it to the resumed one.
+    lease.confirm()
     checkpoints.pin(last, config.register_as)
     uri = checkpoints.uri(last)
-    version = register_model(run, files, config.register_as, tags={CHECKPOINT_TAG: uri})
+    try:
+        version = register_model(run, files, config.register_as, tags={CHECKPOINT_TAG: uri})
+    except PipelineError as error:
+        raise type(error)(
+            f"trained to step {last.step}, checkpoint {uri}, and not registered: {error}; the same command with "
+            "--resume registers it"
+        ) from error
     return TrainResult(run_id=run.require_id(), checkpoint_uri=uri, steps=last.step, version=version)
 
 
@@ -125,5 +146,6 @@ def _absolute(config: TrainConfig) -> TrainConfig:
         config,
         dataset=open_store(config.dataset).uri,
         output=open_store(config.output).uri,
+        fork_from=None if config.fork_from is None else absolute_model_uri(config.fork_from),
         tracking=resolve_tracking(config.tracking),
     )

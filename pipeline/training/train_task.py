@@ -23,9 +23,9 @@ class TrainTask:
     """Source of the caller's own network."""
     fork_digest: str | None
     """Digest of the model that the run began with; None where that was none."""
+    lease_token: str
+    """Names the lease under which the workers write; once another stands in the store, they stop."""
     run: TrackingRun
     """The MLflow run that rank 0 joins."""
     board: Any
     """Handle of the driver's progress board."""
-    lease_token: str | None = None
-    """Token of the driver's lease: rank 0 records nothing once the output has another; None: it is not asked for."""

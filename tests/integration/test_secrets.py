@@ -80,7 +80,7 @@ def test_no_password_is_printed_or_stored_by_a_whole_run(
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("AWS_ENDPOINT_URL", with_secret(f"http://127.0.0.1:{closed_port()}", "endpoint"))
-    for name, value in {"MAX_ATTEMPTS": "1", "ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "x", "REGION": "r"}.items():
+    for name, value in {"ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "x", "REGION": "r"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "out").mkdir()
@@ -129,7 +129,8 @@ def test_no_password_is_printed_or_stored_by_a_whole_run(
         assert code == 0, printed
         assert "eval/eps_mse" in connect(server).get_run(run.info.run_id).data.metrics
 
-    # Everything that can go wrong with a URI.
+    # Everything that can go wrong with a URI. Training begins without MLflow, and waits for it at its end.
+    monkeypatch.setenv("DDPM_PATIENCE_MINUTES", "0.02")
     away = with_secret(f"http://127.0.0.1:{closed_port()}", "away")
     place = with_secret("s3://bucket/x", "place")
     wrong = [
@@ -149,6 +150,8 @@ def test_no_password_is_printed_or_stored_by_a_whole_run(
         for flags in ([], ["--traceback"]):
             code, printed = terminal.run(job, *mistaken, *flags)
             assert code in (1, 2) and "error: " in printed, printed
+            if mistaken is wrong[0][1] and not flags:
+                assert "trained to step 2, checkpoint " in printed and "--resume registers it" in printed, printed
     with pytest.raises(TrackingUnavailableError) as refused:
         check_server(TrackingConfig(uri=away.replace("http", "postgresql+nothing")))
     for flags in (["--tracking.uri", away, "--help"], [*by_file, "--help"]):

@@ -1,6 +1,7 @@
 """Training for real: worker counts, kills, damaged checkpoints, refusals."""
 
 import json
+import os
 import signal
 import tempfile
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_a_second_driver_leaves_and_sigterm_gives_the_lease_back(dataset: str, t
 def test_a_fork_begins_with_the_average_of_another_run(dataset: str, unbroken: Path, tmp_path: Path) -> None:
     """With steps too small to change a float32, what the first step leaves is what it began with."""
     (origin,) = list((unbroken / "run" / "checkpoints").glob(f"step-{NUM_STEPS:09d}-*"))
-    slow = ["--optimizer.learning-rate", "1e-30", "--seed", "7", "--fork-from", str(origin)]
+    slow = ["--optimizer.learning-rate", "1e-30", "--seed", "7", "--fork-from", os.path.relpath(origin)]
     run_job(
         "train", *flags(tmp_path, dataset, steps=1), "--network.learned-variance", "--objective.name", "hybrid", *slow
     )

@@ -273,3 +273,12 @@ def test_no_password_is_printed(
     assert code == (0 if flags in (["--help"], ["--dry-run"]) else 2), printed
     assert "***@host" in printed
     assert "secret" not in re.sub(r"\s|secrets?\b", "", printed)
+
+
+def test_a_patience_that_is_no_number_is_found_before_the_job_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A training with a local output needs it for the first time at its end."""
+    monkeypatch.setenv("DDPM_PATIENCE_MINUTES", "ten")
+    assert run_job(does_nothing(train.JOB), ["--dataset", str(tmp_path / "d"), "--output", str(tmp_path / "o")]) == 2
+    assert "DDPM_PATIENCE_MINUTES: a number of minutes" in capsys.readouterr().err

@@ -125,6 +125,14 @@ def test_sigterm_takes_the_way_of_ctrl_c(work: str, printed: str) -> None:
     assert (finished.returncode, finished.stdout, finished.stderr) == (143, printed, "terminated\n")
 
 
+def test_a_closed_terminal_takes_the_way_of_ctrl_c_too() -> None:
+    hup = "os.kill(os.getpid(), signal.SIGHUP); time.sleep(60)"
+    finished = run_work(f"signal.signal(signal.SIGHUP, signal.SIG_DFL)\n{hup}")
+    assert finished.returncode == -signal.SIGHUP, "the work can undo it"
+    finished = run_work(hup)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (129, "", "hung up\n")
+
+
 @pytest.mark.parametrize("work", ["print('x' * 100_000)", "print('x', flush=True)", "print('x')", "os.write(1, b'x')"])
 def test_a_reader_that_goes_is_no_error(work: str) -> None:
     writing = gone_reader()

@@ -1,11 +1,13 @@
 """Model URIs: taken apart as they were put together, and refused where they are none."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ModelMissingError
-from pipeline.models.model_uri import parse_registered, split_average
+from pipeline.models.model_uri import absolute_model_uri, parse_registered, split_average
 
 PLACES = ("models:/ddpm@candidate", "models:/ddpm/3", "artifacts/checkpoints/step-1", "s3://b/p", "file:///a?b=c")
 
@@ -14,6 +16,14 @@ PLACES = ("models:/ddpm@candidate", "models:/ddpm/3", "artifacts/checkpoints/ste
 def test_the_average_is_what_stands_at_the_end(place: str, halflife: int) -> None:
     assert split_average(place) == (place, None)
     assert split_average(f"{place}?ema={halflife}") == (place, halflife)
+
+
+def test_a_uri_for_processes_in_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute_model_uri("run/step-1") == f"{tmp_path}/run/step-1"
+    assert absolute_model_uri("run/step-1?ema=5") == f"{tmp_path}/run/step-1?ema=5"
+    for uri in ("models:/ddpm@candidate", "models:/ddpm/3?ema=5", "s3://b/p?ema=5", "/a/b"):
+        assert absolute_model_uri(uri) == uri
 
 
 @pytest.mark.parametrize("place", ["models:/a/1", "models:/a@b", "some/folder", "s3://b/p"])

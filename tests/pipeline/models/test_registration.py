@@ -10,6 +10,7 @@ import pytest
 from pipeline.errors import ConfigError, TrackingUnavailableError
 from pipeline.models.registration import MODEL_TYPE, register_model
 from pipeline.models.registry import resolve_model
+from pipeline.stores import patience
 from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
@@ -121,8 +122,13 @@ def test_the_answer_of_each_request_may_be_lost(served: str, through_proxy: tupl
 @pytest.mark.services
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_a_server_that_is_busy_is_waited_for(
-    served: str, through_proxy: tuple[FaultyProxy, TrackingRun], capsys: pytest.CaptureFixture[str], status: int
+    served: str,
+    through_proxy: tuple[FaultyProxy, TrackingRun],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
 ) -> None:
+    monkeypatch.setattr(patience, "_SILENT_S", 0.0)
     proxy, run = through_proxy
     proxy.add(Answer(status, b"made by the proxy"))
     end = threading.Timer(4, proxy.clear)
@@ -165,6 +171,7 @@ def test_registering_waits_for_a_server_that_restarts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run is known by its key; nobody answers at first, and then a server that has the run."""
+    monkeypatch.setattr(patience, "_SILENT_S", 0.0)
     database, artifacts, port = f"sqlite:///{tmp_path}/server.db", str(tmp_path / "artifacts"), free_port()
     config = TrackingConfig(uri=f"http://127.0.0.1:{port}", experiment="late")
     with mlflow_server(database, artifacts, tmp_path, port=port):

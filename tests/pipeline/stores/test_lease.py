@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +16,13 @@ import pytest
 
 from pipeline.config_io import to_json
 from pipeline.errors import LeaseHeldError, LeaseLostError, StorageError
+from pipeline.stores import lease as lease_module
 from pipeline.stores.lease import LEASE_KEY, LeaseRecord, hold_lease, holder_token
 from pipeline.stores.local_store import LocalStore
 from pipeline.stores.object_store import ObjectStore
+from pipeline.stores.storage import open_store
+from tests.faulty_proxy import FaultyProxy, Stall
+from tests.fixtures_s3 import S3Server
 from tests.pipeline.storage_checks import check_one_line
 
 SHORT_S = 1.0
@@ -177,30 +182,97 @@ def test_a_lease_that_somebody_removed_is_put_back(tmp_path: Path) -> None:
     assert record_in(store)["released"] is True
 
 
-class _Away(LocalStore):
-    """A store that can be away."""
+class Moody(LocalStore):
+    """A store whose replacements can fail, or be done without an answer."""
 
-    is_away = False
+    error: Exception | None = None
+    loses_answers = False
+
+    def with_patience(self, at_most_s: float) -> "Moody":
+        return self
 
     def replace(self, key: str, data: bytes, etag: str) -> str | None:
-        if self.is_away:
-            raise StorageError("away")
+        if self.error is not None:
+            if self.loses_answers:
+                super().replace(key, data, etag)
+            raise self.error
         return super().replace(key, data, etag)
 
 
-def test_a_store_that_is_away_costs_no_lease(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = _Away(tmp_path)
-    with hold_lease(store, duration_s=0.2):
-        store.is_away = True
+def wait_for_a_renewal(store: ObjectStore) -> None:
+    before = record_in(store)["num_renewals"]
+    while record_in(store)["num_renewals"] == before:
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("error", [StorageError("away"), RuntimeError("away")])
+@pytest.mark.parametrize("loses_answers", [False, True])
+def test_a_store_that_is_away_costs_no_lease(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, loses_answers: bool
+) -> None:
+    """A renewal that was done without an answer is our own: what stands there then is no other driver's."""
+    store = Moody(tmp_path)
+    with hold_lease(store, duration_s=0.2) as lease:
+        store.error, store.loses_answers = error, loses_answers
         time.sleep(0.5)
-        store.is_away = False
-        before = record_in(store)["num_renewals"]
-        while record_in(store)["num_renewals"] == before:
-            time.sleep(0.02)
+        store.error = None
+        wait_for_a_renewal(store)
+        lease.confirm()
+        assert not lease.is_lost
+    assert capsys.readouterr().out.count("could not be renewed (away); tried again") == 1
+    assert record_in(store)["released"] is True
+
+
+def test_a_lease_that_cannot_be_given_back_ends_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Moody(tmp_path)
     with hold_lease(store, duration_s=1000):
-        store.is_away = True
-    assert "could not be renewed (away); tried again" in (shown := capsys.readouterr().out)
-    assert "its lease could not be given back (away)" in shown
+        store.error = StorageError("away")
+    assert "its lease could not be given back and ends after 1000 s (away)" in capsys.readouterr().out
+
+
+def test_an_answer_that_never_comes_costs_no_lease(faulty_s3: FaultyProxy, s3_server: S3Server) -> None:
+    """A newcomer waits for the whole duration: a renewal that hangs is given up, and made again, before that."""
+    store = open_store(f"{s3_server.uri}/{uuid.uuid4().hex}")
+    with hold_lease(store, duration_s=8) as lease:
+        faulty_s3.add(Stall(), method="PUT", times=1)
+        with pytest.raises(LeaseHeldError), hold_lease(store, duration_s=8):
+            pytest.fail("the holder is alive")
+        assert faulty_s3.count(Stall) == 1 and not lease.is_lost
+
+
+def test_what_would_harm_another_holder_is_confirmed(tmp_path: Path) -> None:
+    with pytest.raises(LeaseLostError), hold_lease(LocalStore(tmp_path), duration_s=1000) as lease:
+        lease.confirm()
+        assert holder_token(LocalStore(tmp_path)) == lease.token
+        take_over(LocalStore(tmp_path))
+        lease.check()  # nobody has told it
+        lease.confirm()
+    assert holder_token(LocalStore(tmp_path)) == "theirs"
+
+
+def test_a_holder_that_swallows_the_interrupt_is_interrupted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "_INTERRUPT_INTERVAL_S", 0.3)
+    swallowed = 0
+    with pytest.raises(LeaseLostError), hold_lease(LocalStore(tmp_path), duration_s=0.4):
+        take_over(LocalStore(tmp_path))
+        while swallowed < 2:
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                swallowed += 1
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a consequence"), SystemExit(15)])
+def test_whatever_ends_a_holder_that_lost_its_lease_is_a_lost_lease(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(LeaseLostError) as caught, hold_lease(LocalStore(tmp_path), duration_s=1000) as lease:
+        take_over(LocalStore(tmp_path))
+        with contextlib.suppress(LeaseLostError):
+            lease.confirm()
+        raise error
+    assert caught.value.__cause__ is error
 
 
 def test_two_holdings_of_one_process_differ(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """Outages of every kind, shorter and longer than the patience, and answers that break off."""
 
+import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageAccessError, StorageError
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.stores.s3_store import S3Store
@@ -22,6 +25,7 @@ from tests.faulty_proxy import (
     Stall,
     s3_error,
 )
+from tests.fixtures_s3 import S3Server
 from tests.pipeline.storage_checks import check_one_line, keys_of
 
 REQUESTS: dict[str, Callable[[ObjectStore], object]] = {
@@ -123,9 +127,9 @@ def test_the_number_of_attempts_is_not_botocores(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "5")
     monkeypatch.setenv(PATIENCE_VARIABLE, "0")
     proxy.add(s3_error("SlowDown", 503))
-    with pytest.raises(StorageError, match="SlowDown"):
+    with pytest.raises(StorageError, match="SlowDown") as caught:
         s3_store.write("key", b"x")
-    assert len(proxy.requests) == 1
+    assert len(proxy.requests) == 1 and "tried again" not in str(caught.value)
 
 
 def test_less_patience_for_somebody_who_waits(s3_store: S3Store, proxy: FaultyProxy) -> None:
@@ -215,3 +219,87 @@ def test_a_fifth_of_all_requests_fails(s3_store: S3Store, proxy: FaultyProxy) ->
     assert len(keys_of(s3_store)) == 24 and all(s3_store.read(f"{number}/record") == b"new" for number in range(12))
     faults = [request.fault for request in proxy.requests if request.fault is not None]
     assert len(faults) > 10 and {type(fault) for fault in faults} >= {LoseAnswer, LoseRequest, Answer}
+
+
+class MetadataService(ThreadingHTTPServer):
+    """Of a machine with a role; may be away at first."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        super().__init__(("127.0.0.1", 0), MetadataRequest)
+        self.is_away, self.variables = True, variables
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+
+class MetadataRequest(BaseHTTPRequestHandler):
+    server: MetadataService
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def do_PUT(self) -> None:
+        self.answer(b"token")
+
+    def do_GET(self) -> None:
+        role = {
+            "Code": "Success",
+            "AccessKeyId": self.server.variables["AWS_ACCESS_KEY_ID"],
+            "SecretAccessKey": self.server.variables["AWS_SECRET_ACCESS_KEY"],
+            "Token": "",
+            "Expiration": "2100-01-01T00:00:00Z",
+        }
+        self.answer(b"role" if self.path.endswith("/") else json.dumps(role).encode())
+
+    def answer(self, body: bytes) -> None:
+        self.send_response(503 if self.server.is_away else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def metadata(
+    s3_server: S3Server, s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[MetadataService]:
+    """A metadata service, away, and no other source of credentials."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_EC2_METADATA_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with MetadataService(s3_server.environment) as service:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{service.server_port}")
+        yield service
+        service.shutdown()
+
+
+@pytest.mark.parametrize("s3", ["moto"], indirect=True)
+def test_a_metadata_service_that_is_away_is_waited_for(metadata: MetadataService, s3_store: S3Store) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(s3_store.write, "key", b"x")
+        time.sleep(1)
+        assert not asked.done()
+        metadata.is_away = False
+        asked.result()
+
+
+@pytest.mark.parametrize("s3", ["moto"], indirect=True)
+def test_credentials_that_come_late_are_found(
+    metadata: MetadataService, s3_store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stores.s3_requests._METADATA_PATIENCE_S", 0.3)
+    started_s = time.monotonic()
+    with pytest.raises(StorageAccessError) as caught:
+        s3_store.write("key", b"x")
+    assert 0.3 <= time.monotonic() - started_s < 5
+    check_one_line(caught.value, s3_store.uri, "credentials", "AWS_ACCESS_KEY_ID", "metadata service")
+    metadata.is_away = False
+    s3_store.write("key", b"x")
+
+
+@pytest.mark.parametrize("s3", ["moto"], indirect=True)
+def test_nobody_without_keys_waits(
+    metadata: MetadataService, s3_store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    started_s = time.monotonic()
+    with pytest.raises(StorageAccessError, match="AWS_ACCESS_KEY_ID"):
+        s3_store.write("key", b"x")
+    assert time.monotonic() - started_s < 2

@@ -7,16 +7,17 @@ import pytest
 
 from jobs import train as train_job
 from jobs.cli import run_job
-from pipeline.errors import ConfigError, OutputExistsError, TrackingUnavailableError
+from pipeline.config_io import to_json
+from pipeline.errors import ConfigError, LeaseLostError, OutputExistsError, TrackingUnavailableError
 from pipeline.models.model_files import ModelCard
 from pipeline.presets import digits
-from pipeline.stores.lease import LEASE_KEY, hold_lease
+from pipeline.stores.lease import LEASE_KEY, LeaseRecord, hold_lease
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
-from pipeline.tracking.tracking import TrackingConfig
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun
 from pipeline.training.claim import claim
-from pipeline.training.run_record import RUN_RECORD, read_run_record
+from pipeline.training.run_record import RUN_RECORD, RunRecord, read_run_record
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_plan import TrainPlan, describe_plan, load_plan
 from tests.pipeline.small_datasets import make_dataset
@@ -48,8 +49,15 @@ def store(config: TrainConfig) -> ObjectStore:
     return open_store(config.output)
 
 
+def claimed(
+    config: TrainConfig, plan: TrainPlan, store: ObjectStore, *, is_finished: bool = False
+) -> tuple[RunRecord, TrackingRun]:
+    with hold_lease(store, duration_s=1000) as lease:
+        return claim(config, plan, store, lease, is_finished=is_finished)
+
+
 def test_a_new_run_is_claimed_with_its_mlflow_run(config: TrainConfig, plan: TrainPlan, store: ObjectStore) -> None:
-    record, run = claim(config, plan, store)
+    record, run = claimed(config, plan, store)
     run.close()
     assert record.run_key and not record.has_checkpoints
     assert read_run_record(store) == dataclasses.replace(record, run_id=run.run_id)
@@ -60,15 +68,15 @@ def test_a_new_run_is_claimed_with_its_mlflow_run(config: TrainConfig, plan: Tra
 def test_a_run_is_gone_on_with_only_if_asked_and_unchanged(
     config: TrainConfig, plan: TrainPlan, store: ObjectStore
 ) -> None:
-    _, first = claim(config, plan, store)
+    _, first = claimed(config, plan, store)
     first.finish("KILLED")
     with pytest.raises(OutputExistsError, match="--resume"):
-        claim(config, plan, store)
+        claimed(config, plan, store)
     for change, name in (({"seed": 7}, "seed"), ({"fork_from": "models:/x/1"}, "fork_from")):
         with pytest.raises(ConfigError) as caught:
-            claim(dataclasses.replace(config, resume=True, **change), plan, store)  # type: ignore[arg-type]
+            claimed(dataclasses.replace(config, resume=True, **change), plan, store)  # type: ignore[arg-type]
         check_one_line(caught.value, f"{name}: the run in {store.uri} has ", "--fork-from")
-    _, again = claim(dataclasses.replace(config, resume=True), plan, store)
+    _, again = claimed(dataclasses.replace(config, resume=True), plan, store)
     again.close()
     assert again.run_id == first.run_id
     assert connect(first.uri).get_run(first.require_id()).info.status == "RUNNING"
@@ -77,31 +85,70 @@ def test_a_run_is_gone_on_with_only_if_asked_and_unchanged(
 def test_a_run_whose_mlflow_run_is_gone_goes_on_in_a_new_one(
     config: TrainConfig, plan: TrainPlan, store: ObjectStore
 ) -> None:
-    record, first = claim(config, plan, store)
+    record, first = claimed(config, plan, store)
     first.finish("KILLED")
     connect(first.uri).delete_run(first.require_id())
     with pytest.raises(ConfigError) as caught:
-        claim(dataclasses.replace(config, resume=True), plan, store)
+        claimed(dataclasses.replace(config, resume=True), plan, store)
     check_one_line(caught.value, str(first.run_id), "--new-run")
-    _, new = claim(dataclasses.replace(config, resume=True, new_run=True), plan, store)
+    _, new = claimed(dataclasses.replace(config, resume=True, new_run=True), plan, store)
     new.close()
     assert new.run_id not in (None, first.run_id)
     assert connect(new.uri).get_run(new.require_id()).data.tags["ddpm.continues"] == first.run_id
     stored = read_run_record(store)
     assert (stored.run_id, stored.identity) == (new.run_id, record.identity) and stored.run_key != record.run_key
-    _, again = claim(dataclasses.replace(config, resume=True), plan, store)
+    _, again = claimed(dataclasses.replace(config, resume=True), plan, store)
     again.close()
     assert again.run_id == new.run_id
 
 
 def test_what_mlflow_refuses_leaves_nothing_claimed(config: TrainConfig, plan: TrainPlan, store: ObjectStore) -> None:
-    _, run = claim(dataclasses.replace(config, output=f"{config.output}-first"), plan, open_store(f"{store.uri}-first"))
+    _, run = claimed(
+        dataclasses.replace(config, output=f"{config.output}-first"), plan, open_store(f"{store.uri}-first")
+    )
     run.close()
     client = connect(run.uri)
     client.delete_experiment(client.get_run(run.require_id()).info.experiment_id)
     with pytest.raises((ConfigError, TrackingUnavailableError), match="was deleted"):
-        claim(config, plan, store)
+        claimed(config, plan, store)
     assert RUN_RECORD not in keys_of(store)
+
+
+def test_a_run_that_is_lost_meanwhile_is_left_to_the_other(
+    config: TrainConfig, plan: TrainPlan, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease is taken over while MLflow is asked, and MLflow refuses: the record is not ours to remove."""
+
+    def refused_late(*_: object, **__: object) -> TrackingRun:
+        found = store.read_versioned(LEASE_KEY)
+        theirs = LeaseRecord(token="theirs", holder="process 1 on elsewhere", duration_s=1000)
+        assert store.replace(LEASE_KEY, to_json(theirs), found.etag) is not None
+        raise TrackingUnavailableError("refused")
+
+    monkeypatch.setattr(TrackingRun, "open", refused_late)
+    with pytest.raises(LeaseLostError):
+        claimed(config, plan, store)
+    assert RUN_RECORD in keys_of(store)
+
+
+def test_checkpoints_of_nobodys_are_not_adopted(config: TrainConfig, plan: TrainPlan, store: ObjectStore) -> None:
+    make_run(Path(config.output), steps=1, interval=0)
+    store.delete(RUN_RECORD)
+    for resume in (False, True):
+        with pytest.raises(OutputExistsError, match=r"holds checkpoints and no run\.json"):
+            claimed(dataclasses.replace(config, resume=resume), plan, store)
+    assert RUN_RECORD not in keys_of(store)
+
+
+def test_a_new_run_that_is_refused_leaves_the_old_one(config: TrainConfig, plan: TrainPlan, store: ObjectStore) -> None:
+    _, first = claimed(config, plan, store)
+    first.finish("KILLED")
+    before = read_run_record(store)
+    client = connect(first.uri)
+    client.delete_experiment(client.get_run(first.require_id()).info.experiment_id)
+    with pytest.raises((ConfigError, TrackingUnavailableError), match="was deleted"):
+        claimed(dataclasses.replace(config, resume=True, new_run=True), plan, store)
+    assert read_run_record(store) == before
 
 
 def test_the_plan_of_a_fork_reads_its_model(config: TrainConfig, tmp_path: Path) -> None:

@@ -59,9 +59,7 @@ class GatedStore(LocalStore):
 class Run:
     """Rank 0 of a run on random gradients, without Ray."""
 
-    def __init__(
-        self, folder: Path, tracking: TrackingRun, lines: list[str], lease_token: str | None, **changes: Any
-    ) -> None:
+    def __init__(self, folder: Path, tracking: TrackingRun, lines: list[str], lease_token: str, **changes: Any) -> None:
         self.lines = lines
         board = SimpleNamespace(update=SimpleNamespace(remote=lambda *_: None))
         config = TrainConfig(
@@ -109,7 +107,7 @@ def make(database: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     runs, lines = list[Run](), list[str]()
     monkeypatch.setattr(progress, "_send", lines.append)
 
-    def make(*, tracking: TrackingRun | None = None, lease_token: str | None = None, **changes: Any) -> Run:
+    def make(*, tracking: TrackingRun | None = None, lease_token: str = "ours", **changes: Any) -> Run:
         tracking = tracking or TrackingRun.open(database, new_run_key(), "test")
         runs.append(Run(tmp_path, tracking, lines, lease_token, **changes))
         return runs[-1]
@@ -239,7 +237,7 @@ def test_what_is_kept_follows_the_configuration(make: Callable[..., Run]) -> Non
 def test_after_a_takeover_nothing_is_recorded_or_removed(make: Callable[..., Run], tmp_path: Path) -> None:
     output = LocalStore(tmp_path)
     with hold_lease(output, duration_s=60):
-        run = make(lease_token=holder_token(output), keep_checkpoints=1)
+        run = make(lease_token=str(holder_token(output)), keep_checkpoints=1)
     run.store.open.set()
     run.step(4)
     run.wait_for_writer()

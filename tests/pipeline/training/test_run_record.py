@@ -46,6 +46,11 @@ def test_a_change_that_changes_nothing_writes_nothing(store: ObjectStore, tmp_pa
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
+def test_a_late_change_does_not_touch_another_runs_record(store: ObjectStore) -> None:
+    assert update_run_record(store, only_of_key="another", run_id="a") == RECORD == read_run_record(store)
+    assert update_run_record(store, only_of_key="key", run_id="a").run_id == "a"
+
+
 def test_there_must_be_one_to_change(tmp_path: Path) -> None:
     with pytest.raises(ObjectMissingError):
         update_run_record(open_store(str(tmp_path / "nothing")), run_id="a")
