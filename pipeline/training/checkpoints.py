@@ -19,9 +19,9 @@ from pipeline.config_io import read_record, to_json
 from pipeline.errors import CheckpointError, ConfigError, FormatVersionError, ObjectMissingError
 from pipeline.models.model_files import MODEL_JSON, SOURCE_JSON, WEIGHTS, ModelFiles, read_card
 from pipeline.progress import say
+from pipeline.stores.remover import Remover
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
 from pipeline.training.checkpoint_files import FileRecord, Piece, read_file, write_pieces
-from pipeline.training.side_work import Remover
 
 TRAIN_AGAIN = "train again into another output"
 """What to do about records of an older version, of a run or its checkpoints."""

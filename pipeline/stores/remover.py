@@ -1,9 +1,9 @@
-"""Deletions that a run can do without: a bucket may forbid them, and that is no reason to end a training."""
+"""Deletions that a run can do without: a bucket may forbid them, and that is no reason to end a job."""
 
 from collections.abc import Callable, Iterable
 
 from pipeline.errors import StorageError
-from pipeline.stores.storage import ObjectStore
+from pipeline.stores.object_store import ObjectStore
 
 
 class Remover:
