@@ -22,6 +22,7 @@ DOORS = {
         "pipeline/tracking/mlflow_client.py",
         "pipeline/tracking/client_retry.py",
         "pipeline/tracking/run_opening.py",
+        "pipeline/tracking/run_requests.py",
         "pipeline/tracking/tracking.py",
         "pipeline/models/registration.py",
         "pipeline/models/registry.py",

@@ -27,6 +27,7 @@ from pipeline.ray_errors import of_values
 from pipeline.redact import redact
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.probe import check_conditions
+from pipeline.stores.remover import Remover
 from pipeline.stores.storage import check_uris, open_store
 
 QUARANTINE_KEY = "quarantine.json"
@@ -279,10 +280,9 @@ def _publish(store: ObjectStore, manifest: DatasetManifest, quarantined: dict[st
         store.write(QUARANTINE_KEY, to_json(Quarantine(reasons=quarantined)))
         say(f"{len(quarantined)} images left out, listed in {store.uri}/{QUARANTINE_KEY}")
     named = {shard.key for split in manifest.splits.values() for shard in split.shards}
-    for split in manifest.splits:
-        for info in list(store.list(f"{split}/")):
-            if info.key not in named and _SHARD_KEY.fullmatch(info.key):  # left by an interrupted run over other data
-                store.delete(info.key)
+    # of interrupted runs over other data
+    listed = [info.key for split in manifest.splits for info in store.list(f"{split}/")]
+    Remover(store, say).remove(key for key in listed if key not in named and _SHARD_KEY.fullmatch(key))
     counts = ", ".join(f"{name} {split.num_samples:,}" for name, split in manifest.splits.items())
     say(f"prepared {manifest.name}: {counts} samples in {len(named):,} shards, digest {manifest.digest[:16]}")
     return manifest

@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 
 from pipeline.data.manifest import ShardRecord
 from pipeline.data.shards import Sample, encode_png, pack_shard
@@ -106,7 +106,7 @@ def _write_verified(store: ObjectStore, key: str, data: bytes) -> None:
 
 def _samples(task: ShardTask, reader: Reader, quarantined: dict[str, str]) -> Iterator[Sample]:
     """Fetched by threads a few at a time, because images may be large; decoded here one by one."""
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
+    with ThreadPool(_READ_THREADS) as pool:  # unlike an executor it waits for no thread when it is interrupted
         for start in range(0, len(task.keys), _READ_THREADS):
             keys = task.keys[start : start + _READ_THREADS]
             for position, data in enumerate(pool.map(reader.fetch, keys), start):

@@ -24,7 +24,9 @@ from pipeline import config_io
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import CommitConflictError
 from pipeline.generation.sampling_plan import OutputShard, SamplingSpec
+from pipeline.progress import say
 from pipeline.stores.object_store import ObjectStore
+from pipeline.stores.remover import Remover
 
 _TAR = re.compile(r"(\d{9})-[0-9a-f]{64}\.tar")
 _PART = re.compile(r"_parts/(\d{9})\.json")
@@ -125,7 +127,7 @@ def write_once(store: ObjectStore, spec: SamplingSpec, shard: OutputShard, tar: 
         made: Who made them.
 
     Returns:
-        The record that stands and whether it is this writer's. A lost writer's tar is removed.
+        The record that stands and whether it is this writer's. A lost writer's tar is removed, where that is allowed.
 
     Raises:
         CommitConflictError: If the standing record is of another plan or spec, or if it names a tar that is gone and
@@ -158,7 +160,7 @@ def write_once(store: ObjectStore, spec: SamplingSpec, shard: OutputShard, tar: 
         )
     if standing.tar == record.tar:
         return Commit(record=standing, outcome="equal")
-    store.delete(record.key)  # never the winner's: other bytes, other key
+    Remover(store, say).remove([record.key])  # never the winner's: other bytes, other key
     if store.stat(standing.key) is None:
         raise CommitConflictError(
             f"{where} names {standing.key}, which is gone, and this machine makes other bytes; "

@@ -6,15 +6,17 @@ one read per record that neither the manifest nor this run knows already.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 
 from pipeline import config_io
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import ObjectMissingError
 from pipeline.generation.commits import CommitRecord, part_index, read_record, tar_index
 from pipeline.generation.sampling_plan import SamplingSpec, ShardPlan, check_same_shard
+from pipeline.progress import say
 from pipeline.stores.object_store import ObjectInfo, ObjectStore
+from pipeline.stores.remover import Remover
 
 MANIFEST_KEY = "manifest.json"
 _READ_THREADS = 16
@@ -92,9 +94,9 @@ def survey(store: ObjectStore, plan: ShardPlan, known: Mapping[int, ShardRecord]
 def _read_records(store: ObjectStore, indices: Sequence[int]) -> Iterator[CommitRecord]:
     if not indices:
         return
-    with ThreadPoolExecutor(_READ_THREADS) as threads:
+    with ThreadPool(_READ_THREADS) as threads:  # unlike an executor it waits for no thread when it is interrupted
         for start in range(0, len(indices), _READ_CHUNK):
-            yield from threads.map(lambda index: read_record(store, index), indices[start : start + _READ_CHUNK])
+            yield from threads.imap(lambda index: read_record(store, index), indices[start : start + _READ_CHUNK])
 
 
 def load_generation_manifest(store: ObjectStore) -> GenerationManifest | None:
@@ -152,9 +154,9 @@ def collect_orphans(
         now_s: The time, seconds since 1970.
 
     Returns:
-        The keys that were deleted.
+        The keys that were deleted: up to the first that cannot be, of which a line is said.
     """
-    collected = []
+    collected, remover = [], Remover(store, say)
     for candidate in unnamed:
         index = tar_index(candidate.key)
         if index is None or now_s - candidate.modified_s <= older_than_s:
@@ -166,6 +168,7 @@ def collect_orphans(
         # Its age once more: a writer that makes the same bytes may have adopted it since the listing.
         current = store.stat(candidate.key)
         if named != candidate.key and current is not None and now_s - current.modified_s > older_than_s:
-            store.delete(candidate.key)
+            if not remover.remove([candidate.key]):
+                break
             collected.append(candidate.key)
     return collected

@@ -21,7 +21,7 @@ from pipeline.models.model_uri import check_model_name
 from pipeline.models.registry import DIGEST_TAG, MODEL_ID_TAG, RegisteredVersion, registered
 from pipeline.models.sampler_params import DEFAULT_SAMPLER, TRUST, is_interval, sampler_options
 from pipeline.stores.patience import patiently
-from pipeline.tracking.mlflow_causes import describe, is_outage
+from pipeline.tracking.mlflow_causes import describe, is_outage, refusal
 from pipeline.tracking.mlflow_client import connect, environment, mlflow_errors
 from pipeline.tracking.tracking import TrackingRun
 
@@ -166,10 +166,15 @@ class _Registration:
 def make_registered_model(client: "MlflowClient", name: str) -> None:
     """Make a registered model, if there is none. Safe to repeat; raises what MLflow's client raises."""
     try:
-        client.create_registered_model(name)
-    except Exception as error:
-        if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
+        client.get_registered_model(name)  # first: a user may be allowed to change this one, and to make none
+    except Exception as missing:
+        if refusal(missing) != "RESOURCE_DOES_NOT_EXIST":
             raise
+        try:
+            client.create_registered_model(name)
+        except Exception as error:
+            if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
+                raise
 
 
 def _raise_alias(client: "MlflowClient", name: str, alias: str, version: int) -> None:

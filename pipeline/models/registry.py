@@ -30,6 +30,7 @@ from pipeline.tracking.mlflow_client import (
     has_tables,
     mlflow_errors,
     tracking_uri,
+    waiting_for,
 )
 from pipeline.tracking.tracking import TrackingRun
 
@@ -81,7 +82,7 @@ def resolve_model(uri: str, tracking: TrackingConfig, *, trust_model_code: bool 
         UntrustedCodeError: If the model brings code and is not trusted.
         ModelMissingError: If there is no such model, version, alias or checkpoint, or the URI is malformed.
         CheckpointError: If its files are incomplete or altered.
-        TrackingUnavailableError: If the server does not answer.
+        TrackingUnavailableError: If the server does not answer for $DDPM_PATIENCE_MINUTES, or refuses.
     """
     found = _resolve(uri, tracking)
     files = replace(found.files, trusted=trust_model_code)
@@ -139,11 +140,14 @@ def _found(
         )
     with mlflow_errors(registry_uri):
         client = connect(registry_uri)
-        try:
+
+        def find() -> "ModelVersion":
             if uri.alias is not None:
-                found = client.get_model_version_by_alias(uri.name, uri.alias)
-            else:
-                found = client.get_model_version(uri.name, str(uri.version))
+                return client.get_model_version_by_alias(uri.name, uri.alias)
+            return client.get_model_version(uri.name, str(uri.version))
+
+        try:
+            found: ModelVersion = waiting_for(registry_uri)(find)
         except Exception as error:
             if refusal(error):
                 known = _describe_registry(client, uri.name)
@@ -164,11 +168,15 @@ def _download(client: "MlflowClient", found: "ModelVersion", version: Registered
     digest, model_id = found.tags.get(DIGEST_TAG), found.tags.get(MODEL_ID_TAG)
     if digest is None or model_id is None:
         raise ModelMissingError(f"{version.uri}: was not registered by this project (it has no tag {DIGEST_TAG})")
-    location = client.get_logged_model(model_id).artifact_location
+    wait = waiting_for(version.tracking_uri)
+    location = wait(client.get_logged_model, model_id).artifact_location
     with tempfile.TemporaryDirectory(prefix="ddpm-model-") as folder:
         try:
-            mlflow.artifacts.download_artifacts(
-                f"{location}/artifacts", dst_path=folder, tracking_uri=version.tracking_uri
+            wait(
+                mlflow.artifacts.download_artifacts,
+                f"{location}/artifacts",
+                dst_path=folder,
+                tracking_uri=version.tracking_uri,
             )
         except PipelineError:
             raise

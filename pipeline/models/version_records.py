@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.models.registry import MODEL_ID_TAG, RegisteredVersion
-from pipeline.tracking.mlflow_client import connect, mlflow_errors
+from pipeline.tracking.mlflow_client import connect, mlflow_errors, waiting_for
 
 
 def log_version_metrics(
@@ -20,21 +20,21 @@ def log_version_metrics(
         tags: Tags by name.
 
     Raises:
-        TrackingUnavailableError: If the server does not answer.
+        TrackingUnavailableError: If the server does not answer for $DDPM_PATIENCE_MINUTES, or refuses.
     """
     from mlflow.entities import Metric
 
     with mlflow_errors(version.tracking_uri):
-        client = connect(version.tracking_uri)
-        found = client.get_model_version(version.name, str(version.version))
+        client, wait = connect(version.tracking_uri), waiting_for(version.tracking_uri)
+        found = wait(client.get_model_version, version.name, str(version.version))
         assert found.run_id is not None, "register_model sets it"
-        model = client.get_logged_model(found.tags[MODEL_ID_TAG])
+        model = wait(client.get_logged_model, found.tags[MODEL_ID_TAG])
         step = int(model.params.get("train_step", 0))
         now_ms = time.time_ns() // 1_000_000
         points = [Metric(key, float(value), now_ms, step, model_id=model.model_id) for key, value in metrics.items()]
-        client.log_batch(found.run_id, metrics=points)
+        wait(client.log_batch, found.run_id, metrics=points)
         for key, value in (tags or {}).items():
-            client.set_model_version_tag(version.name, str(version.version), key, value)
+            wait(client.set_model_version_tag, version.name, str(version.version), key, value)
 
 
 def log_version_files(version: RegisteredVersion, files: Mapping[str, bytes], folder: str) -> None:
@@ -46,12 +46,12 @@ def log_version_files(version: RegisteredVersion, files: Mapping[str, bytes], fo
         folder: Where among the artifacts, such as `figures`.
 
     Raises:
-        TrackingUnavailableError: If the server does not answer.
+        TrackingUnavailableError: If the server does not answer for $DDPM_PATIENCE_MINUTES, or refuses.
     """
     with mlflow_errors(version.tracking_uri), tempfile.TemporaryDirectory(prefix="ddpm-upload-") as temporary:
         for name, data in files.items():
             (Path(temporary) / name).write_bytes(data)
-        client = connect(version.tracking_uri)
-        found = client.get_model_version(version.name, str(version.version))
+        client, wait = connect(version.tracking_uri), waiting_for(version.tracking_uri)
+        found = wait(client.get_model_version, version.name, str(version.version))
         assert found.run_id is not None, "register_model sets it"
-        client.log_artifacts(found.run_id, temporary, folder)
+        wait(client.log_artifacts, found.run_id, temporary, folder)

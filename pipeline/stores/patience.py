@@ -7,7 +7,8 @@ computes, and it is needed where there is no configuration, in every process tha
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import tenacity
 
@@ -88,6 +89,18 @@ def patiently(
         before_sleep=say_that_it_waits,
         reraise=True,
     )
+
+
+@contextmanager
+def said_if_slow(line: str, say_it: Callable[[str], object], *, after_s: float) -> Iterator[None]:
+    """Has a line said if the block is not done after so many seconds."""
+    timer = threading.Timer(after_s, say_it, (line,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _is_to_be_said(where: str) -> bool:

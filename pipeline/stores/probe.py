@@ -4,15 +4,17 @@ Some servers with the S3 API ignore If-None-Match or If-Match, some refuse them;
 links nor locks. Found at the end of a job, each would have cost its results.
 """
 
+import contextlib
 import secrets
 
-from pipeline.errors import PipelineError, StorageUnfitError
+from pipeline.errors import StorageAccessError, StorageError, StorageUnfitError
 from pipeline.progress import say
 from pipeline.stores.object_store import ObjectStore
 
 PROBE_PREFIX = "_probe-"
 """No folder: a local one would stay, empty."""
 PROBE_PATIENCE_S = 60.0
+_REMOVAL_PATIENCE_S = 3.0
 
 
 def check_conditions(store: ObjectStore) -> None:
@@ -27,19 +29,31 @@ def check_conditions(store: ObjectStore) -> None:
     """
     store = store.with_patience(PROBE_PATIENCE_S)
     key = f"{PROBE_PREFIX}{secrets.token_hex(8)}"
-    try:
-        _check(store, key)
-    finally:
-        try:
-            store.delete(key)
-        except PipelineError as error:
-            say(f"a probe's file stays where it is: {error}")
-
-
-def _check(store: ObjectStore, key: str) -> None:
     first, second, third = (f"{key} {number}".encode() for number in ("first", "second", "third"))
-    if not store.create(key, first):
-        raise _unfit(store, "says of a new key that it exists")
+    hasty = store.with_patience(_REMOVAL_PATIENCE_S)
+    try:
+        is_new = store.create(key, first)
+    except StorageAccessError:
+        raise  # it was not made
+    except StorageError:
+        with contextlib.suppress(StorageError):  # its answer may be what was lost; more is said of the cause already
+            hasty.delete(key)
+        raise
+    try:
+        if not is_new:
+            raise _unfit(store, "says of a new key that it exists")
+        _check(store, key, first, second, third)
+    except StorageError:
+        with contextlib.suppress(StorageError):
+            hasty.delete(key)
+        raise
+    try:
+        store.delete(key)
+    except StorageError as error:
+        say(f"a probe's file stays where it is: {error}")
+
+
+def _check(store: ObjectStore, key: str, first: bytes, second: bytes, third: bytes) -> None:
     if store.create(key, second):
         raise _unfit(store, "ignores If-None-Match")
     before = store.read_versioned(key)

@@ -5,9 +5,10 @@ pause for as long as the server is away. What the server refuses for good, and w
 This module knows no server: it is given functions that send, and they must be safe to repeat.
 """
 
+import re
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +18,15 @@ BATCH_POINTS = 1000  # MLflow's limit for one request
 _GATHER_S = 1.0  # so that a fast training loop makes one request a second, not one a step
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _TASK_ATTEMPTS = 3
+_MAX_REASONS = 20
 
 
 class RefusedError(Exception):
     """The server answered, and will never take this: sending it again is of no use."""
+
+
+class DeniedError(Exception):
+    """The server answered, and takes nothing from us as things are; somebody may correct that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +61,8 @@ class MetricQueue:
 
     Args:
         send: Sends up to 1000 points in one request. RefusedError: never try again; anything else: later.
-        ping: Returns if the server is there; called when a task failed, to know whose fault it was.
+        ping: Returns if the server is there; called when something failed, to know whose fault it was. RefusedError:
+            the server takes nothing of this run any more.
         say: Prints one line: when the server goes away, when it is back, what was refused.
         where: What the lines call the server.
         max_points: Points kept while the server is away (about 200 bytes each).
@@ -78,8 +85,11 @@ class MetricQueue:
         self._changed = threading.Condition()
         self._entries: deque[_Entry] = deque()
         self._num_points = self._num_tasks = self._num_lost = self._num_failures = 0
-        self._hurry = self._closing = self._away = self._full = False
+        self._hurry = self._closing = self._away = self._denied = self._full = False
+        self._refused = Counter[str]()
         self._thread: threading.Thread | None = None
+        self.unsent_names: tuple[str, ...] = ()
+        """What `close` left of the tasks, by name."""
 
     def put_points(self, points: Sequence[MetricPoint]) -> None:
         """Queue the points of one step; they are sent together (in chunks of 1000)."""
@@ -95,6 +105,21 @@ class MetricQueue:
         with self._changed:
             self._num_lost += num
         self._say(f"MLflow at {self._where}: {why}")
+
+    def _refuse(self, num: int, what: str, error: Exception) -> None:
+        """Counts something as lost; says so for the first of each reason, `close` counts the others."""
+        reason = _reason(error)
+        kind = re.sub(r"\d+", "N", reason)
+        with self._changed:
+            if kind not in self._refused and len(self._refused) >= _MAX_REASONS:
+                kind = "of other reasons"
+            is_new = kind not in self._refused
+            self._refused[kind] += 0 if is_new else num
+        if is_new:
+            self.count_lost(num, f"{what} ({reason})")
+        else:
+            with self._changed:
+                self._num_lost += num
 
     def flush(self, timeout_s: float) -> int:
         """Send what is queued; gives up early when the server does not answer.
@@ -129,9 +154,14 @@ class MetricQueue:
             self._closing = True
             self._changed.notify_all()
             self._num_lost += self._num_points + self._num_tasks
+            self.unsent_names = tuple(entry.name for entry in self._entries if entry.task)
             self._entries.clear()
             self._num_points = self._num_tasks = 0
-            return self._num_lost
+            num_lost, refused, self._refused = self._num_lost, self._refused, Counter()
+        for reason, num in refused.items():
+            if num:
+                self._say(f"MLflow at {self._where}: so were {num} more values or files ({reason})")
+        return num_lost
 
     def _put(self, entry: _Entry) -> None:
         with self._changed:
@@ -211,22 +241,39 @@ class MetricQueue:
                 task()
                 return
             except Exception as error:
-                self._ping()  # raises if the server is away: then the task stays queued and is not to blame
-                if isinstance(error, RefusedError) or attempt == _TASK_ATTEMPTS:
-                    self.count_lost(1, f"{name} was lost ({_reason(error)})")
+                gone = self._why_gone()  # raises if the server is away: then the task stays queued and is not to blame
+                if gone or isinstance(error, RefusedError) or attempt == _TASK_ATTEMPTS:
+                    self._refuse(1, f"{name} was lost", gone or error)
                     return
             time.sleep(attempt * _FIRST_PAUSE_S)
 
     def _send_points(self, points: Sequence[MetricPoint]) -> None:
-        """Sends points; where the server refuses some, finds them by halving, so that the others arrive."""
         try:
             self._send(points)
         except RefusedError as error:
-            if len(points) == 1:
-                self.count_lost(1, f"refused {points[0].key!r} of step {points[0].step} ({_reason(error)})")
-                return
-            self._send_points(points[: len(points) // 2])
-            self._send_points(points[len(points) // 2 :])
+            if gone := self._why_gone():
+                self._refuse(len(points), f"{len(points)} values were lost", gone)
+            else:
+                self._isolate(points, error)
+
+    def _isolate(self, points: Sequence[MetricPoint], error: RefusedError) -> None:
+        """Of points that were refused together, finds those that are to blame by halving; the others arrive."""
+        if len(points) == 1:
+            self._refuse(1, f"refused {points[0].key!r} of step {points[0].step}", error)
+            return
+        for half in (points[: len(points) // 2], points[len(points) // 2 :]):
+            try:
+                self._send(half)
+            except RefusedError as refused:
+                self._isolate(half, refused)
+
+    def _why_gone(self) -> RefusedError | None:
+        """Why the server takes nothing of this run any more; None if it does. Raises if the server is away."""
+        try:
+            self._ping()
+        except RefusedError as gone:
+            return gone
+        return None
 
     def _note_success(self, batch: list[_Entry]) -> None:
         with self._changed:
@@ -241,16 +288,19 @@ class MetricQueue:
             self._say(f"MLflow at {self._where} answers again; {num_left} kept metrics follow")
 
     def _note_failure(self, error: Exception) -> None:
+        denied = isinstance(error, DeniedError)
         with self._changed:
             self._num_failures += 1
-            first, self._away = not self._away, True
+            first = not self._closing and (not self._away or self._denied is not denied)
+            self._away, self._denied = True, denied
             self._changed.notify_all()
         if first:
+            reason = _reason(error)
             self._say(
-                f"MLflow at {self._where} does not answer ({_reason(error)}); "
+                f"MLflow at {self._where} {f'takes nothing: {reason}' if denied else f'does not answer ({reason})'}; "
                 f"the run goes on, up to {self._max_points} metrics are kept and sent later"
             )
 
 
 def _reason(error: BaseException) -> str:
-    return redact(" ".join(str(error).split()) or type(error).__name__)[:200]
+    return redact(" ".join(str(error).split()) or type(error).__name__)[:400]

@@ -171,6 +171,12 @@ ARTIFACTS_FAIL = Cause(
     passes=True,
     advice="the server may be unable to reach or write it: look at the server's log and at --artifacts-destination",
 )
+TOO_LARGE = Cause(
+    name="too large",
+    holds=lambda f: f.status == 413,
+    passes=False,
+    advice="raise the limit of the server, or of a proxy before it, for the size of a request",
+)
 OUT_OF_DATE = Cause(
     name="server too old",
     holds=lambda f: (
@@ -194,6 +200,7 @@ MLFLOW_CAUSES: tuple[Cause, ...] = (
         advice="back the database up and run `mlflow db upgrade`, or use the MLflow version that made it",
     ),
     REFUSED_REQUEST,
+    TOO_LARGE,
     Cause(
         name="host name not allowed",
         holds=lambda f: f.status == 403 and _HOST.search(_text(f)) is not None,

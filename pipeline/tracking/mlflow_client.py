@@ -17,10 +17,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tenacity
+
 from pipeline.errors import ConfigError, PipelineError, TrackingUnavailableError
 from pipeline.redact import is_redacted, redact
+from pipeline.stores.patience import patiently
 from pipeline.tracking.client_retry import use_in_mlflow
-from pipeline.tracking.mlflow_causes import MLFLOW_VARIABLES, explain
+from pipeline.tracking.mlflow_causes import MLFLOW_VARIABLES, describe, explain, is_outage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -164,6 +167,11 @@ def mlflow_errors(uri: str) -> Iterator[None]:
         if not foreign and not isinstance(error, OSError):
             raise
         raise unavailable(uri, error) from error
+
+
+def waiting_for(uri: str) -> tenacity.Retrying:
+    """Calls a function again for as long as MLflow is away, up to $DDPM_PATIENCE_MINUTES; raises its last error."""
+    return patiently(is_outage, f"MLflow at {redact(uri)}", describe=describe)
 
 
 def find_model_version(config: TrackingConfig, name: str, tag: str, value: str) -> int | None:

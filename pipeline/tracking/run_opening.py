@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
 from pipeline.redact import redact
-from pipeline.tracking.mlflow_causes import describe, is_outage, refusal
+from pipeline.tracking.mlflow_causes import describe, is_outage, mlflow_cause, refusal
 from pipeline.tracking.mlflow_client import connect, probe
 
 if TYPE_CHECKING:
@@ -38,8 +38,12 @@ def find_run(uri: str, experiment: str, run_key: str) -> str | None:
     return None if found is None else _find(client, found.experiment_id, run_key)
 
 
-def make_run(uri: str, experiment: str, run_key: str, run_name: str | None, tags: Mapping[str, str]) -> str:
-    """The id of the run with a key, made if there is none. Safe to repeat; raises what MLflow's client raises.
+def make_run(
+    uri: str, experiment: str, run_key: str, run_name: str | None, tags: Mapping[str, str]
+) -> tuple[str, bool]:
+    """The id of the run with a key, and whether it was made now, since there was none.
+
+    Safe to repeat; raises what MLflow's client raises.
 
     Raises:
         ConfigError: If the experiment was deleted.
@@ -49,11 +53,11 @@ def make_run(uri: str, experiment: str, run_key: str, run_name: str | None, tags
     run_id = _find(client, experiment_id, run_key)
     if run_id is not None:
         client.update_run(run_id, status="RUNNING")
-        return run_id
+        return run_id, False
     ours = {"mlflow.source.name": Path(sys.argv[0]).name, RUN_KEY_TAG: run_key}
     shown = {key: redact(text) for key, text in tags.items()}
     made = client.create_run(experiment_id, run_name=run_name and redact(run_name), tags={**shown, **ours})
-    return str(made.info.run_id)
+    return str(made.info.run_id), True
 
 
 def rejoin_run(uri: str, run_id: str) -> None:
@@ -151,7 +155,8 @@ class Opening:
                 raise
             self._say(
                 f"MLflow at {self._uri} gives no answer ({describe(error)}); "
-                "the job begins, its metrics are kept and sent when the server is there"
+                "the job begins, its metrics are kept and sent when the server is there; "
+                f"{mlflow_cause(error).advice}"
             )
             self._thread = threading.Thread(target=self._work, name="mlflow-opening", daemon=True)
             self._thread.start()

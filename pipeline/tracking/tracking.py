@@ -4,21 +4,21 @@ A run is opened at once if the server is there, and else when it is back; what t
 once. Everything that is logged goes through a queue: it never raises, and is sent later when the server is away.
 """
 
+import contextlib
 import functools
-import hashlib
 import re
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from pipeline.progress import say
 from pipeline.redact import redact
-from pipeline.tracking.metric_queue import MetricPoint, MetricQueue, RefusedError
-from pipeline.tracking.mlflow_causes import describe, is_outage, refusal
+from pipeline.stores.patience import said_if_slow
+from pipeline.tracking import run_requests
+from pipeline.tracking.metric_queue import DeniedError, MetricPoint, MetricQueue, RefusedError
+from pipeline.tracking.mlflow_causes import TOO_LARGE, describe, explain, is_outage, mlflow_cause, refusal
 from pipeline.tracking.mlflow_client import (
     TrackingConfig,
     check_server,
@@ -36,7 +36,7 @@ __all__ = ["TrackingConfig", "TrackingRun", "check_server", "new_run_key", "reso
 
 T = TypeVar("T")
 
-_PARAMS_PER_REQUEST, _MAX_PARAM_LENGTH = 100, 6000  # limits of MLflow's API
+_CLOSE_S, _INTERRUPTED_CLOSE_S, _SILENT_S = 30.0, 5.0, 5.0
 
 
 def new_run_key() -> str:
@@ -67,7 +67,7 @@ class TrackingRun:
         self._skip_logged = False
         self._last_skipped_step: int | None = None
         self._opening: Opening | None = None
-        self._is_running = False
+        self._may_run = self._is_running = self._is_new = self._is_refused = False
         self._queue = self._new_queue()
 
     def __reduce__(self) -> "tuple[Callable[..., Self], tuple[str, str | None]]":
@@ -100,16 +100,22 @@ class TrackingRun:
             tags: Tags of a new run.
             check: Start checks, given this run; safe to repeat. What they refuse later than now is a line and the
                 tag `ddpm.start_check`.
-            on_opened: Told the run's id once it has one, before the checks; now or later, from another thread.
+            on_opened: Told the run's id once the checks are made; now or later, from another thread.
 
         Raises:
             TrackingUnavailableError: If the server is there and refuses.
             ConfigError: If the experiment was deleted.
-            PipelineError: What the checks raise now; the run is then FAILED.
+            PipelineError: What the checks raise now; a run that was made here is then deleted, another FAILED.
         """
         run = cls(tracking_uri(config), None, experiment=config.experiment, run_key=run_key)
-        run._find = functools.partial(make_run, run.uri, config.experiment, run_key, run_name, tags or {})
-        run._begin([Step(act=run.require_id), Step(act=lambda: run.log_params(params or {}))], check, on_opened)
+
+        def find_or_make() -> str:
+            run_id, run._is_new = make_run(run.uri, config.experiment, run_key, run_name, tags or {})
+            return run_id
+
+        run._find = find_or_make
+        opened = Step(act=lambda: run._start(run.require_id))
+        run._begin([opened, Step(act=lambda: run.log_params(params or {}))], check, on_opened)
         return run
 
     @classmethod
@@ -135,7 +141,8 @@ class TrackingRun:
             PipelineError: What the checks raise now; the run is then FAILED.
         """
         run = cls(tracking_uri(config), run_id, experiment=config.experiment, run_key=run_key)
-        run._begin([Step(act=lambda: rejoin_run(run.uri, run_id), refused=run._say_refused)], check, None)
+        rejoin = functools.partial(rejoin_run, run.uri, run_id)
+        run._begin([Step(act=lambda: run._start(rejoin), refused=_say_refused)], check, None)
         return run
 
     @property
@@ -148,7 +155,7 @@ class TrackingRun:
 
         Raises:
             NotOpenedError: If there is none yet. It is an outage, like the others below.
-            Exception: What MLflow's client raises; `mlflow_errors` and `is_outage` know it.
+            Exception: What MLflow's client raises.
         """
         with self._finding:
             if self._run_id is None:
@@ -170,44 +177,70 @@ class TrackingRun:
         check: "Callable[[TrackingRun], object] | None",
         on_opened: Callable[[str], object] | None,
     ) -> None:
-        steps = [*start, Step(act=self._note_running)]
-        if on_opened is not None:
-            steps.append(Step(act=lambda: on_opened(self.require_id()), refused=self._say_refused))
+        steps = [*start]
         if check is not None:
             steps.append(Step(act=lambda: self._pass(check), refused=self._say_check, at_start_only=True))
+        if on_opened is not None:
+            steps.append(
+                Step(
+                    act=lambda: on_opened(self.require_id()),
+                    refused=_say_refused,
+                )
+            )
         self._opening = Opening(self.uri, steps, lambda line: say(line))
         try:
             with mlflow_errors(self.uri):
                 self._opening.begin()
-        except Exception:
-            if self._is_running:
-                self.finish("FAILED")
+        except BaseException as error:
+            self._give_up(error)
             raise
 
-    def _note_running(self) -> None:
+    def _start(self, act: Callable[[], object]) -> None:
+        """Makes or rejoins the run; interrupted in between, it may be RUNNING or not."""
+        self._may_run = True
+        act()
         self._is_running = True
+
+    def _give_up(self, error: BaseException) -> None:
+        """Leaves no run RUNNING that nobody works on, and no run at all of a start that was refused."""
+        is_interrupted = not isinstance(error, Exception)
+        if self._is_new and self._is_refused:
+            with contextlib.suppress(Exception):  # a user who may not delete
+                connect(self.uri).delete_run(self.require_id())
+                return
+        if self._is_refused:
+            self._tag_refusal(error)
+        if self._is_running or (is_interrupted and self._may_run):
+            status: Literal["FAILED", "KILLED"] = "KILLED" if is_interrupted else "FAILED"
+            self._put(
+                f"the status {status} of run {self.run_id or self.run_key}",
+                lambda client: run_requests.end_if_running(
+                    client, self._run_id or find_run(self.uri, self.experiment, self.run_key), status
+                ),
+            )
+            self.close(_INTERRUPTED_CLOSE_S if is_interrupted else _CLOSE_S)
+
+    def _tag_refusal(self, error: BaseException) -> None:
+        tag = (START_CHECK_TAG, str(error))
+        self._put("the tag of the start checks", lambda client: client.set_tag(self.require_id(), *tag))
 
     def _pass(self, check: "Callable[[TrackingRun], object]") -> None:
         """Makes the start checks; the run's tag says what they refuse, and nothing once they pass."""
         try:
             check(self)
         except Exception as error:
-            if not is_outage(error):
-                tag = (START_CHECK_TAG, str(error))
-                self._put("the tag of the start checks", lambda client: client.set_tag(self.require_id(), *tag))
+            self._is_refused = not is_outage(error)
             raise
         client = connect(self.uri)
         if START_CHECK_TAG in client.get_run(self.require_id()).data.tags:
             client.delete_tag(self.require_id(), START_CHECK_TAG)
 
     def _say_check(self, error: Exception) -> None:
+        self._tag_refusal(error)
         say(
             f"error: the start checks, made now that MLflow answers, are refused: {error}; the job goes on; "
             "correct this before its end, or --resume registers the model afterwards"
         )
-
-    def _say_refused(self, error: Exception) -> None:
-        say(f"error: {error}; the job goes on")
 
     def _put(self, name: str, request: "Callable[[MlflowClient], object]") -> None:
         self._queue.put_task(name, lambda: self._ask(request))
@@ -220,20 +253,8 @@ class TrackingRun:
         Raises:
             TrackingUnavailableError: If the server does not answer.
         """
-        from mlflow.entities import Param, RunTag
-
         with mlflow_errors(self.uri):
-            client = connect(self.uri)
-            known = client.get_run(self.require_id()).data.params
-            texts = {key: redact(str(value))[:_MAX_PARAM_LENGTH] for key, value in params.items()}
-            new = [Param(key, text) for key, text in texts.items() if key not in known]
-            changed = [
-                RunTag(f"resumed.{key}", text) for key, text in texts.items() if key in known and known[key] != text
-            ]
-            for start in range(0, len(new), _PARAMS_PER_REQUEST):
-                client.log_batch(self.require_id(), params=new[start : start + _PARAMS_PER_REQUEST])
-            for start in range(0, len(changed), _PARAMS_PER_REQUEST):
-                client.log_batch(self.require_id(), tags=changed[start : start + _PARAMS_PER_REQUEST])
+            run_requests.log_params(connect(self.uri), self.require_id(), params)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Queue the values of one step. Never raises and never waits for the server."""
@@ -261,7 +282,7 @@ class TrackingRun:
             TrackingUnavailableError: If the server does not answer.
         """
         with mlflow_errors(self.uri):
-            return self._last_logged_step()
+            return run_requests.last_logged_step(connect(self.uri), self.require_id())
 
     def metric_history(self, key: str) -> list[tuple[int, float]]:
         """Every value of a metric as (step, value), by step; empty if the run has no such metric.
@@ -275,15 +296,21 @@ class TrackingRun:
 
     def log_image(self, png: bytes, path: str) -> None:
         """Queue an image file for the run's artifacts, such as `samples/step-000001000.png`."""
-        self._queue.put_task(path, functools.partial(self._upload, png, path))
+        self._put(path, lambda client: run_requests.upload(client, self.require_id(), png, path))
 
     def log_text(self, text: str, path: str) -> None:
         """Queue a text file for the run's artifacts, such as `config.toml`."""
-        self._queue.put_task(path, functools.partial(self._upload, redact(text).encode(), path))
+        data = redact(text).encode()
+        self._put(path, lambda client: run_requests.upload(client, self.require_id(), data, path))
 
     def log_checkpoint(self, step: int, uri: str, digest: str) -> None:
         """Queue a link to a verified checkpoint: an external model of the run with URI and digest; copies nothing."""
-        self._queue.put_task(f"the link to {uri}", functools.partial(self._link_checkpoint, step, uri, digest))
+        self._put(
+            f"the link to {uri}",
+            lambda client: run_requests.link_checkpoint(
+                client, self.require_id(), self.experiment_id, step, uri, digest
+            ),
+        )
 
     def flush(self, timeout_s: float = 30.0) -> int:
         """Send what is queued; gives up early when the server does not answer.
@@ -293,36 +320,48 @@ class TrackingRun:
         """
         return self._queue.flush(timeout_s)
 
-    def close(self, timeout_s: float = 30.0) -> int:
+    def close(self, timeout_s: float = _CLOSE_S) -> int:
         """Send what is queued, trying for up to `timeout_s`, and stop; the run's status stays as it is.
 
         Returns:
             How many values and files were lost; a line says so if there are any.
         """
-        deadline_s = time.monotonic() + timeout_s
-        self._end_opening(timeout_s)
-        queue, self._queue = self._queue, self._new_queue()
-        num_lost = queue.close(max(0.0, deadline_s - time.monotonic()))
-        if num_lost:
-            say(f"MLflow at {self.uri}: {num_lost} metrics or files of run {self.run_id or self.run_key} are lost")
-        return num_lost
+        return self._close(timeout_s, lambda: None)
 
-    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", timeout_s: float = 30.0) -> int:
+    def finish(
+        self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", timeout_s: float | None = None
+    ) -> int:
         """Close, and set the run's final status as the last thing that is sent. Never raises.
+
+        Args:
+            status: How it ended.
+            timeout_s: Longest wait; None: 30 s, and 5 s for whoever interrupted the run.
 
         Returns:
             How many values and files were lost.
         """
-        deadline_s = time.monotonic() + timeout_s
-        self._end_opening(timeout_s)
         name = f"the status {status} of run {self.run_id or self.run_key}"
-        self._put(name, lambda client: client.set_terminated(self.require_id(), status))
-        return self.close(max(0.0, deadline_s - time.monotonic()))
+        default_s = _INTERRUPTED_CLOSE_S if status == "KILLED" else _CLOSE_S
+        return self._close(
+            default_s if timeout_s is None else timeout_s,
+            lambda: self._put(name, lambda client: client.set_terminated(self.require_id(), status)),
+        )
 
-    def _end_opening(self, timeout_s: float) -> None:
-        opening, self._opening = self._opening, None
-        if opening is not None:
-            opening.end(timeout_s)
+    def _close(self, timeout_s: float, put_last: Callable[[], object]) -> int:
+        deadline_s = time.monotonic() + timeout_s
+        waits = f"waiting for MLflow at {self.uri}, which has not taken all yet, for up to {timeout_s:.0f} s"
+        with said_if_slow(waits, lambda line: say(line), after_s=_SILENT_S):
+            opening, self._opening = self._opening, None
+            if opening is not None:
+                opening.end(timeout_s)
+            put_last()
+            queue, self._queue = self._queue, self._new_queue()
+            num_lost = queue.close(max(0.0, deadline_s - time.monotonic()))
+        if num_lost:
+            names = f", among them {', '.join(queue.unsent_names[-3:])}" if queue.unsent_names else ""
+            run = self.run_id or self.run_key
+            say(f"MLflow at {self.uri}: {num_lost} metrics or files of run {run} are lost{names}")
+        return num_lost
 
     def _new_queue(self) -> MetricQueue:
         return MetricQueue(self._send, self._ping, lambda line: say(line), redact(self.uri))
@@ -331,60 +370,28 @@ class TrackingRun:
         from mlflow.entities import Metric
 
         if self._skip_logged and self._last_skipped_step is None:
-            self._last_skipped_step = self._ask(lambda _: self._last_logged_step())
+            self._last_skipped_step = self._ask(lambda client: run_requests.last_logged_step(client, self.require_id()))
         last = self._last_skipped_step if self._last_skipped_step is not None else -1
         metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in points if p.step > last or not self._skip_logged]
         if metrics:
             self._ask(lambda client: client.log_batch(self.require_id(), metrics=metrics))
 
     def _ping(self) -> None:
-        self._ask(lambda client: client.get_run(self.require_id()))
-
-    def _last_logged_step(self) -> int:
-        run = connect(self.uri).get_run(self.require_id())
-        return max((metric.step for metric in run.to_proto().data.metrics), default=-1)
-
-    def _upload(self, data: bytes, path: str) -> None:
-        folder, name = str(PurePosixPath(path).parent), PurePosixPath(path).name
-        with tempfile.TemporaryDirectory(prefix="ddpm-upload-") as temporary:
-            file = Path(temporary) / name
-            file.write_bytes(data)
-            self._ask(
-                lambda client: client.log_artifact(self.require_id(), str(file), None if folder == "." else folder)
-            )
-
-    def _link_checkpoint(self, step: int, uri: str, digest: str) -> None:
-        """What `mlflow.create_external_model` does, on this run's own server and safe to repeat."""
-        from mlflow.entities import LoggedModelOutput
-
-        key = hashlib.sha256(uri.encode()).hexdigest()[:16]  # MLflow's filters have no escape for a quote
-        tags = {"mlflow.model.isExternal": "true", "ddpm.uri": uri, "ddpm.uri_key": key, "ddpm.digest": digest}
-
-        def link(client: "MlflowClient") -> None:
-            mine = f"source_run_id = '{self.require_id()}' AND tags.`ddpm.uri_key` = '{key}'"
-            found = client.search_logged_models([self.experiment_id], filter_string=mine, max_results=1)
-            model = found[0] if found else None
-            if model is None:
-                model = client.create_logged_model(
-                    self.experiment_id,
-                    name=f"step-{step:09d}",
-                    source_run_id=self.require_id(),
-                    tags=tags,
-                    params={"step": str(step)},
-                    model_type="checkpoint",
-                )
-            outputs = client.get_run(self.require_id()).outputs
-            if not outputs or model.model_id not in {output.model_id for output in outputs.model_outputs}:
-                client.log_outputs(self.require_id(), [LoggedModelOutput(model.model_id, step=step)])
-            client.finalize_logged_model(model.model_id, "READY")
-            client.set_tag(self.require_id(), "ddpm.checkpoint", uri)
-            client.set_tag(self.require_id(), "ddpm.checkpoint_digest", digest)
-
-        self._ask(link)
+        run = self._ask(lambda client: client.get_run(self.require_id()))
+        if run.info.lifecycle_stage == "deleted":
+            raise RefusedError(f"the run was deleted at {self.uri}; restore it there")
 
     def _ask(self, request: "Callable[[MlflowClient], T]") -> T:
         """One request; what it raises says in one line what went wrong, and whether to try again."""
         try:
             return request(connect(self.uri))
         except Exception as error:
-            raise (RefusedError if refusal(error) else ConnectionError)(describe(error)) from error
+            if refusal(error) or mlflow_cause(error) is TOO_LARGE:
+                raise RefusedError(describe(error)) from error
+            if is_outage(error):
+                raise ConnectionError(describe(error)) from error
+            raise DeniedError(explain(error)) from error
+
+
+def _say_refused(error: Exception) -> None:
+    say(f"error: {error}; the job goes on")

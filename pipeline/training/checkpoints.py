@@ -18,6 +18,7 @@ from pipeline.errors import CheckpointError, FormatVersionError, ObjectMissingEr
 from pipeline.models.model_files import MODEL_JSON, SOURCE_JSON, WEIGHTS, ModelCard, ModelFiles, read_card
 from pipeline.progress import say
 from pipeline.stores.lease import LEASE_KEY
+from pipeline.stores.remover import Remover
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
 from pipeline.training.checkpoint_files import Piece, read_file, write_pieces
 from pipeline.training.checkpoint_records import (
@@ -32,7 +33,6 @@ from pipeline.training.checkpoint_records import (
     step_of_key,
 )
 from pipeline.training.ema_snapshots import parse_snapshots
-from pipeline.training.side_work import Remover
 from pipeline.training.state_files import SNAPSHOTS_JSON, STATE_JSON, Position, parse_position
 
 _PINNED = "_pinned/"

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ddpm import PowerProfile
 from pipeline.progress import say
+from pipeline.stores.remover import Remover
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
 from pipeline.training.checkpoint_files import FileRecord, encode_tensors, read_file, write_pieces
 from pipeline.training.checkpoint_records import parse_stored
-from pipeline.training.side_work import Remover
 
 SNAPSHOTS_FOLDER = "ema_snapshots"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline.config_io import to_json
-from pipeline.errors import CommitConflictError, ObjectMissingError
+from pipeline.errors import CommitConflictError, ObjectMissingError, StorageAccessError
 from pipeline.generation.commits import (
     Commit,
     Provenance,
@@ -29,6 +29,7 @@ from pipeline.generation.commits import (
 )
 from pipeline.generation.inventory import collect_orphans, survey
 from pipeline.generation.sampling_plan import OutputShard, SamplingSpec, ShardPlan
+from pipeline.stores.local_store import LocalStore
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import join_uri, open_store
 from tests.fixtures_s3 import S3Server
@@ -291,3 +292,25 @@ def test_keys_name_index_and_digest_in_the_order_of_the_shards() -> None:
 def test_a_missing_record_is_named(store: ObjectStore) -> None:
     with pytest.raises(ObjectMissingError, match=r"_parts/000000003\.json"):
         read_record(store, 3)
+
+
+class KeepingStore(LocalStore):
+    """Forbids to delete."""
+
+    def delete(self, key: str) -> None:
+        raise StorageAccessError(f"{key}: deleting is forbidden")
+
+
+def test_a_store_that_forbids_deletes_keeps_what_nobody_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = KeepingStore(tmp_path)
+    assert commit(store, THEIRS, "other hardware").outcome == "first"
+    assert commit(store, OURS, "late").outcome == "lost"
+    assert capsys.readouterr().out.count("deleting is forbidden") == 1
+    store.write(tar_key(4, "0" * 64), b"another")
+    found = survey(store, PLAN, {})
+    assert len(found.unnamed) == 2
+    assert collect_orphans(store, found.unnamed, older_than_s=0, now_s=time.time() + 60) == []
+    assert capsys.readouterr().out.count("deleting is forbidden") == 1
+    assert set(contents(store)) == {key_of(THEIRS), key_of(OURS), part_key(3), tar_key(4, "0" * 64)}

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -185,3 +187,30 @@ def test_manifests_and_records_of_another_version_are_refused_by_name(store: Obj
     store.write(part_key(1), store.read(part_key(1)).replace(b'"format_version":2', b'"format_version":3'))
     with pytest.raises(FormatVersionError, match=r"000000001\.json: has format_version 3.*; update this program"):
         survey(store, plan, {})
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from pipeline.generation.inventory import survey
+from pipeline.stores.local_store import LocalStore
+from tests.pipeline.generation.test_inventory import SPEC, plan_shards
+
+class Away(LocalStore):
+    def read(self, key):
+        time.sleep(600)
+
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    survey(Away(Path(sys.argv[1])), plan_shards(SPEC, 95), {})
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupted_survey_waits_for_no_request(store: ObjectStore) -> None:
+    """Whose store may be away, and waited for; nor does the process, at its end."""
+    commit_all(store, plan_shards(SPEC, 95))
+    script = [sys.executable, "-c", INTERRUPTED, store.uri]
+    done = subprocess.run(script, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")

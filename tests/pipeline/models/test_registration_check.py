@@ -77,7 +77,20 @@ def test_a_server_of_2_22(served: str) -> None:
 
 
 @pytest.mark.services
-def test_a_run_whose_check_is_refused_is_failed_and_says_why(served: str) -> None:
+def test_a_model_that_is_there_need_not_be_made(served: str) -> None:
+    """By somebody who may change it, and make none."""
+    connect(served).create_registered_model("theirs")
+    with FaultyProxy(served) as proxy:
+        proxy.add(Answer(403, b"Permission denied"), path="registered-models/create")
+        run = TrackingRun.open(TrackingConfig(uri=proxy.endpoint), new_run_key())
+        check_registration(run, "theirs", CONFIG_TOML)
+        with pytest.raises(TrackingUnavailableError, match="making the registered model: permission denied"):
+            check_registration(run, "of nobody", CONFIG_TOML)
+        run.close()
+
+
+@pytest.mark.services
+def test_a_run_whose_check_is_refused_is_deleted_and_made_again(served: str) -> None:
     key = new_run_key()
     with FaultyProxy(served) as proxy:
         proxy.add(Answer(403, b"Permission denied"), path="registered-models/set-tag")
@@ -90,10 +103,7 @@ def test_a_run_whose_check_is_refused_is_failed_and_says_why(served: str) -> Non
     client = connect(served)
     experiment = client.get_experiment_by_name("refused")
     assert experiment is not None
-    (stored,) = client.search_runs([experiment.experiment_id])
-    assert stored.info.status == "FAILED"
-    assert "Permission denied" in stored.data.tags[START_CHECK_TAG]
-    # Corrected, and started again under the same key: the same run, and no reason any more.
+    assert client.search_runs([experiment.experiment_id]) == []
     again = TrackingRun.open(
         TrackingConfig(uri=served, experiment="refused"),
         key,

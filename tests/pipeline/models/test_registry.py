@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from pipeline.errors import CheckpointError, ModelMissingError, TrackingUnavaila
 from pipeline.models.registration import register_model
 from pipeline.models.registry import CHECKPOINT_TAG, resolve_model
 from pipeline.models.version_records import log_version_files, log_version_metrics
+from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
+from tests.faulty_proxy import Answer, FaultyProxy
 from tests.fixtures_services import mlflow_server
 from tests.pipeline.registered_models import download_artifacts, model_files
 
@@ -168,7 +171,8 @@ def test_a_version_of_another_project_is_refused(registry: TrackingConfig, run: 
         resolve_model("models:/foreign/1", registry)
 
 
-def test_a_server_that_is_away_is_one_line() -> None:
+def test_a_server_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0")
     config = TrackingConfig(uri="http://no-such-host.invalid:1")
     with pytest.raises(TrackingUnavailableError, match=r"Name or service not known|name resolution"):
         resolve_model("models:/ddpm/1", config)
@@ -180,6 +184,35 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     folder = tmp_path_factory.mktemp("served")
     with mlflow_server(f"sqlite:///{folder}/server.db", str(folder / "artifacts"), folder) as uri:
         yield uri, folder
+
+
+@pytest.mark.services
+def test_a_server_that_is_busy_is_waited_for(served: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, _ = served
+    files = model_files(8)
+    version = register_model(TrackingRun.open(TrackingConfig(uri=uri), new_run_key()), files, "busy")
+    with FaultyProxy(uri) as proxy:
+        config, behind = TrackingConfig(uri=proxy.endpoint), replace(version, tracking_uri=proxy.endpoint)
+        monkeypatch.setenv(PATIENCE_VARIABLE, "0")
+        proxy.add(Answer(503))
+        with pytest.raises(TrackingUnavailableError):
+            resolve_model("models:/busy@candidate", config)
+        with pytest.raises(TrackingUnavailableError):
+            log_version_metrics(behind, {"eval/frechet_distance": 0.5})
+        proxy.clear()
+        monkeypatch.setenv(PATIENCE_VARIABLE, "1")
+        for path in (
+            "registered-models/alias",
+            "logged-models/",
+            "mlflow-artifacts",
+            "model-versions/get",
+            "log-batch",
+        ):
+            proxy.add(Answer(503), path=re.compile(path), times=4)  # more than its client repeats by itself
+        assert resolve_model("models:/busy@candidate", config).files == files
+        log_version_metrics(behind, {"eval/frechet_distance": 0.5})
+        log_version_files(behind, {"chart.png": b"picture"}, "figures")
+        assert proxy.count(Answer) >= 20
 
 
 @pytest.mark.services

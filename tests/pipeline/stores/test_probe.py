@@ -79,6 +79,26 @@ def test_a_store_that_forbids_deletes_passes_with_a_line(
     assert len(said) == 1 and "AccessDenied" in said[0] and "stays" in said[0]
 
 
+def test_what_was_not_made_is_not_removed(
+    s3_store: S3Store, proxy: FaultyProxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proxy.add(s3_error("AccessDenied", 403))
+    with pytest.raises(StorageAccessError, match="AccessDenied"):
+        check_conditions(s3_store)
+    assert [request.method for request in proxy.requests] == ["PUT"] and capsys.readouterr().out == ""
+
+
+def test_an_outage_is_told_once_and_waited_for_once(
+    s3_store: S3Store, proxy: FaultyProxy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stores.probe.PROBE_PATIENCE_S", 4.0)
+    monkeypatch.setattr("pipeline.stores.probe._REMOVAL_PATIENCE_S", 0.1)
+    started_s = time.monotonic()
+    with proxy.down(), pytest.raises(StorageError):
+        check_conditions(s3_store)
+    assert time.monotonic() - started_s < 7 and capsys.readouterr().out == ""
+
+
 def test_lost_answers_are_no_fault_of_the_store(s3_store: S3Store, proxy: FaultyProxy) -> None:
     for after in (0, 2):
         proxy.add(LoseAnswer(), method="PUT", after=after, times=1)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.tracking import metric_queue
-from pipeline.tracking.metric_queue import MetricPoint, MetricQueue, RefusedError
+from pipeline.tracking.metric_queue import DeniedError, MetricPoint, MetricQueue, RefusedError
 
 
 class Recorder:
@@ -134,7 +134,70 @@ def test_a_refused_point_takes_no_other_with_it(num: int, refused: set[int]) -> 
     expected = [step for step in range(num) if step not in refused]
     assert queue.close(10) == num - len(expected)
     assert recorder.steps == expected
-    assert len([line for line in recorder.lines if "refused 'k0' of step" in line]) == num - len(expected)
+    num_refused = num - len(expected)
+    said = [line for line in recorder.lines if "refused 'k0' of step" in line]
+    assert len(said) == min(num_refused, 1)
+    assert [line for line in recorder.lines if line not in said] == (
+        [f"MLflow at here: so were {num_refused - 1} more values or files (no such name)"] if num_refused > 1 else []
+    )
+
+
+def test_a_run_that_is_gone_costs_few_requests_and_lines() -> None:
+    """It was deleted in mid-run: everything is refused, and the server says so when it is asked for the run."""
+    recorder = Recorder(refuses=frozenset(range(200)))
+    num_asked = 0
+
+    def gone() -> None:
+        nonlocal num_asked
+        num_asked += 1
+        raise RefusedError("the run was deleted")
+
+    queue = MetricQueue(recorder.send, gone, recorder.lines.append, "here")
+    for step in range(100):
+        queue.put_points(points(step, 2))
+    assert queue.flush(10) == 0
+    queue.put_task("samples/1.png", gone)
+    for step in range(100, 200):
+        queue.put_points(points(step, 2))
+    assert queue.close(10) == 401
+    assert num_asked <= 6
+    assert recorder.lines == [
+        "MLflow at here: 200 values were lost (the run was deleted)",
+        "MLflow at here: so were 201 more values or files (the run was deleted)",
+    ]
+
+
+def test_a_refusal_of_everything_is_told_in_its_words_and_waited_for() -> None:
+    recorder = Recorder()
+    why: list[Exception] = [DeniedError("permission denied (HTTP 403); give this user the right")]
+
+    def send(sent: Sequence[MetricPoint]) -> None:
+        if why:
+            raise why[0]
+        recorder.send(sent)
+
+    queue = MetricQueue(send, recorder.ping, recorder.lines.append, "here")
+    queue.put_points(points(1))
+    assert queue.flush(10) == 1
+    why[:] = [ConnectionError("no route")]
+    assert queue.flush(10) == 1
+    why.clear()
+    assert queue.close(10) == 0
+    assert recorder.steps == [1]
+    assert [line.partition("; the run goes on")[0] for line in recorder.lines] == [
+        "MLflow at here takes nothing: permission denied (HTTP 403); give this user the right",
+        "MLflow at here does not answer (no route)",
+        "MLflow at here answers again; 0 kept metrics follow",
+    ]
+
+
+def test_what_is_left_of_the_tasks_has_names() -> None:
+    recorder = Recorder()
+    recorder.away = True
+    queue = recorder.queue()
+    queue.put_task("the status FINISHED", recorder.ping)
+    assert queue.close(0.1) == 1
+    assert queue.unsent_names == ("the status FINISHED",)
 
 
 def test_a_task_that_cannot_succeed_is_given_up_and_the_rest_goes_on() -> None:

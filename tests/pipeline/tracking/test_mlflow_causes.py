@@ -218,6 +218,7 @@ CASES: list[tuple[str, Callable[[Place], object], str]] = [
     ("credentials refused", _answer(401, b"You are not authenticated."), "HTTP 401: You are not authenticated."),
     ("permission denied", _answer(403, b"Permission denied"), "HTTP 403: Permission denied"),
     ("permission denied", _answer(403, _error("PERMISSION_DENIED", "not yours")), "not yours"),
+    ("too large", _answer(413, b"<h1>413 Request Entity Too Large</h1>"), "HTTP 413: 413 Request Entity Too Large"),
     ("server too old", _logged_models(Answer(404, NOT_FOUND_PAGE)), "HTTP 404: Not Found The requested URL was not"),
     ("certificate not trusted", _strange_certificate, "certificate verify failed"),
     ("no TLS there", _plain_http, "SSL.*wrong version number"),

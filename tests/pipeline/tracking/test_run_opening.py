@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError, TrackingUnavailableError
-from pipeline.tracking import metric_queue, run_opening
+from pipeline.tracking import metric_queue, run_opening, tracking
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.run_opening import RUN_KEY_TAG, START_CHECK_TAG, NotOpenedError
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
@@ -89,6 +89,66 @@ def test_what_the_owner_refuses_at_the_start_ends_the_start(config: TrackingConf
     assert stored.info.status == "FAILED"
 
 
+def test_a_start_that_the_checks_refuse_leaves_no_run(config: TrackingConfig, lines: list[str]) -> None:
+    """Else each that is tried again would leave one more; a run that was there before stays, FAILED."""
+
+    def refuse(_: object) -> None:
+        raise TrackingUnavailableError("no room for artifacts")
+
+    told = list[str]()
+    for _ in range(2):
+        with pytest.raises(TrackingUnavailableError, match="no room"):
+            TrackingRun.open(config, new_run_key(), check=refuse, on_opened=told.append)
+    assert (runs_of(str(config.uri)), told) == ([], [])
+    key = new_run_key()
+    TrackingRun.open(config, key).finish("KILLED")
+    with pytest.raises(TrackingUnavailableError, match="no room"):
+        TrackingRun.open(config, key, check=refuse)
+    (stored,) = runs_of(str(config.uri))
+    assert (stored.info.status, stored.data.tags[START_CHECK_TAG]) == ("FAILED", "no room for artifacts")
+    assert lines == []
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("where", ["made", "params", "check"])
+def test_an_interrupted_start_leaves_no_run_that_is_running(
+    config: TrackingConfig, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException], where: str
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise interruption
+
+    if where == "made":  # its answer does not come to be known
+        make_run = tracking.make_run
+        monkeypatch.setattr(tracking, "make_run", lambda *args: interrupt(make_run(*args)))
+    if where == "params":
+        monkeypatch.setattr("pipeline.tracking.run_requests.log_params", interrupt)
+    with pytest.raises(interruption):
+        TrackingRun.open(config, new_run_key(), params={"lr": 1}, check=interrupt if where == "check" else None)
+    (stored,) = runs_of(str(config.uri))
+    assert stored.info.status == "KILLED"
+
+
+def test_an_interrupted_job_is_not_held_for_long(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_INTERRUPTED_CLOSE_S", 0.5)
+    monkeypatch.setattr(tracking, "_SILENT_S", 0.2)
+    run = TrackingRun("http://127.0.0.1:9", "a" * 32)
+    started_s = time.monotonic()
+    run.finish("KILLED")
+    assert time.monotonic() - started_s < 4
+    assert [line for line in lines if line.startswith("waiting for MLflow at http://127.0.0.1:9, which has")] != []
+    assert lines[-1].endswith(f"are lost, among them the status KILLED of run {'a' * 32}")
+
+
+def test_a_run_that_is_deleted_in_mid_run_is_told_in_a_few_lines(config: TrackingConfig, lines: list[str]) -> None:
+    run = TrackingRun.open(config, new_run_key())
+    connect(run.uri).delete_run(run.require_id())
+    for step in range(100):
+        run.log_metrics({"loss": 1.0, "lr": 1.0}, step)
+    assert run.close() == 200
+    assert "the run was deleted at" in lines[0]
+    assert len(lines) <= 3
+
+
 def test_a_run_to_resume_that_is_gone_offers_a_new_one(config: TrackingConfig) -> None:
     run = TrackingRun.open(config, new_run_key())
     connect(run.uri).delete_run(str(run.run_id))
@@ -130,7 +190,8 @@ def test_a_server_that_is_away_at_the_start(tmp_path: Path, lines: list[str], mo
     assert (run.run_id, told, checked) == (None, [], [])
     assert lines == [
         f"MLflow at http://127.0.0.1:{port} gives no answer ([Errno 111] Connection refused); "
-        "the job begins, its metrics are kept and sent when the server is there"
+        "the job begins, its metrics are kept and sent when the server is there; "
+        "start the server, or correct tracking.uri or MLFLOW_TRACKING_URI"
     ]
     run.log_text("a = 1\n", "config.toml")
     command = [sys.executable, "-c", textwrap.dedent(WORKER), pickle.dumps(run).hex()]

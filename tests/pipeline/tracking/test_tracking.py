@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError, TrackingUnavailableError
-from pipeline.tracking import metric_queue, tracking
+from pipeline.tracking import metric_queue, run_requests
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
 from tests.fixtures_services import free_port, mlflow_server
@@ -312,7 +312,7 @@ def kill_tree(pid: int) -> None:
 def test_no_password_of_a_uri_is_logged(config: TrackingConfig, tmp_path: Path, lines: list[str]) -> None:
     """Of none that a parameter, a tag, a name or a text mentions; a value is cut only after that."""
     uri = "http://me:secret-word@host"
-    params = {"uri": uri, "long": "x" * (tracking._MAX_PARAM_LENGTH - len("http://me:secret-word")) + " " + uri}
+    params = {"uri": uri, "long": "x" * (run_requests._MAX_PARAM_LENGTH - len("http://me:secret-word")) + " " + uri}
     run = TrackingRun.open(config, new_run_key(), f"run of {uri}", params=params, tags={"ddpm.where": uri})
     run.log_params({"uri": f"{uri}/other"})
     run.log_text(f"uri = '{uri}'\n", "config.toml")
