@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, FormatVersionError, PipelineError
+from pipeline.stores.object_store import one_line
 from pipeline.training.checkpoint_files import FileRecord
 from pipeline.training.checkpoint_records import CheckpointRecord
 from pipeline.training.checkpoints import CheckpointStore
@@ -177,7 +179,12 @@ def _read(checkpoints: CheckpointStore, chosen: _Chosen, state: TrainingState) -
     held, rank = _Held(), dist.get_rank()
 
     def tensors_of(file: FileRecord) -> dict[str, Tensor]:
-        return decode_tensors(checkpoints.read(chosen.record, file.name))
+        data = checkpoints.read(chosen.record, file.name)
+        try:
+            return decode_tensors(data)
+        except SafetensorError as error:  # whole, and written so: other ranks must hear of it
+            where = f"{checkpoints.uri(chosen.record)}/{file.name}"
+            raise CheckpointError(f"{where}: is no safetensors file ({one_line(error)})") from error
 
     mine = [file for _, file, reader in chosen.plan.shared if reader == rank]
     try:

@@ -32,6 +32,7 @@ UNUSABLE = {
     "later card": ("model.json", *_LATER, "model.json: has format_version 3"),
     "later average": ("ema-20.json", *_LATER, "ema-20.json: has format_version 3"),
     "other weights": ("model.json", b'"weights_sha256":"', b'"weights_sha256":"0', "weights.safetensors is not the"),
+    "no tensors": ("importance.safetensors", b'"dtype"', b'"dtypo"', "importance.safetensors: is no safetensors file"),
     "other source": ("model.json", b'"source_sha256":null', b'"source_sha256":"0"', "source.json is not the one"),
 }
 """Checkpoints that are as their records say: the file that is another, what it says instead, and the line about it."""
