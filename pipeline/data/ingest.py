@@ -32,8 +32,6 @@ from pipeline.data.shards import check_levels
 from pipeline.data.window_reader import Block, ReadPlan, read_windows
 from pipeline.errors import ConfigError
 from pipeline.ray_errors import own_error
-from pipeline.stores.storage import open_store
-from pipeline.stores.waiting import told_of_outages
 
 __all__ = ["RankBatch", "check_read_buffer", "rank_batches", "read_buffer_bytes"]
 
@@ -147,8 +145,7 @@ def _blocks(
         while tasks := _next_tasks(windows, plan.row_bytes):
             with DataContext.current(context):
                 stream = _stream(plan, tasks, concurrency)
-            batches = stream.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
-            blocks = told_of_outages(batches, [open_store(plan.store_uri)], "rows")
+            blocks = iter(stream.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
             while (block := _next(blocks)) is not None:
                 yield block
     except Exception as error:

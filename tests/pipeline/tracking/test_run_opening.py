@@ -199,7 +199,7 @@ def test_a_server_that_is_away_at_the_start(tmp_path: Path, lines: list[str], mo
         assert worker.stdout is not None
         assert worker.stdout.readline() == "twenty\n"
         with mlflow_server(f"sqlite:///{tmp_path}/server.db", str(tmp_path / "artifacts"), tmp_path, port=port):
-            wait_for(lambda: checked)
+            wait_for(lambda: told)
             assert told == checked == [run.run_id]
             worker.communicate("go on\n", timeout=60)
             assert worker.returncode == 0
