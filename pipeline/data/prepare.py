@@ -20,7 +20,7 @@ from pipeline.data.image_input import MAX_PIXELS_LIMIT
 from pipeline.data.image_size import format_image_size, parse_image_size
 from pipeline.data.manifest import MANIFEST_KEY, DatasetManifest, ShardRecord, Split, load_manifest
 from pipeline.data.prepare_shard import ShardResult, ShardTask, make_shard
-from pipeline.data.sources import DIGITS_IMAGE_SIZE, Source, open_digits, open_folder
+from pipeline.data.sources import DIGITS_IMAGE_SIZE, FolderReader, Source, open_digits, open_folder
 from pipeline.errors import DatasetMissingError, OutputExistsError, ShardCorruptError, UndecodableImageError
 from pipeline.progress import Progress, format_bytes, say
 from pipeline.ray_errors import of_values
@@ -29,6 +29,7 @@ from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.probe import check_conditions
 from pipeline.stores.remover import Remover
 from pipeline.stores.storage import check_uris, open_store
+from pipeline.stores.waiting import told_of_outages
 
 QUARANTINE_KEY = "quarantine.json"
 _SHARD_KEY = re.compile(r"[a-z_]+/\d{9}-[0-9a-f]{16}\.tar")
@@ -161,10 +162,11 @@ def prepare_source(config: PrepareConfig, source: Source, execute: Execute) -> D
     def work(task: ShardTask) -> ShardResult:
         return make_shard(task, reader, store, publish)
 
+    stores = [store, reader.store] if isinstance(reader, FolderReader) else [store]
     shards: dict[str, list[ShardRecord]] = {split: [] for split in source.splits}
     quarantined: dict[str, str] = {}
     with Progress("prepare", sum(len(task.keys) for task in tasks), "images") as progress:
-        for result in execute(work, tasks):
+        for result in told_of_outages(execute(work, tasks), stores, "shard"):
             if result.error:
                 raise of_values(result.error, result.message, result.trace)
             quarantined.update(zip(result.quarantined, result.reasons, strict=True))

@@ -22,6 +22,7 @@ from pipeline.generation.shard_maker import Ingredients, ShardMaker
 from pipeline.ray_errors import of_values, to_values
 from pipeline.redact import redact
 from pipeline.stores.storage import open_store
+from pipeline.stores.waiting import told_of_outages
 
 # A dataset of Ray lives in the driver's memory: shards are handed over in waves, so that ten million need no more.
 _WAVE_SHARDS = 4096
@@ -69,7 +70,7 @@ def make_shards(
     while wave := [dataclasses.asdict(shard) for shard in islice(waiting, wave_size)]:
         dataset = _pool_dataset(wave, (ingredients_ref, spec, store_uri, pool.cpus_per_actor, pool.use_gpu), pool)
         try:
-            for row in dataset.iter_rows():
+            for row in told_of_outages(dataset.iter_rows(), [open_store(store_uri)], "shard"):
                 if row["error"]:
                     raise of_values(row["error"], row["message"], row["trace"])
                 record = from_json(CommitRecord, row["message"].encode(), "commit of an actor")

@@ -9,7 +9,6 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import PIL.Image
@@ -30,7 +29,6 @@ from pipeline.errors import (
     StorageAccessError,
     UndecodableImageError,
 )
-from pipeline.stores.local_store import LocalStore
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
 from tests.fixtures_s3 import S3Server
 from tests.pipeline.webdataset_reader import read_with_webdataset
@@ -240,20 +238,6 @@ def test_another_dataset_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="its digest is"):
         prepare_here(folder_config(source, out))
     assert snapshot(out) == before
-
-
-def test_a_store_that_forbids_deletes_keeps_shards_of_other_data(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forbid(self: LocalStore, key: str) -> NoReturn:
-        raise StorageAccessError(f"{key}: deleting is forbidden")
-
-    monkeypatch.setattr(LocalStore, "delete", forbid)
-    left = tmp_path / "out/train/000000007-0123456789abcdef.tar"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"of an interrupted run")
-    prepare_here(folder_config(write_images(tmp_path / "source"), tmp_path / "out"))
-    assert left.exists() and capsys.readouterr().out.count("deleting is forbidden") == 1
 
 
 def test_a_rerun_finds_a_lost_shard(tmp_path: Path) -> None:

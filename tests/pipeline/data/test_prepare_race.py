@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import PIL.Image
@@ -11,7 +12,8 @@ import pytest
 from pipeline.data.manifest import DatasetManifest, load_manifest
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
 from pipeline.data.prepare_shard import ShardResult, ShardTask
-from pipeline.errors import OutputExistsError
+from pipeline.errors import OutputExistsError, StorageAccessError
+from pipeline.stores.local_store import LocalStore
 from pipeline.stores.storage import open_store
 
 
@@ -68,3 +70,18 @@ def test_a_run_that_was_killed_before_its_quarantine_is_completed_by_the_next(
     (tmp_path / "dataset" / "quarantine.json").unlink()
     assert prepare_source(asked, open_source(asked), map) == made and listed(tmp_path / "dataset") == ["1.png"]
     assert "only quarantine.json was missing, and is written" in capsys.readouterr().out
+
+
+def test_a_store_that_forbids_deletes_keeps_shards_of_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbid(self: LocalStore, key: str) -> NoReturn:
+        raise StorageAccessError(f"{key}: deleting is forbidden")
+
+    monkeypatch.setattr(LocalStore, "delete", forbid)
+    left = tmp_path / "out/train/000000007-0123456789abcdef.tar"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"of an interrupted run")
+    asked = config(write_images(tmp_path / "source", "3.png", 1), tmp_path / "out")
+    prepare_source(asked, open_source(asked), map)
+    assert left.exists() and capsys.readouterr().out.count("deleting is forbidden") == 1

@@ -199,7 +199,7 @@ def test_a_server_that_is_away_at_the_start(tmp_path: Path, lines: list[str], mo
         assert worker.stdout is not None
         assert worker.stdout.readline() == "twenty\n"
         with mlflow_server(f"sqlite:///{tmp_path}/server.db", str(tmp_path / "artifacts"), tmp_path, port=port):
-            wait_for(lambda: checked)
+            wait_for(lambda: told)
             assert told == checked == [run.run_id]
             worker.communicate("go on\n", timeout=60)
             assert worker.returncode == 0
@@ -346,5 +346,6 @@ def test_a_server_that_never_comes_is_given_up_in_the_end(proxy: FaultyProxy, li
     started_s = time.monotonic()
     assert run.finish(timeout_s=2) == 2, "with the status"
     assert time.monotonic() - started_s < 4
-    assert lines[-1].endswith(f"2 metrics or files of run {run.run_key} are lost")
+    status = f"the status FINISHED of run {run.run_key}"
+    assert lines[-1].endswith(f"2 metrics or files of run {run.run_key} are lost, among them {status}")
     wait_for(lambda: not any(thread.name == "mlflow-opening" for thread in threading.enumerate()))

@@ -1,0 +1,55 @@
+"""Whoever waits for workers hears of storage that is away, and of nothing else."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.stores import waiting
+from pipeline.stores.local_store import LocalStore
+from pipeline.stores.s3_store import S3Store
+from pipeline.stores.waiting import told_of_outages
+from tests.faulty_proxy import FaultyProxy, s3_error
+
+
+@pytest.fixture(autouse=True)
+def _short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_ASK_INTERVAL_S", 0.2)
+    monkeypatch.setattr(waiting, "_SAY_INTERVAL_S", 1.0)
+
+
+def slow(seconds: float) -> Iterator[int]:
+    yield 1
+    time.sleep(seconds)
+    yield 2
+
+
+def test_an_outage_is_told_while_nothing_comes(
+    s3_store: S3Store, proxy: FaultyProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stores = [LocalStore(tmp_path), s3_store]
+    with proxy.down():
+        assert list(told_of_outages(slow(1.8), stores, "shard")) == [1, 2]
+    said = capsys.readouterr().out.splitlines()
+    assert 1 <= len(said) <= 2
+    assert said[0].startswith("no shard has come for ") and s3_store.uri in said[0] and proxy.endpoint in said[0]
+
+
+def test_slow_workers_are_no_outage(s3_store: S3Store, proxy: FaultyProxy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(told_of_outages(slow(2.0), [s3_store], "shard")) == [1, 2]
+    assert len(proxy.requests) > 1
+    proxy.add(s3_error("AccessDenied", 403))
+    assert list(told_of_outages(slow(2.0), [s3_store], "shard")) == [1, 2]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_slow_reader_asks_nothing_and_the_end_ends_it(
+    s3_store: S3Store, proxy: FaultyProxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = told_of_outages(slow(9), [s3_store], "shard")
+    with proxy.down():
+        next(told)
+        time.sleep(0.8)
+        told.close()
+    assert (proxy.requests, capsys.readouterr().out) == ([], "")
