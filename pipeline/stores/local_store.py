@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import NoReturn
 
 from pipeline.errors import ObjectMissingError, StorageAccessError
 from pipeline.stores.object_store import TEMPORARY_PREFIX, ObjectInfo, Versioned, check_key, one_line
+
+_FOLDER_ATTEMPTS = 100
 
 
 class LocalStore:
@@ -74,16 +77,13 @@ class LocalStore:
     def replace(self, key: str, data: bytes, etag: str) -> str | None:
         """See ObjectStore.replace. Callers take turns by a lock on a file beside the object."""
         path = self._path(key)
-        if not path.parent.is_dir():
+        try:
+            with self._turn(path):
+                if self.read_versioned(key).etag != etag:
+                    return None
+                self.write(key, data)
+        except ObjectMissingError:
             return None
-        with self._turn(path):
-            try:
-                present = self.read_versioned(key)
-            except ObjectMissingError:
-                return None
-            if present.etag != etag:
-                return None
-            self.write(key, data)
         return _etag(data)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
@@ -107,7 +107,7 @@ class LocalStore:
         return ObjectInfo(key=key, size_bytes=status.st_size, modified_s=status.st_mtime)
 
     def delete(self, key: str) -> None:
-        """See ObjectStore.delete."""
+        """See ObjectStore.delete. Folders that are empty then go too: S3 has none."""
         path = self._path(key)
         try:
             path.unlink(missing_ok=True)
@@ -115,6 +115,28 @@ class LocalStore:
             return
         except OSError as error:
             self._refuse(path, "delete", error)
+        self._remove_empty(path.parent)
+
+    def remove_unfinished(self, prefix: str, *, older_than_s: float) -> int:
+        """See ObjectStore.remove_unfinished. The age is that of the last write to the file, on this machine's clock."""
+        num_removed, now_s = 0, time.time()
+        folder = self._root / prefix.rpartition("/")[0]
+        for file in sorted(folder.rglob(f"{TEMPORARY_PREFIX}*")):
+            if not file.relative_to(self._root).as_posix().startswith(prefix):
+                continue
+            with suppress(OSError):  # published, or removed by another, since
+                if now_s - file.stat().st_mtime > older_than_s:
+                    file.unlink()
+                    num_removed += 1
+                    self._remove_empty(file.parent)
+        return num_removed
+
+    def _remove_empty(self, folder: Path) -> None:
+        """Remove a folder below the root, and those above it, as far as they are empty."""
+        with suppress(OSError):
+            while folder != self._root:
+                folder.rmdir()
+                folder = folder.parent
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
@@ -138,6 +160,8 @@ class LocalStore:
         with ExitStack() as stack:
             try:
                 descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            except (FileNotFoundError, NotADirectoryError):
+                raise ObjectMissingError(f"{path}: does not exist") from None
             except OSError as error:
                 self._refuse(path, "write", error)
             stack.callback(os.close, descriptor)
@@ -159,10 +183,8 @@ class LocalStore:
         """Write and sync a temporary file beside `path`; sync the folder after the body has published it."""
         temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         try:
-            _make_folder(path.parent)
             try:
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-                with os.fdopen(descriptor, "wb") as file:
+                with os.fdopen(_create_file(temporary), "wb") as file:
                     for chunk in [data] if isinstance(data, bytes) else data:
                         file.write(chunk)
                     file.flush()
@@ -171,7 +193,8 @@ class LocalStore:
             finally:
                 with suppress(OSError):
                     temporary.unlink(missing_ok=True)
-            _sync_folder(path.parent)
+            with suppress(FileNotFoundError):  # deleted since, and its folder with it
+                _sync_folder(path.parent)
         except OSError as error:
             self._refuse(path, "write", error)
 
@@ -208,6 +231,18 @@ class LocalStore:
         else:
             advice = "check the path, the permissions and the free space"
         raise StorageAccessError(f"{path}: cannot {verb}: {error.strerror or one_line(error)}; {advice}") from error
+
+
+def _create_file(path: Path) -> int:
+    """The descriptor of a new file; its folder is made again where `delete` has just found it empty."""
+    for attempt in range(_FOLDER_ATTEMPTS):
+        try:
+            _make_folder(path.parent)
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileNotFoundError:
+            if attempt == _FOLDER_ATTEMPTS - 1:
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _etag(data: bytes) -> str:

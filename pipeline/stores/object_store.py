@@ -113,6 +113,17 @@ class ObjectStore(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; a missing key is fine."""
 
+    def remove_unfinished(self, prefix: str, *, older_than_s: float) -> int:
+        """Remove what writers that died left in a folder and no listing shows; of S3 a lifecycle rule does that.
+
+        Args:
+            prefix: Starts of the folders, as for `list`.
+            older_than_s: Least age of what is removed: a younger one may have a writer that lives.
+
+        Returns:
+            How many files were removed.
+        """
+
 
 def check_key(key: str) -> str:
     """Refuse keys that leave the store or that a file system cannot hold as they are."""

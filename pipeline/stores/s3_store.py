@@ -135,6 +135,10 @@ class S3Store:
         with self._errors(key):
             self._requests.send("delete_object", Key=self._whole(key))
 
+    def remove_unfinished(self, prefix: str, *, older_than_s: float) -> int:
+        """See ObjectStore.remove_unfinished. Unfinished uploads are for the bucket's lifecycle rule."""
+        return 0
+
     def _version_with(self, key: str, data: bytes) -> str | None:
         """The version of an object, if its bytes are these."""
         try:

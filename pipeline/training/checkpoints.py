@@ -329,6 +329,7 @@ class CheckpointStore:
                 self._report(f"folders of attempts that died stay where they are: step {step} may name one ({found})")
                 return 0
             named.add(found.prefix)
+        self._store.remove_unfinished("step-", older_than_s=older_than_s)
         return self._remover.remove(key for key in files if key.partition("/")[0] not in named)
 
     def close(self) -> None:

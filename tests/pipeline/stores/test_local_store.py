@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -124,6 +125,51 @@ def test_a_folder_without_permission() -> None:
             for path in (folder, folder / "readable", folder / "closed"):
                 path.chmod(0o755)
         assert store.read("readable/key") == b"x"
+
+
+def test_a_folder_goes_with_its_last_object(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "root")
+    for key in ("a/b/c/x", "a/b/y", "z"):
+        store.write(key, b"x")
+    store.delete("a/b/c/x")
+    assert sorted(path.name for path in (tmp_path / "root/a/b").iterdir()) == ["y"]
+    for key in ("a/b/y", "z", "never/was"):
+        store.delete(key)
+    assert list((tmp_path / "root").iterdir()) == [], "the root itself stays"
+
+
+def test_folders_that_come_and_go_are_in_nobodys_way(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+
+    def work(number: int) -> None:
+        for turn in range(60):
+            key = f"folder/of/{number % 3}/{number}"
+            assert store.create(key, b"%d" % turn)
+            found = store.read_versioned(key)
+            assert store.replace(key, b"new %d" % turn, found.etag) is not None
+            assert store.replace(f"folder/of/{number % 3}/nobody", b"", found.etag) is None
+            store.delete(key)
+
+    with ThreadPoolExecutor(9) as pool:
+        list(pool.map(work, range(9)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_writers_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    names = ["step-1/dead", "step-1/alive", "step-2/deep/dead", "other/dead"]
+    for name in names:
+        folder, _, kind = name.rpartition("/")
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        file = tmp_path / folder / f"{TEMPORARY_PREFIX}{kind}"
+        file.write_bytes(b"half")
+        if kind == "dead":
+            os.utime(file, (0, 0))
+    store.write("step-1/object", b"x")
+    assert store.remove_unfinished("step-", older_than_s=3600) == 2
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert left == [f"other/{TEMPORARY_PREFIX}dead", f"step-1/{TEMPORARY_PREFIX}alive", "step-1/object"]
+    assert not (tmp_path / "step-2").exists()
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
