@@ -29,8 +29,9 @@ sys.exit(run_guarded(work, show_traceback={show_traceback}))
 
 
 def takes_ctrl_c() -> None:
-    """In a new process before its program: tests in the background have the signal ignored, which is inherited."""
+    """In a new process before its program: tests in the background have signals ignored, which is inherited."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def run_work(
