@@ -165,16 +165,25 @@ class _Registration:
 
 def make_registered_model(client: "MlflowClient", name: str) -> None:
     """Make a registered model, if there is none. Safe to repeat; raises what MLflow's client raises."""
+    # First: a user may be allowed to change this one, and to make none. And not in the block of the exception, which
+    # would be the context of the next one, and taken for its cause.
+    if _has_registered_model(client, name):
+        return
     try:
-        client.get_registered_model(name)  # first: a user may be allowed to change this one, and to make none
-    except Exception as missing:
-        if refusal(missing) != "RESOURCE_DOES_NOT_EXIST":
+        client.create_registered_model(name)
+    except Exception as error:
+        if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
             raise
-        try:
-            client.create_registered_model(name)
-        except Exception as error:
-            if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
-                raise
+
+
+def _has_registered_model(client: "MlflowClient", name: str) -> bool:
+    try:
+        client.get_registered_model(name)
+    except Exception as error:
+        if refusal(error) != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
 
 
 def _raise_alias(client: "MlflowClient", name: str, alias: str, version: int) -> None:

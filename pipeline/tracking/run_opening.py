@@ -103,8 +103,9 @@ def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            experiment = client.get_experiment_by_name(name)
-            assert experiment is not None
+        # Not in the block above: what is raised here would be taken for a consequence of that exception.
+        experiment = client.get_experiment_by_name(name)
+        assert experiment is not None
     if experiment.lifecycle_stage != "active":
         raise ConfigError(f"tracking.experiment: {name!r} was deleted at {uri}; restore it or choose another name")
     return str(experiment.experiment_id)

@@ -1,6 +1,6 @@
 """Registration: one version of one run's files, whatever answers are lost and however busy the server is."""
 
-import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -120,27 +120,22 @@ def test_the_answer_of_each_request_may_be_lost(served: str, through_proxy: tupl
 
 
 @pytest.mark.services
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_a_server_that_is_busy_is_waited_for(
     served: str,
     through_proxy: tuple[FaultyProxy, TrackingRun],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    status: int,
 ) -> None:
+    """In every way in which a server, or what stands before it, says so: one after the other."""
     monkeypatch.setattr(patience, "_SILENT_S", 0.0)
     proxy, run = through_proxy
-    proxy.add(Answer(status, b"made by the proxy"))
-    end = threading.Timer(4, proxy.clear)
-    end.start()
-    assert register_model(run, model_files(1), f"busy-{status}").version == 1
-    end.join()
-    assert proxy.count(Answer) > 1
-    assert (
-        f"gives no answer (HTTP {status}: made by the proxy); tried again for up to 10 minutes"
-        in capsys.readouterr().out
-    )
-    check_registered_once(served, run, f"busy-{status}")
+    for status in (statuses := (429, 500, 502, 503, 504)):
+        proxy.add(Answer(status, b"made by the proxy"), times=1, after=1)
+    assert register_model(run, model_files(1), "busy").version == 1
+    assert Counter(request.status for request in proxy.requests if request.fault) == dict.fromkeys(statuses, 1)
+    told = "gives no answer (HTTP 429: made by the proxy); tried again for up to 10 minutes"
+    assert told in capsys.readouterr().out
+    check_registered_once(served, run, "busy")
 
 
 @pytest.mark.services
