@@ -15,6 +15,7 @@ from pipeline.models.registration import register_model
 from pipeline.models.registry import CHECKPOINT_TAG, RegisteredVersion, registered_checkpoints
 from pipeline.progress import say
 from pipeline.stores.lease import Lease, hold_lease
+from pipeline.stores.patience import patience_s
 from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingRun, resolve_tracking
@@ -107,6 +108,7 @@ def _train(
                     source=plan.source,
                     fork_digest=record.fork_digest,
                     lease_token=lease.token,
+                    patience_minutes=patience_s() / 60,
                     run=run,
                     board=board,
                 )

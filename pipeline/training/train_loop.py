@@ -5,6 +5,7 @@ nothing here depends on the number of workers except the order of floating-point
 and rank.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +32,7 @@ from pipeline.data.ingest import RankBatch, rank_batches
 from pipeline.errors import TrainingDivergedError
 from pipeline.models.model_source import activate_source
 from pipeline.progress import send_lines_to
+from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.stores.storage import open_store
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.fork import begin_with_fork
@@ -52,6 +54,7 @@ def train_worker(task: TrainTask) -> None:
         PipelineError: As its subclasses say; the run can be resumed.
     """
     config = task.config
+    os.environ[PATIENCE_VARIABLE] = str(task.patience_minutes)
     torch.set_num_threads(config.workers.cpus_per_worker)
     if task.source is not None:
         activate_source(task.source, config.network)

@@ -25,6 +25,8 @@ class TrainTask:
     """Digest of the model that the run began with; None where that was none."""
     lease_token: str
     """Names the lease under which the workers write; once another stands in the store, they stop."""
+    patience_minutes: float
+    """How long servers that are away are waited for, as the driver was told: its environment does not travel."""
     run: TrackingRun
     """The MLflow run that rank 0 joins."""
     board: Any

@@ -76,6 +76,7 @@ class Run:
             run=tracking,
             board=board,
             lease_token=lease_token,
+            patience_minutes=0.0,
         )
         LocalStore(folder).create(RUN_RECORD, to_json(RunRecord(run_id=tracking.run_id, identity=IDENTITY)))
         self.state = TrainingState(
