@@ -38,7 +38,7 @@ class BackgroundWriter:
             waited_s = time.perf_counter() - started_s
             if waited_s >= _WORTH_SAYING_S:
                 self._report(f"waited {waited_s:.1f} s until the {kind} before was written")
-        self._raise()
+        self.check()
 
     def check(self) -> None:
         """Wait for nothing.
@@ -46,7 +46,9 @@ class BackgroundWriter:
         Raises:
             BaseException: What any job so far has raised.
         """
-        self._raise()
+        if self._error is not None:
+            self._raised = True
+            raise self._error
 
     def start(self, kind: str, job: Callable[[], None]) -> None:
         """Hand over a job; call `wait` before what it reads is changed."""
@@ -60,18 +62,13 @@ class BackgroundWriter:
         """
         for job in self._jobs.values():
             job.exception()
-        self._raise()
+        self.check()
 
     def close(self) -> None:
         """Wait until all jobs are done, and end the thread; an error that was not raised yet is said, not raised."""
         self._pool.shutdown()
         if self._error is not None and not self._raised:
             self._report(f"writing beside training has failed: {self._error}")
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            self._raised = True
-            raise self._error
 
     def _do(self, job: Callable[[], None]) -> None:
         if self._error is not None:

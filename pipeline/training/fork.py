@@ -1,7 +1,7 @@
 """A new run that begins with the weights of another model, and shares nothing else with the run that made it.
 
 The network in training and its moving averages both begin with the model that would be sampled, the average; Adam and
-the warm-up begin anew, as in the transfer learning of Karras et al. 2020 (arXiv:2006.06676).
+the warm-up begin anew. So does the authors' code of Karras et al. 2022 (arXiv:2206.00364) with `--transfer`.
 """
 
 import safetensors.torch

@@ -13,7 +13,6 @@ from pipeline.data.pictures import image_grid
 from pipeline.errors import LeaseLostError
 from pipeline.models.model_files import ModelCard
 from pipeline.progress import say
-from pipeline.redact import redact
 from pipeline.stores.lease import holder_token
 from pipeline.stores.patience import patience_s
 from pipeline.stores.storage import open_store
@@ -110,11 +109,7 @@ class RankZero:
         self._checkpoints.close()
         for side_work in (self._grids, self._tidying):
             side_work.sum_up()
-        run, timeout_s = self._task.run, _CLOSE_TIMEOUT_S
-        if self._has_finished and run.flush(timeout_s=_FLUSH_TIMEOUT_S):
-            timeout_s = patience_s()
-            say(f"MLflow at {redact(run.uri)} has not got all metrics; waiting up to {timeout_s / 60:.3g} minutes")
-        run.close(timeout_s=timeout_s)
+        self._task.run.close(max(_CLOSE_TIMEOUT_S, patience_s()) if self._has_finished else _CLOSE_TIMEOUT_S)
 
     def _take_snapshot(self) -> bool:
         config, state = self._task.config, self._state

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pipeline.cluster import ray_session
 from pipeline.errors import PipelineError, TrackingUnavailableError, TrainingFailedError
+from pipeline.models.model_files import ModelFiles
 from pipeline.models.model_uri import absolute_model_uri
 from pipeline.models.registration import register_model
 from pipeline.models.registry import CHECKPOINT_TAG, RegisteredVersion, registered_checkpoints
@@ -19,6 +20,7 @@ from pipeline.stores.patience import patience_s
 from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingRun, resolve_tracking
+from pipeline.training.checkpoint_records import CheckpointRecord
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.claim import claim
 from pipeline.training.run_record import RunRecord, refuse_to_begin_again
@@ -63,11 +65,13 @@ def train(config: TrainConfig) -> TrainResult:
     check_conditions(store)
     with hold_lease(store, duration_s=config.lease_s) as lease:
         checkpoints = CheckpointStore.of_run(config.output)
-        is_finished = config.resume and checkpoints.read_finished(config.steps) is not None
-        record, run = claim(config, plan, store, lease, is_finished=is_finished)
+        finished = checkpoints.read_finished(config.steps) if config.resume else None
+        record, run = claim(config, plan, store, lease, is_finished=finished is not None)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
-            result = _train(config, plan, checkpoints, record, run, lease)
+            if finished is None:
+                finished = _train(config, plan, checkpoints, record, run, lease)
+            result = _register(config, checkpoints, *finished, run, lease)
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
@@ -87,37 +91,47 @@ def _train(
     record: RunRecord,
     run: TrackingRun,
     lease: Lease,
-) -> TrainResult:
+) -> tuple[CheckpointRecord, ModelFiles]:
+    """The last checkpoint, and the model in it."""
+    newest = checkpoints.newest()
+    if newest is None:
+        refuse_to_begin_again(record, config)
+    if record.run_key is None:  # of the time before there were pins
+        _pin_registered(checkpoints, run)
+    lease.confirm()
+    checkpoints.remove_leftovers()
+    with (
+        ray_session(config.cluster),
+        progress_board("training", config.steps, done=newest.step if newest else 0) as board,
+    ):
+        run_workers(
+            TrainTask(
+                config=config,
+                manifest=plan.manifest,
+                model_config=plan.model_config,
+                source=plan.source,
+                fork_digest=record.fork_digest,
+                lease_token=lease.token,
+                patience_minutes=patience_s() / 60,
+                run=run,
+                board=board,
+            )
+        )
     finished = checkpoints.read_finished(config.steps)
     if finished is None:
-        newest = checkpoints.newest()
-        if newest is None:
-            refuse_to_begin_again(record, config)
-        _pin_registered(checkpoints, run)
-        lease.confirm()
-        checkpoints.remove_leftovers()
-        with (
-            ray_session(config.cluster),
-            progress_board("training", config.steps, done=newest.step if newest else 0) as board,
-        ):
-            run_workers(
-                TrainTask(
-                    config=config,
-                    manifest=plan.manifest,
-                    model_config=plan.model_config,
-                    source=plan.source,
-                    fork_digest=record.fork_digest,
-                    lease_token=lease.token,
-                    patience_minutes=patience_s() / 60,
-                    run=run,
-                    board=board,
-                )
-            )
-        finished = checkpoints.read_finished(config.steps)
-    if finished is None:
         raise TrainingFailedError(f"{config.output}: the workers ended before step {config.steps}; --resume goes on")
-    last, files = finished
-    # Safe to repeat: a driver killed before this line leaves it to the resumed one.
+    return finished
+
+
+def _register(
+    config: TrainConfig,
+    checkpoints: CheckpointStore,
+    last: CheckpointRecord,
+    files: ModelFiles,
+    run: TrackingRun,
+    lease: Lease,
+) -> TrainResult:
+    """Safe to repeat: a driver that is killed before leaves it to the resumed one."""
     lease.confirm()
     checkpoints.pin(last, config.register_as)
     uri = checkpoints.uri(last)
@@ -132,11 +146,11 @@ def _train(
 
 
 def _pin_registered(checkpoints: CheckpointStore, run: TrackingRun) -> None:
-    """Keep what versions of a run that goes on came from, also where they were registered before there were pins."""
+    """Keep what versions of a run came from that were registered before there were pins."""
     try:
         registered = registered_checkpoints(run)
     except TrackingUnavailableError as error:
-        say(f"checkpoints of versions registered long ago may be removed, if there are any: {error}")
+        say(f"checkpoints that this run's versions came from may be removed, since they cannot be looked up: {error}")
         return
     for record in checkpoints.records():
         if (name := registered.get(checkpoints.uri(record))) is not None:

@@ -13,23 +13,10 @@ from pipeline.models.registry import resolve_model
 from pipeline.stores import patience
 from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.tracking.mlflow_client import connect
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
 from tests.faulty_proxy import Answer, FaultyProxy, LoseAnswer
 from tests.fixtures_services import free_port, mlflow_server
 from tests.pipeline.registered_models import model_files
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
-    """One database for the module; each test has its own model name."""
-    config = TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db")
-    check_server(config)
-    return config
-
-
-@pytest.fixture
-def run(registry: TrackingConfig) -> TrackingRun:
-    return TrackingRun.open(registry, new_run_key())
 
 
 def test_registering_again_makes_no_second_version(registry: TrackingConfig, run: TrackingRun) -> None:

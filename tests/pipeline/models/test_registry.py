@@ -18,23 +18,10 @@ from pipeline.models.version_records import log_version_files, log_version_metri
 from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
 from tests.faulty_proxy import Answer, FaultyProxy
 from tests.fixtures_services import mlflow_server
 from tests.pipeline.registered_models import download_artifacts, model_files
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
-    """One database for the module; each test has its own model name."""
-    config = TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db")
-    check_server(config)
-    return config
-
-
-@pytest.fixture
-def run(registry: TrackingConfig) -> TrackingRun:
-    return TrackingRun.open(registry, new_run_key())
 
 
 def test_what_is_registered_is_what_is_resolved(registry: TrackingConfig, run: TrackingRun) -> None:

@@ -17,22 +17,8 @@ from pipeline.models.model_files import ModelFiles, load_model
 from pipeline.models.model_source import collect_source
 from pipeline.models.registration import register_model
 from pipeline.tracking.mlflow_client import connect
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
+from pipeline.tracking.tracking import TrackingRun
 from tests.pipeline.registered_models import CONFIG, model_files
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
-    """One database for the module; each test has its own model name."""
-    config = TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db")
-    check_server(config)
-    return config
-
-
-@pytest.fixture
-def run(registry: TrackingConfig) -> TrackingRun:
-    return TrackingRun.open(registry, new_run_key())
-
 
 _ALONE = """
     import importlib.abc, json, sys

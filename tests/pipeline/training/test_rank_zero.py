@@ -317,5 +317,4 @@ def test_at_the_end_of_training_mlflow_is_waited_for(
     timer.join()
     steps = [step for step, _ in opened[0].metric_history(STALL_METRIC)]
     assert steps == ([2, 4] if has_finished else [])
-    assert any("waiting up to 10 minutes" in line for line in run.lines) is has_finished
     opened[0].finish()

@@ -13,22 +13,24 @@ from pipeline.errors import ConfigError, DatasetMissingError, FormatVersionError
 from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
 from pipeline.generation.sample import sample
 from pipeline.generation.sample_job import SampleConfig
+from pipeline.models.registration import register_model
+from pipeline.models.registry import CHECKPOINT_TAG
 from pipeline.presets import digits, imagenet64
 from pipeline.project import parse_project, read_preset
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
-from pipeline.tracking.tracking import TrackingConfig, TrackingRun
-from pipeline.training.checkpoints import CheckpointStore
+from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
+from pipeline.training.checkpoints import CheckpointStore, Retention
 from pipeline.training.ema_snapshots import PostHocEmaConfig
 from pipeline.training.post_hoc_ema import ReconstructConfig, RunAverages, reconstruct
 from pipeline.training.run_record import RUN_RECORD, RunRecord, read_run_record
 from pipeline.training.telemetry import STALL_METRIC
-from pipeline.training.train import train
+from pipeline.training.train import _pin_registered, train
 from pipeline.training.train_config import RunIdentity, TrainConfig
 from pipeline.training.train_plan import describe_plan
 from tests.pipeline.registered_models import download_artifacts
 from tests.pipeline.tiny_models import write_own_model
-from tests.pipeline.training.small_runs import manifest
+from tests.pipeline.training.small_runs import make_run, manifest
 
 TINY = UNetConfig(
     base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,), num_groups=4
@@ -179,3 +181,24 @@ def test_a_run_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
         FormatVersionError, match=r"run\.json: has format_version 1, .* train again into another output"
     ):
         read_run_record(store)
+
+
+@pytest.mark.parametrize("is_looked_up", [True, False])
+def test_what_versions_of_the_time_before_pins_came_from_is_kept(tmp_path: Path, is_looked_up: bool) -> None:
+    make_run(tmp_path / "run", steps=2, interval=0)
+    checkpoints = CheckpointStore.of_run(str(tmp_path / "run"))
+    (record,) = checkpoints.records()
+    run = TrackingRun.open(TrackingConfig(uri=f"sqlite:///{tmp_path / 'mlflow.db'}"), new_run_key())
+    register_model(run, checkpoints.read_model(record), "old", tags={CHECKPOINT_TAG: checkpoints.uri(record)})
+    if is_looked_up:
+        _pin_registered(checkpoints, run)
+    newer = checkpoints.save(4, [lambda: {"file": b"x"}])
+    checkpoints.prune(newer, Retention(last=1))
+    assert [record.step for record in checkpoints.records()] == ([4, 2] if is_looked_up else [4])
+    run.finish()
+
+
+def test_versions_that_cannot_be_looked_up_end_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run", steps=2, interval=0)
+    _pin_registered(CheckpointStore.of_run(str(tmp_path / "run")), TrackingRun("http://127.0.0.1:9", "0" * 32))
+    assert "may be removed, since they cannot be looked up: MLflow at http://127.0.0.1:9" in capsys.readouterr().out
