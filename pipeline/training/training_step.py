@@ -1,0 +1,150 @@
+"""One optimiser step on one rank, and the losses since the last report.
+
+The global batch and all of its noise are functions of the step, so nothing here depends on the number of workers except
+the order of floating-point sums; dropout alone is seeded by step and rank.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ddpm import (
+    ChosenTimesteps,
+    DiffusionModel,
+    images_to_x_0,
+    make_training_batch,
+    per_sample_loss,
+    stratified_timesteps,
+)
+from pipeline.data.ingest import RankBatch
+from pipeline.errors import TrainingDivergedError
+from pipeline.training.train_config import data_order
+from pipeline.training.train_task import TrainTask
+from pipeline.training.training_state import TrainingState
+
+_NUM_QUARTILES = 4
+
+
+class TrainingStep:
+    """One optimiser step on one rank; collective.
+
+    Args:
+        task: What the worker was given.
+        state: The state in training.
+        device: Where the network lives.
+    """
+
+    def __init__(self, task: TrainTask, state: TrainingState, device: torch.device) -> None:
+        """Wrap the network for DDP."""
+        self._config, self._state, self._device = task.config, state, device
+        ddp = DistributedDataParallel(
+            state.network.train(), device_ids=[device.index] if device.type == "cuda" else None
+        )
+        self._model = DiffusionModel.of(task.model_config, ddp)
+        self._rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        order = data_order(task.config, task.manifest)
+        # A lane's place in the global batch is the same whoever reads it: that is what a slot is.
+        self._slots = [
+            torch.arange(lanes.start * order.lane_rows_per_step, lanes.stop * order.lane_rows_per_step)
+            for lanes in (order.rank_lanes(rank, self._world) for rank in range(self._world))
+        ]
+
+    def __call__(self, batch: RankBatch, totals: "LossTotals") -> float:
+        """Train on this rank's part of a global batch.
+
+        Returns:
+            The norm of the whole gradient before clipping.
+
+        Raises:
+            TrainingDivergedError: If too many steps were left out because something was not finite.
+        """
+        config, state = self._config, self._state
+        label = None if batch.labels is None or self._model.null_label is None else self._on_device(batch.labels)
+        chosen = self._choose_t(state.step)
+        noised = make_training_batch(
+            self._model,
+            images_to_x_0(self._on_device(batch.images), self._model.num_levels),
+            label,
+            seed=config.seed,
+            sample_ids=self._on_device(batch.sample_ids),
+            epochs=self._on_device(batch.epochs),
+            flip=config.horizontal_flip,
+            label_drop=config.label_drop,
+            timesteps=chosen,
+        )
+        torch.manual_seed(((config.seed * 1_000_003 + state.step) * 65_537 + self._rank) % 2**63)  # dropout only
+        losses = per_sample_loss(self._model, noised, objective=config.objective)
+        # DDP averages gradients over ranks; ranks may hold different numbers of images.
+        torch.autograd.backward((losses * noised.weight).sum() * (self._world / config.global_batch))
+        this_step, skipped = state.step, len(state.skipped_steps)
+        grad_norm = state.apply_gradient(config.global_batch)
+        if len(state.skipped_steps) == skipped:
+            totals.add(noised.t, losses.detach())
+            if state.importance is not None:
+                state.importance.update(*self._gather_in_slot_order(noised.t, losses.detach()))
+        elif len(state.skipped_steps) > config.max_skipped_batches:
+            worst = batch.sample_ids[int(losses.detach().nan_to_num(torch.inf, torch.inf).argmax())]
+            raise TrainingDivergedError(
+                f"step {this_step}: the loss or its gradient is not finite, for the {len(state.skipped_steps)}th time "
+                f"(max_skipped_batches is {config.max_skipped_batches}); highest loss on this rank at sample {worst}; "
+                "start anew with a lower optimizer.learning_rate, or raise max_skipped_batches and --resume"
+            )
+        return grad_norm
+
+    def _choose_t(self, step: int) -> ChosenTimesteps | None:
+        """The t of this rank's slots; None where each sample draws its own."""
+        config, slots = self._config, self._slots[self._rank].to(self._device)
+        match config.objective.t_choice:
+            case "stratified":
+                return stratified_timesteps(
+                    self._model.schedule.num_timesteps,
+                    seed=config.seed,
+                    step=step,
+                    slots=slots,
+                    global_batch=config.global_batch,
+                )
+            case "importance":
+                assert self._state.importance is not None
+                return self._state.importance.draw(seed=config.seed, step=step, slots=slots)
+        return None
+
+    def _gather_in_slot_order(self, t: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Collective: t and losses of the whole global batch, equal on every rank and for any number of ranks."""
+        # gather wants equal sizes, and ranks may hold different numbers of lanes: everyone fills in its own places.
+        whole = torch.zeros(2, self._config.global_batch, dtype=torch.float64, device=self._device)
+        whole[:, self._slots[self._rank].to(self._device)] = torch.stack((t.double(), losses.double()))
+        torch.distributed.all_reduce(whole)
+        return whole[0].long(), whole[1]
+
+    def _on_device(self, array: Any) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+class LossTotals:
+    """Losses since the last report, in all and by quartile of t, summed over ranks when reported.
+
+    Args:
+        num_timesteps: T.
+        device: Where the losses are.
+    """
+
+    def __init__(self, num_timesteps: int, device: torch.device) -> None:
+        """Begin with none."""
+        self._num_timesteps = num_timesteps
+        self._sums = torch.zeros(2, _NUM_QUARTILES, dtype=torch.float64, device=device)
+
+    def add(self, t: Tensor, losses: Tensor) -> None:
+        """Count the losses [b] of a step at their t [b]."""
+        quartile = t * _NUM_QUARTILES // self._num_timesteps
+        self._sums[0].index_add_(0, quartile, losses.double())
+        self._sums[1].index_add_(0, quartile, torch.ones_like(losses, dtype=torch.float64))
+
+    def reduce(self) -> dict[str, float]:
+        """Collective: every rank calls it; the means over the global batches since the last call."""
+        torch.distributed.all_reduce(self._sums)
+        (sums, counts), _ = self._sums.tolist(), self._sums.zero_()
+        means = {f"loss_t_quartile_{q + 1}": sums[q] / counts[q] for q in range(_NUM_QUARTILES) if counts[q]}
+        return {"loss": sum(sums) / sum(counts)} | means if sum(counts) else means
