@@ -2,6 +2,7 @@
 
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -28,9 +29,30 @@ def log_params(client: "MlflowClient", run_id: str, params: Mapping[str, object]
         client.log_batch(run_id, tags=changed[start : start + _PARAMS_PER_REQUEST])
 
 
-def last_logged_step(client: "MlflowClient", run_id: str) -> int:
-    """The highest step that any metric of the run has; -1 if there is none."""
-    return max((metric.step for metric in client.get_run(run_id).to_proto().data.metrics), default=-1)
+REDONE_METRIC = "learning_rate"
+"""Logged whenever anything is: its history tells how far redone steps have been logged."""
+
+
+def last_logged_step(client: "MlflowClient", run_id: str, redone: tuple[int, int] | None = None) -> int:
+    """The highest step that any metric of the run has; -1 if there is none.
+
+    Args:
+        client: Of the run's server.
+        run_id: The run.
+        redone: First and last of steps that are logged a second time: of these, those count that are there twice.
+    """
+    last = max((metric.step for metric in client.get_run(run_id).to_proto().data.metrics), default=-1)
+    if redone is None or last > redone[1]:
+        return last
+    counts = Counter(metric.step for metric in client.get_metric_history(run_id, REDONE_METRIC))
+    twice = [step for step, count in counts.items() if redone[0] <= step <= redone[1] and count > 1]
+    return max(twice, default=min(last, redone[0] - 1))
+
+
+def delete_tag(client: "MlflowClient", run_id: str, key: str) -> None:
+    """Take a tag away, if the run has it."""
+    if key in client.get_run(run_id).data.tags:
+        client.delete_tag(run_id, key)
 
 
 def upload(client: "MlflowClient", run_id: str, data: bytes, path: str) -> None:

@@ -65,6 +65,7 @@ class TrackingRun:
         self._find: Callable[[], str | None] = functools.partial(find_run, uri, experiment, run_key)
         self._finding = threading.Lock()
         self._skip_logged = False
+        self._redone: tuple[int, int] | None = None
         self._last_skipped_step: int | None = None
         self._opening: Opening | None = None
         self._may_run = self._is_running = self._is_new = self._is_refused = False
@@ -267,13 +268,24 @@ class TrackingRun:
                 self._queue.count_lost(1, f"metric {key!r} of step {step} is no number: {value!r}")
         self._queue.put_points(points)
 
-    def skip_logged_steps(self) -> None:
+    def skip_logged_steps(self, redone: tuple[int, int] | None = None) -> None:
         """From now on drop values of steps up to the last one that the run already has.
 
         For the process that logs the training steps of a run that may have been resumed; call it before `log_metrics`.
         The server is asked by the queue, before it sends anything: a server that is away delays nothing.
+
+        Args:
+            redone: First and last of steps that are logged a second time, where the run has gone back.
         """
-        self._skip_logged = True
+        self._skip_logged, self._redone = True, redone
+
+    def tag(self, key: str, value: str) -> None:
+        """Queue a tag of the run."""
+        self._put(f"the tag {key}", lambda client: client.set_tag(self.require_id(), key, value))
+
+    def untag(self, key: str) -> None:
+        """Queue that a tag of the run is taken away, if it has it."""
+        self._put(f"the tag {key}", lambda client: run_requests.delete_tag(client, self.require_id(), key))
 
     def last_logged_step(self) -> int:
         """The highest step that any metric of the run has; -1 if there is none.
@@ -370,7 +382,9 @@ class TrackingRun:
         from mlflow.entities import Metric
 
         if self._skip_logged and self._last_skipped_step is None:
-            self._last_skipped_step = self._ask(lambda client: run_requests.last_logged_step(client, self.require_id()))
+            self._last_skipped_step = self._ask(
+                lambda client: run_requests.last_logged_step(client, self.require_id(), self._redone)
+            )
         last = self._last_skipped_step if self._last_skipped_step is not None else -1
         metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in points if p.step > last or not self._skip_logged]
         if metrics:

@@ -332,6 +332,21 @@ class CheckpointStore:
         self._store.remove_unfinished("step-", older_than_s=older_than_s)
         return self._remover.remove(key for key in files if key.partition("/")[0] not in named)
 
+    def remove_after(self, step: int) -> None:
+        """Remove every checkpoint of a later step, kept and pinned ones too; for the lease's holder, if nobody writes.
+
+        The records go first; a folder that stays is a leftover.
+
+        Raises:
+            StorageError: If a record cannot be removed: it would be gone on from.
+        """
+        later = [(s, found) for s, found in self._read_records() if s > step]
+        for later_step, _ in later:
+            self._store.delete(record_key(later_step))
+        for _, found in later:
+            if isinstance(found, CheckpointRecord):
+                self._remover.remove(found.keys)
+
     def close(self) -> None:
         """Say how many deletions failed."""
         self._remover.sum_up()

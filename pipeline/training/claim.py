@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,7 @@ def claim(
             f"output: {store.uri} already holds a training run; pass --resume to go on with it, or name another output"
         )
     _refuse_changes(record.identity, asked, store.uri)
+    record = update_run_record(store, num_restarts=record.num_restarts + 1)
     if config.new_run:
         return _go_on_in_a_new_run(config, store, record)
     check = None if is_finished else _start_check(config)
@@ -68,7 +70,9 @@ def _begin(
             "copy, or name another output"
         )
     fork_digest = check_fork(config, plan.model_config)
-    record = RunRecord(run_id=None, run_key=new_run_key(), identity=identity, fork_digest=fork_digest)
+    record = RunRecord(
+        run_id=None, run_key=new_run_key(), identity=identity, fork_digest=fork_digest, begun_at_s=time.time()
+    )
     if not store.create(RUN_RECORD, to_json(record)):
         raise OutputExistsError(f"output: another driver has just started a run in {store.uri}; name another output")
     try:

@@ -57,7 +57,8 @@ class RankZero:
         )
         self._grids, self._tidying = SideWork("drawing a grid", say), SideWork("removing older checkpoints", say)
         self._has_checkpoints = self._is_unsent = self._has_finished = False
-        task.run.skip_logged_steps()
+        rollback = task.rollback
+        task.run.skip_logged_steps(None if rollback is None else (rollback.to_step + 1, rollback.from_step))
 
     def log(self, metrics: dict[str, float], throughput: Throughput) -> None:
         """Log an interval's figures under the present step and show them on the driver's terminal."""
@@ -90,6 +91,11 @@ class RankZero:
             with self._grids.attempt(step):
                 self._task.run.log_image(self._grid(), f"samples/step-{step:09d}.png")
         return due_grid or due_checkpoint or took_snapshot
+
+    def save_now(self) -> None:
+        """Write a checkpoint of the present step, and wait until it stands."""
+        self._save()
+        self._writer.finish()
 
     def finish(self) -> None:
         """Wait until the last checkpoint stands.

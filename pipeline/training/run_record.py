@@ -15,6 +15,20 @@ RUN_RECORD = "run.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RollbackRecord:
+    """That a run has gone back to an earlier step, because too many batches had to be left out."""
+
+    to_step: int
+    """Where it went on from."""
+    from_step: int
+    """How far it had come before: the steps in between are made, and logged, a second time."""
+    left_out_steps: tuple[int, ...]
+    """Global batches that are not trained on."""
+    is_done: bool = False
+    """Whether the checkpoints after `to_step` have been removed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
     """The run of an output folder."""
 
@@ -30,6 +44,12 @@ class RunRecord:
     """Whether a checkpoint was ever recorded: a run that had any does not begin at step 0 again in silence."""
     fork_digest: str | None = added_field(default=None, pin=None)
     """Digest of the model whose weights the run began with; None where it began with random ones."""
+    begun_at_s: float | None = added_field(default=None, pin=None)
+    """When the run was begun, Unix time; None for runs of the time before this."""
+    num_restarts: int = added_field(default=0, pin=0)
+    """How often its workers were started again, and its driver."""
+    rollback: RollbackRecord | None = added_field(default=None, pin=None)
+    """That it has gone back once; None: it has not."""
 
 
 def read_run_record(store: ObjectStore) -> RunRecord:

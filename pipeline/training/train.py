@@ -5,16 +5,17 @@ stream and finds the newest good checkpoint itself, so that there is one authori
 """
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.cluster import ray_session
-from pipeline.errors import PipelineError, TrackingUnavailableError, TrainingFailedError
+from pipeline.errors import PipelineError, StoppedError, TrackingUnavailableError
 from pipeline.models.model_files import ModelFiles
 from pipeline.models.model_uri import absolute_model_uri
 from pipeline.models.registration import register_model
 from pipeline.models.registry import CHECKPOINT_TAG, RegisteredVersion, registered_checkpoints
-from pipeline.progress import say
+from pipeline.progress import Progress, say
 from pipeline.stores.lease import Lease, hold_lease
 from pipeline.stores.patience import patience_s
 from pipeline.stores.probe import check_conditions
@@ -23,12 +24,17 @@ from pipeline.tracking.tracking import TrackingRun, resolve_tracking
 from pipeline.training.checkpoint_records import CheckpointRecord
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.claim import claim
-from pipeline.training.run_record import RunRecord, refuse_to_begin_again
-from pipeline.training.train_board import progress_board
+from pipeline.training.rollback import finish_roll_back, with_rollback
+from pipeline.training.run_record import RunRecord, read_run_record, refuse_to_begin_again
+from pipeline.training.stop_request import StopRequest, parse_duration
+from pipeline.training.supervisor import Supervisor
+from pipeline.training.train_board import training_board
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_plan import TrainPlan, load_plan
 from pipeline.training.train_task import TrainTask
-from pipeline.training.worker_group import run_workers
+
+STOPPED_TAG = "stopped"
+"""Of an MLflow run whose driver was asked to end: why, and where the run stands."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +69,7 @@ def train(config: TrainConfig) -> TrainResult:
     plan = load_plan(config)
     store = open_store(config.output)
     check_conditions(store)
+    stop = StopRequest(None if config.stop_after is None else parse_duration(config.stop_after))
     with hold_lease(store, duration_s=config.lease_s) as lease:
         checkpoints = CheckpointStore.of_run(config.output)
         finished = checkpoints.read_finished(config.steps) if config.resume else None
@@ -70,9 +77,14 @@ def train(config: TrainConfig) -> TrainResult:
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
             if finished is None:
-                finished = _train(config, plan, checkpoints, record, run, lease)
+                finished = _train(config, plan, checkpoints, record, run, lease, stop)
             result = _register(config, checkpoints, *finished, run, lease)
+            _tag_cost(run, read_run_record(store))
             status = "FINISHED"
+        except StoppedError as stopped:
+            status = "KILLED"
+            run.tag(STOPPED_TAG, str(stopped))
+            raise
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise
@@ -91,6 +103,7 @@ def _train(
     record: RunRecord,
     run: TrackingRun,
     lease: Lease,
+    stop: StopRequest,
 ) -> tuple[CheckpointRecord, ModelFiles]:
     """The last checkpoint, and the model in it."""
     newest = checkpoints.newest()
@@ -99,28 +112,28 @@ def _train(
     if record.run_key is None:  # of the time before there were pins
         _pin_registered(checkpoints, run)
     lease.confirm()
+    finish_roll_back(record, open_store(config.output), checkpoints)
     checkpoints.remove_leftovers()
+    run.untag(STOPPED_TAG)
+    done = newest.step if newest else 0
     with (
         ray_session(config.cluster),
-        progress_board("training", config.steps, done=newest.step if newest else 0) as board,
+        stop.listening(),
+        training_board(done) as board,
+        Progress("training", config.steps, "steps", done=done) as progress,
     ):
-        run_workers(
-            TrainTask(
-                config=config,
-                manifest=plan.manifest,
-                model_config=plan.model_config,
-                source=plan.source,
-                fork_digest=record.fork_digest,
-                lease_token=lease.token,
-                patience_minutes=patience_s() / 60,
-                run=run,
-                board=board,
-            )
+        task = TrainTask(
+            config=config,
+            manifest=plan.manifest,
+            model_config=plan.model_config,
+            source=plan.source,
+            fork_digest=record.fork_digest,
+            lease_token=lease.token,
+            patience_minutes=patience_s() / 60,
+            run=run,
+            board=board,
         )
-    finished = checkpoints.read_finished(config.steps)
-    if finished is None:
-        raise TrainingFailedError(f"{config.output}: the workers ended before step {config.steps}; --resume goes on")
-    return finished
+        return Supervisor(with_rollback(task, record), checkpoints, lease, stop, progress).run()
 
 
 def _register(
@@ -143,6 +156,13 @@ def _register(
             "--resume registers it"
         ) from error
     return TrainResult(run_id=run.require_id(), checkpoint_uri=uri, steps=last.step, version=version)
+
+
+def _tag_cost(run: TrackingRun, record: RunRecord) -> None:
+    """How often the run was started again, and how long it took on the wall's clock, waiting included."""
+    run.tag("ddpm.restarts", str(record.num_restarts))
+    if record.begun_at_s is not None:
+        run.tag("ddpm.wall_time_s", f"{time.time() - record.begun_at_s:.0f}")
 
 
 def _pin_registered(checkpoints: CheckpointStore, run: TrackingRun) -> None:

@@ -1,93 +1,200 @@
-"""How a training run's progress reaches the driver: a small actor that rank 0 writes to and the driver reads.
+"""What the driver of a training run and its workers tell each other: a small actor on the driver's node.
 
-Ray can forward what workers print, but only together with everything else that they print.
+Workers write where they stand, what they want to be said, and what went wrong; the driver reads it every second, and
+leaves orders that each worker fetches with its next sign of life. Ray can forward what workers print, but only together
+with everything else that they print.
 """
 
 import contextlib
-import threading
+import enum
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.progress import Progress, say
+from pipeline.errors import PipelineError
 
-_POLL_INTERVAL_S = 1.0
+
+class Orders(enum.IntFlag):
+    """What a group of workers is asked to do between two steps; all ranks do it at the same one."""
+
+    NONE = 0
+    LOOK_FOR_PREEMPTION = 1
+    SAVE = 2
+    LEAVE = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """One worker of a group, as it last was."""
+
+    node_id: str
+    """Its node."""
+    pid: int
+    """Its process there."""
+    actor: Any
+    """Its handle, to end it by."""
+    step: int = -1
+    """Steps that it has behind it; -1: it has not begun."""
+    phase: Literal["starting", "training", "ending"] = "starting"
+    """What it does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerFailure:
+    """What a worker said that ended it."""
+
+    rank: int
+    """Which worker."""
+    step: int
+    """Steps that it had behind it."""
+    error: PipelineError | None
+    """The error, if it is one of this project's."""
+    kind: str
+    """Class of the error."""
+    message: str
+    """In one line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Divergence:
+    """That too many steps were left out because something was not finite."""
+
+    steps: tuple[int, ...]
+    """Those steps."""
+    message: str
+    """In one line, with the samples."""
 
 
 @dataclass(kw_only=True, slots=True)
 class BoardState:
-    """What the driver shows."""
+    """What the driver reads."""
 
     step: int
-    """Steps done."""
+    """Steps done, as last shown."""
     note: str = ""
     """The latest loss, in words."""
     lines: list[str] = field(default_factory=list)
     """Lines to print, in order; each is handed out once."""
+    members: dict[int, Member] = field(default_factory=dict)
+    """The present group, by rank."""
+    stuck_s: float = 0.0
+    """Seconds since any worker of the group has made a step or changed its phase."""
+    stacks: dict[int, str] = field(default_factory=dict)
+    """Where the threads of a worker stood when it was asked, by rank."""
+    failure: WorkerFailure | None = None
+    """The first in the present group."""
+    divergence: Divergence | None = None
+    """Why the present group has left off."""
+    drain_deadline_ms: int | None = None
+    """When a node of the group goes, Unix time; 0: soon. None: no node goes, as far as is known."""
+    draining_nodes: tuple[str, ...] = ()
+    """Ids of the nodes that go."""
 
 
-class _Board:
+class Board:
+    """The actor's class; see `training_board`."""
+
     def __init__(self, step: int) -> None:
-        self._state, self._failure = BoardState(step=step), ""
+        """Begin at a step."""
+        self._state, self._group = BoardState(step=step), 0
+        self._orders, self._is_dump_wanted = Orders.NONE, False
+        self._changed_s = time.monotonic()
+
+    # ---- for workers; a group that was given up may still have living ones
 
     def update(self, step: int, note: str) -> None:
+        """Show how far training has come."""
         self._state.step, self._state.note = step, note
 
     def say(self, line: str) -> None:
+        """Show a line."""
         self._state.lines.append(line)
 
-    def fail(self, message: str) -> None:
-        self._failure = message
+    def join(self, group: int, rank: int, member: Member) -> None:
+        """Be one of a group."""
+        if group == self._group:
+            self._state.members[rank] = member
+            self._changed_s = time.monotonic()
 
-    def failure(self) -> str:
-        return self._failure
+    def beat(self, group: int, rank: int, step: int, phase: str) -> tuple[Orders, bool]:
+        """A sign of life.
+
+        Returns:
+            Orders, for rank 0 to pass on; whether the stacks of all threads are wanted.
+        """
+        member = self._state.members.get(rank)
+        if group != self._group or member is None:
+            return Orders.NONE, False
+        if (member.step, member.phase) != (step, phase):
+            self._state.members[rank] = replace(member, step=step, phase=phase)  # type: ignore[arg-type]
+            self._changed_s = time.monotonic()
+        orders = Orders.NONE
+        if rank == 0:
+            orders, self._orders = self._orders, self._orders & Orders.LEAVE
+        return orders, self._is_dump_wanted and rank not in self._state.stacks
+
+    def put_stacks(self, group: int, rank: int, text: str) -> None:
+        """Answer the question for stacks."""
+        if group == self._group:
+            self._state.stacks[rank] = text
+
+    def fail(self, group: int, failure: WorkerFailure) -> None:
+        """Say what ends this worker; of several the first is kept, the others may follow from it."""
+        if group == self._group and self._state.failure is None:
+            self._state.failure = failure
+
+    def diverge(self, group: int, divergence: Divergence) -> None:
+        """Say why the group leaves off."""
+        if group == self._group:
+            self._state.divergence = divergence
+
+    def drain(self, group: int, deadline_ms: int, nodes: tuple[str, ...]) -> None:
+        """Say that nodes of the group go."""
+        if group == self._group:
+            self._state.drain_deadline_ms, self._state.draining_nodes = deadline_ms, nodes
+
+    # ---- for the driver
+
+    def begin_group(self, group: int) -> None:
+        """Forget the group before."""
+        self._group, self._orders, self._is_dump_wanted = group, Orders.NONE, False
+        old = self._state
+        self._state = BoardState(step=old.step, note=old.note, lines=old.lines)
+        self._changed_s = time.monotonic()
+
+    def order(self, orders: Orders) -> None:
+        """Ask something of the group."""
+        self._orders |= orders
+
+    def want_stacks(self) -> None:
+        """Ask each worker where its threads stand."""
+        self._is_dump_wanted = True
 
     def read(self) -> BoardState:
-        state = self._state
-        self._state = BoardState(step=state.step, note=state.note)
+        """Everything, and each line once."""
+        state = replace(self._state, stuck_s=time.monotonic() - self._changed_s)
+        self._state.lines = []
         return state
 
 
 @contextlib.contextmanager
-def progress_board(title: str, total_steps: int, *, done: int = 0) -> Iterator[Any]:
-    """Show the progress of a training run while the block runs.
+def training_board(step: int) -> Iterator[Any]:
+    """The board of a run, for the duration of the block.
 
     Args:
-        title: What stands before the progress.
-        total_steps: Steps of the whole run.
-        done: Steps done by earlier attempts.
+        step: Steps done by earlier attempts.
 
     Yields:
-        The actor's handle: `update.remote(step, note)`, `say.remote(line)` and `fail.remote(message)` on a worker,
-        `failure.remote()` on the driver.
+        The actor's handle: methods of `Board`, with `.remote`.
     """
     # The driver's own node: the board must not be lost with a worker's.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote(done)
-    stop = threading.Event()
-    with Progress(title, total_steps, "steps", done=done) as progress:
-        follower = threading.Thread(target=_follow, args=(board, progress, done, stop), daemon=True)
-        follower.start()
-        try:
-            yield board
-        finally:
-            stop.set()
-            follower.join()
-            ray.kill(board)
-
-
-def _follow(board: Any, progress: Progress, shown: int, stop: threading.Event) -> None:
-    stopping = False
-    while not stopping:
-        stopping = stop.wait(_POLL_INTERVAL_S)
-        try:
-            state: BoardState = ray.get(board.read.remote(), timeout=10 * _POLL_INTERVAL_S)
-        except ray.exceptions.RayError:
-            continue  # showing progress is never a reason to end a run
-        for line in state.lines:
-            say(line)
-        progress.advance(state.step - shown, state.note)
-        shown = state.step
+    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote(step)
+    try:
+        yield board
+    finally:
+        ray.kill(board)

@@ -15,6 +15,7 @@ from pipeline.models.model_uri import check_model_uris
 from pipeline.stores.storage import check_uris
 from pipeline.tracking.tracking import TrackingConfig
 from pipeline.training.ema_snapshots import PostHocEmaConfig
+from pipeline.training.stop_request import parse_duration
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,17 +70,39 @@ class WorkerConfig:
 
     num_workers: int = 2
     """Ranks; the data order and the noise do not depend on it."""
+    min_workers: int | None = None
+    """Ranks to go on with while there is no room for all, as when a node is lost; they are made more again when there
+    is. None: all are waited for."""
+    resize_interval_s: float = 600.0
+    """Least seconds between the start of the workers and a restart for more of them, which costs about half a
+    minute."""
     use_gpu: bool = False
     """Give each worker one GPU."""
     cpus_per_worker: int = 1
     """Logical CPUs, and threads of torch, of each worker."""
     max_failures: int = 3
-    """Times that lost workers are replaced, going on from the last good checkpoint, before the run fails."""
+    """Failures in a row, without a new checkpoint in between, after which workers are replaced; lost nodes and
+    preemptions are not counted."""
+    hang_timeout_s: float = 1800.0
+    """Seconds without a step after which the workers are said to hang: it is logged where they stand, and they are
+    replaced. At least a minute longer than servers are waited for."""
 
     def __post_init__(self) -> None:
-        _positive(self, "num_workers", "cpus_per_worker")
+        _positive(self, "num_workers", "cpus_per_worker", "hang_timeout_s")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise ValueError(
+                f"min_workers: from 1 to num_workers ({self.num_workers}), got {self.min_workers}; leave it out to "
+                "wait for all"
+            )
+        if self.resize_interval_s < 0:
+            raise ValueError(f"resize_interval_s: at least 0, got {self.resize_interval_s}")
         if self.max_failures < 0:
             raise ValueError(f"max_failures: at least 0, got {self.max_failures}")
+
+    @property
+    def fewest(self) -> int:
+        """Ranks that training goes on with."""
+        return self.num_workers if self.min_workers is None else self.min_workers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +175,9 @@ class TrainConfig:
     if_held: Literal["fail", "leave"] = "fail"
     """Where another driver works in `output` at this moment: fail (exit code 1) or leave (exit code 0); may change on
     resume."""
+    stop_after: str | None = None
+    """End after a checkpoint, with exit code 3, once this driver has run for so long: 4h, 1h30m, 45s. For machines with
+    a time limit; may change on resume."""
     lease_s: float = 60.0
     """Seconds without a sign of life after which a driver counts as dead and another may take its place; may change on
     resume."""
@@ -165,6 +191,11 @@ class TrainConfig:
         check_model_uris(self, "fork_from")
         _positive(self, "steps", "global_batch", "checkpoint_interval_steps", "keep_checkpoints")
         _positive(self, "log_interval_steps", "lease_s")
+        if self.stop_after is not None:
+            try:
+                parse_duration(self.stop_after)
+            except ValueError as error:
+                raise ValueError(f"stop_after: {error}") from error
         if self.keep_every_steps < 0:
             raise ValueError(f"keep_every_steps: at least 0, got {self.keep_every_steps}; 0 keeps none for ever")
         if self.grid_interval_steps < 0:

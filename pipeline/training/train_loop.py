@@ -14,17 +14,18 @@ import torch
 
 from ddpm import ImportanceSampler, build_network
 from pipeline.data.ingest import RankBatch, rank_batches
-from pipeline.errors import TrainingDivergedError
 from pipeline.models.model_source import activate_source
 from pipeline.progress import send_lines_to
 from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.stores.storage import open_store
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.fork import begin_with_fork
+from pipeline.training.group_control import GroupControl
 from pipeline.training.rank_zero import RankZero
 from pipeline.training.restore import restore_newest
 from pipeline.training.run_record import read_run_record, refuse_to_begin_again
 from pipeline.training.telemetry import StepClock
+from pipeline.training.train_board import Orders
 from pipeline.training.train_config import data_order
 from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
@@ -43,9 +44,14 @@ def train_worker(task: TrainTask) -> None:
     if task.source is not None:
         activate_source(task.source, config.network)
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    device = ray.train.torch.get_device()
     if rank == 0:
         send_lines_to(task.board.say.remote)  # among them that a store gives no answer
+    with GroupControl(task, rank) as control:
+        _train(task, control, rank, world)
+
+
+def _train(task: TrainTask, control: GroupControl, rank: int, world: int) -> None:
+    config, device = task.config, ray.train.torch.get_device()
     checkpoints = CheckpointStore.of_run(config.output)
     state = _initial_state(task, device, keep_ema=rank == 0)
     restored = restore_newest(
@@ -70,7 +76,7 @@ def train_worker(task: TrainTask) -> None:
         start_step=state.step,
         stop_step=config.steps,
     )
-    _fit(task, state, batches, rank_zero, device)
+    _fit(task, control, state, batches, rank_zero, device)
 
 
 def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool, begin: bool = False) -> TrainingState:
@@ -93,6 +99,7 @@ def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool, beg
 
 def _fit(
     task: TrainTask,
+    control: GroupControl,
     state: TrainingState,
     batches: Iterator[RankBatch],
     rank_zero: RankZero | None,
@@ -100,12 +107,9 @@ def _fit(
 ) -> None:
     """Train, and close the run's record whatever happens."""
     try:
-        _steps(task, state, batches, rank_zero, device)
-        if rank_zero is not None:
+        is_finished = _steps(task, control, state, batches, rank_zero, device)
+        if rank_zero is not None and is_finished:
             rank_zero.finish()
-    except TrainingDivergedError as error:
-        # On all ranks alike. Raised here it would only be tried again, to the same end.
-        ray.get(task.board.fail.remote(str(error)))
     finally:
         if rank_zero is not None:
             rank_zero.close()
@@ -113,15 +117,19 @@ def _fit(
 
 def _steps(
     task: TrainTask,
+    control: GroupControl,
     state: TrainingState,
     batches: Iterator[RankBatch],
     rank_zero: RankZero | None,
     device: torch.device,
-) -> None:
+) -> bool:
+    """Whether all steps were made, and the group was not asked to leave."""
     config, step = task.config, TrainingStep(task, state, device)
     clock, totals = StepClock(), LossTotals(task.model_config.schedule.num_timesteps, device)
     for batch, waited_s in _timed(batches):
         clock.waited(waited_s)
+        if _follow(control.agreed(state.step), control, rank_zero):
+            return False
         grad_norm = step(batch, totals)
         clock.stepped(config.global_batch)
         if state.step % config.log_interval_steps == 0 or state.step == config.steps:
@@ -130,6 +138,20 @@ def _steps(
                 rank_zero.log(losses | {"grad_norm": grad_norm}, throughput)
         if rank_zero is not None and rank_zero.after_step():
             clock.interval()  # grids and checkpoints are not training's throughput
+    control.end()
+    return True
+
+
+def _follow(orders: Orders, control: GroupControl, rank_zero: RankZero | None) -> bool:
+    """Do what the driver asks; whether the group leaves."""
+    if Orders.LOOK_FOR_PREEMPTION in orders:
+        control.look_for_preemption()
+    is_leaving = Orders.LEAVE in orders
+    if is_leaving:
+        control.end()
+    if rank_zero is not None and (is_leaving or Orders.SAVE in orders):
+        rank_zero.save_now()
+    return is_leaving
 
 
 def _timed(batches: Iterator[RankBatch]) -> Iterator[tuple[RankBatch, float]]:

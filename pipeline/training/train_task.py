@@ -1,11 +1,12 @@
 """What the driver of a training run hands to its workers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ddpm import ModelConfig
 from pipeline.data.manifest import DatasetManifest
 from pipeline.tracking.tracking import TrackingRun
+from pipeline.training.run_record import RollbackRecord
 from pipeline.training.train_config import TrainConfig
 
 
@@ -30,4 +31,12 @@ class TrainTask:
     run: TrackingRun
     """The MLflow run that rank 0 joins."""
     board: Any
-    """Handle of the driver's progress board."""
+    """Handle of the driver's board."""
+    group: int = 0
+    """Number of the group of workers; the board hears no other."""
+    rollback: RollbackRecord | None = None
+    """That the run has gone back once."""
+
+    def of_group(self, number: int) -> "TrainTask":
+        """What another group gets."""
+        return replace(self, group=number)

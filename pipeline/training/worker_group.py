@@ -1,6 +1,8 @@
-"""The group of training workers: started by Ray Train, replaced when lost, and the end of a run put into one line."""
+"""One group of training workers, from its start to its end: run by Ray Train, which is told not to replace it.
 
-import os
+What follows an end is decided by supervisor.py, which knows why it came, how far training got, and what room there is.
+"""
+
 import signal
 import tempfile
 
@@ -8,73 +10,81 @@ import ray
 import ray.train
 import ray.train.torch
 
-from pipeline.errors import ConfigError, TrainingDivergedError, TrainingFailedError
-from pipeline.progress import say
-from pipeline.ray_errors import own_error
-from pipeline.training.train_config import TrainConfig
+from pipeline.ray_errors import innermost, own_error
+from pipeline.stores.object_store import one_line
+from pipeline.training.failures import Failure
+from pipeline.training.places import avoiding
+from pipeline.training.train_board import BoardState
+from pipeline.training.train_config import WorkerConfig
 from pipeline.training.train_loop import train_worker
 from pipeline.training.train_task import TrainTask
 
 _GLOO_TIMEOUT_S = 1800
 
 
-def run_workers(task: TrainTask) -> None:
-    """Run the workers to the last step, inside a Ray session.
+def resources_of(workers: WorkerConfig) -> dict[str, float]:
+    """What one worker needs, by Ray's names."""
+    return {"CPU": float(workers.cpus_per_worker)} | ({"GPU": 1.0} if workers.use_gpu else {})
+
+
+def run_group(task: TrainTask, num_workers: int, avoided: list[str]) -> ray.train.TrainingFailedError | None:
+    """Run a group of workers until it ends, inside a Ray session.
+
+    Args:
+        task: What the workers get.
+        num_workers: How many.
+        avoided: Ids of nodes that are left out.
+
+    Returns:
+        What went wrong; None: they have returned.
 
     Raises:
-        PipelineError: What ended them, as the class of its cause.
         KeyboardInterrupt: At Ctrl-C.
     """
     workers = task.config.workers
-    _check_resources(task.config)
-    resources = {"CPU": float(workers.cpus_per_worker)} | ({"GPU": 1.0} if workers.use_gpu else {})
     with tempfile.TemporaryDirectory(prefix="ddpm-train-", ignore_cleanup_errors=True) as scratch:
         trainer = ray.train.torch.TorchTrainer(
             lambda loop_config: train_worker(loop_config["task"]),
             train_loop_config={"task": task},
             torch_config=ray.train.torch.TorchConfig(timeout_s=_GLOO_TIMEOUT_S),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=resources
+            scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # mypy sees the one before version 2
+                num_workers=num_workers,
+                use_gpu=workers.use_gpu,
+                resources_per_worker=resources_of(workers),
+                label_selector=avoiding(avoided),
             ),
             run_config=ray.train.RunConfig(
-                name=task.run.run_key or task.run.run_id,
+                name=f"{task.run.run_key or task.run.run_id}-{task.group}",
                 storage_path=scratch,  # Ray Train's own snapshots, which nothing here reads
-                failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+                failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
+                    max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+                ),
             ),
         )
         interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise (own_error(error) or _failed(error)) from error
+            return error
         except SystemExit as stop:  # Ray Train's own handler of Ctrl-C, which it leaves in place
             raise KeyboardInterrupt from stop
         finally:
             signal.signal(signal.SIGINT, interrupt)
-    failure = ray.get(task.board.failure.remote())
-    if failure:
-        raise TrainingDivergedError(failure)
+    return None
 
 
-def _check_resources(config: TrainConfig) -> None:
-    """Ray waits without a word for what it does not have: refuse it, or where a cluster may grow, say it."""
-    workers, there = config.workers, ray.cluster_resources()  # type: ignore[no-untyped-call]
-    asked = {"CPU": workers.num_workers * workers.cpus_per_worker}
-    if workers.use_gpu:
-        asked["GPU"] = workers.num_workers
-    num_nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
-    for kind, amount in asked.items():
-        if there.get(kind, 0) < amount:
-            lacking = f"workers: {workers.num_workers} need {amount} {kind}s, Ray has {there.get(kind, 0):.0f}"
-            if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
-                raise ConfigError(f"{lacking}; choose a smaller workers.num_workers, or another cluster")
-            say(f"{lacking}: waiting until the cluster has them")
-    if num_nodes > 1 and "://" not in config.output:
-        say(f"{config.output} is a folder and the cluster has {num_nodes} nodes: it must be the same on all of them")
-
-
-def _failed(error: Exception) -> TrainingFailedError:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return TrainingFailedError(
-        f"the training workers failed ({lines[-1].strip()}); --resume goes on from the last checkpoint"
-    )
+def failure_of(error: ray.train.TrainingFailedError, state: BoardState) -> Failure:
+    """Why a group failed: what a worker said first, or that its process was lost."""
+    said = state.failure
+    step = max((member.step for member in state.members.values()), default=-1)
+    if said is not None:
+        message = f"worker {said.rank}: {said.message}"
+        return Failure(error=said.error, kind=said.kind, message=message, step=said.step)
+    if own := own_error(error):
+        return Failure(error=own, kind=type(own).__name__, message=str(own), step=step)
+    if isinstance(error, ray.train.WorkerGroupError):
+        lost = ", ".join(str(rank) for rank in sorted(error.worker_failures))
+        reason = one_line(next(iter(error.worker_failures.values())))
+        return Failure(error=None, kind="", message=f"lost worker {lost} ({reason})", step=step)
+    cause = innermost(getattr(error, "controller_failure", error))
+    return Failure(error=None, kind=type(cause).__name__, message=one_line(cause), step=step)

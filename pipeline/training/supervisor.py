@@ -1,0 +1,196 @@
+"""The driver's loop over groups of workers: starts one after the other until the last checkpoint stands.
+
+Ray Train runs a group and says how it ended; that it is replaced, with how many workers and from where, is decided
+here, because only here is known how far training got. Ray's own policies count failures over the whole run, try again
+what can only fail again, and end a group without notice to make it larger.
+"""
+
+import os
+
+import ray
+import ray.train
+
+from pipeline.errors import ConfigError, PipelineError, StoppedError, TrainingFailedError
+from pipeline.models.model_files import ModelFiles
+from pipeline.progress import Progress, say
+from pipeline.stores.lease import Lease
+from pipeline.stores.patience import patience_s
+from pipeline.stores.storage import open_store
+from pipeline.training.checkpoint_records import CheckpointRecord
+from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.failures import Failure, FailureCount
+from pipeline.training.group_watch import GroupTerms, GroupWatch
+from pipeline.training.places import gone_nodes, wait_for_places
+from pipeline.training.rollback import roll_back
+from pipeline.training.run_record import update_run_record
+from pipeline.training.stop_request import StopRequest
+from pipeline.training.train_board import BoardState
+from pipeline.training.train_config import TrainConfig
+from pipeline.training.train_task import TrainTask
+from pipeline.training.worker_group import failure_of, resources_of, run_group
+
+_PATIENCE_MARGIN_S = 60.0
+
+_Ended = tuple[ray.train.TrainingFailedError | None, BoardState]
+"""What went wrong in a group, and what it left on the board."""
+
+
+class Supervisor:
+    """Trains to the last step, inside a Ray session.
+
+    Args:
+        task: What the workers get.
+        checkpoints: The run's checkpoints.
+        lease: The lease of the run's output.
+        stop: Whether this driver is to end.
+        progress: Shows the steps.
+    """
+
+    def __init__(
+        self, task: TrainTask, checkpoints: CheckpointStore, lease: Lease, stop: StopRequest, progress: Progress
+    ) -> None:
+        """Check that there can be enough workers, where that is known.
+
+        Raises:
+            ConfigError: If the Ray of this process has not got them.
+        """
+        self._task, self._checkpoints, self._lease, self._stop = task, checkpoints, lease, stop
+        self._workers, self._output = task.config.workers, open_store(task.config.output)
+        self._watch = GroupWatch(task.board, progress, stop, self._keep_stacks)
+        newest = checkpoints.newest()
+        self._shown_step = newest.step if newest else 0
+        self._failures = FailureCount(self._workers.max_failures, newest.step if newest else -1)
+        self._num_groups = 0
+        _check_embedded(task.config)
+
+    def run(self) -> tuple[CheckpointRecord, ModelFiles]:
+        """The last checkpoint, and the model in it.
+
+        Raises:
+            StoppedError: If the driver was asked to end; the newest checkpoint is the one to go on from.
+            PipelineError: What ended the run, as the class of its cause.
+            KeyboardInterrupt: At Ctrl-C.
+        """
+        while True:
+            self._check_stop()
+            num_workers, avoided = wait_for_places(
+                resources_of(self._workers),
+                self._workers.fewest,
+                self._workers.num_workers,
+                report=say,
+                check=self._check_stop,
+            )
+            self._lease.confirm()
+            error, state = self._run_group(num_workers, avoided)
+            self._lease.confirm()
+            finished = self._checkpoints.read_finished(self._task.config.steps)
+            if finished is not None:
+                return finished
+            self._after(error, state)
+
+    def _run_group(self, num_workers: int, avoided: list[str]) -> _Ended:
+        workers = self._workers
+        self._num_groups += 1
+        if self._num_groups > 1:
+            record = update_run_record(self._output, num_restarts=self._num_restarts() + 1)
+            self._task.run.tag("ddpm.restarts", str(record.num_restarts))
+        if num_workers < workers.num_workers or self._num_groups > 1:
+            say(f"training with {num_workers} of {workers.num_workers} workers")
+        self._task = self._task.of_group(self._num_groups)
+        terms = GroupTerms(
+            number=self._num_groups,
+            num_workers=num_workers,
+            min_workers=workers.fewest,
+            max_workers=workers.num_workers,
+            resources=resources_of(workers),
+            resize_interval_s=workers.resize_interval_s,
+            hang_timeout_s=max(workers.hang_timeout_s, patience_s() + _PATIENCE_MARGIN_S),
+        )
+        self._watch.begin(terms, self._shown_step)
+        error: ray.train.TrainingFailedError | None = None
+        try:
+            error = run_group(self._task, num_workers, avoided)
+        except KeyboardInterrupt:
+            if self._stop.reason is None:
+                raise
+            # of the watch, where there was nothing to save yet
+        finally:
+            state = self._watch.end()
+        self._shown_step = state.step
+        return error, state
+
+    def _after(self, error: ray.train.TrainingFailedError | None, state: BoardState) -> None:
+        """Decide what follows a group that has ended before the last step; returns if another is to be started."""
+        self._check_stop()
+        if state.divergence is not None:
+            self._task = roll_back(self._task, state.divergence, state.step, self._output, self._checkpoints)
+            return
+        newest = self._checkpoints.newest()
+        from_step = newest.step if newest else 0
+        if error is None:
+            if self._watch.leaving is None:
+                raise TrainingFailedError(
+                    f"{self._task.config.output}: the workers ended at step {from_step}, before step "
+                    f"{self._task.config.steps}; --resume goes on"
+                )
+            say(f"the workers have left at step {from_step}: {self._watch.leaving}")
+            return
+        if gone := gone_nodes(member.node_id for member in state.members.values()):
+            say(f"lost {len(gone)} of the nodes that trained ({', '.join(gone)[:60]}); going on from step {from_step}")
+            return
+        if isinstance(error, ray.train.PreemptionError):
+            say(f"a node of the workers was taken away; going on from step {from_step}")
+            return
+        failure = failure_of(error, state) if self._watch.hang is None else self._hung(state)
+        reason = self._failures.why_not_again(failure, newest.step if newest else -1)
+        if reason is not None:
+            raise _final(failure, reason) from error
+        at = f" at step {failure.step}" if failure.step >= 0 else ""
+        say(
+            f"the workers failed{at}: {failure.message}; going on from step {from_step} "
+            f"(failure {self._failures.number} since, {self._workers.max_failures} allowed)"
+        )
+
+    def _hung(self, state: BoardState) -> Failure:
+        assert self._watch.hang is not None
+        step = max((member.step for member in state.members.values()), default=-1)
+        return Failure(error=None, kind="", message=self._watch.hang, step=step)
+
+    def _check_stop(self) -> None:
+        """Raises StoppedError if the driver is to end."""
+        reason = self._stop.reason
+        if reason is None:
+            return
+        newest = self._checkpoints.newest()
+        where = (
+            f"at step {newest.step}, checkpoint {self._checkpoints.uri(newest)}" if newest else "before a checkpoint"
+        )
+        raise StoppedError(f"stopped {where}, because of {reason}; the same command with --resume goes on")
+
+    def _num_restarts(self) -> int:
+        return update_run_record(self._output).num_restarts
+
+    def _keep_stacks(self, text: str) -> None:
+        self._task.run.log_text(text, f"hangs/group-{self._num_groups}.txt")
+
+
+def _check_embedded(config: TrainConfig) -> None:
+    """A Ray of this process will never have more than it has: refuse at once what it cannot run."""
+    if config.cluster.address is not None or "RAY_ADDRESS" in os.environ:
+        return
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for kind, amount in resources_of(config.workers).items():
+        if there.get(kind, 0) < amount * config.workers.fewest:
+            raise ConfigError(
+                f"workers: {config.workers.fewest} need {amount * config.workers.fewest:g} {kind}s, Ray has "
+                f"{there.get(kind, 0):.0f}; choose a smaller workers.num_workers, or another cluster"
+            )
+
+
+def _final(failure: Failure, reason: str) -> PipelineError:
+    """What ends the run, as the class of its cause."""
+    if failure.error is not None:
+        return failure.error
+    return TrainingFailedError(
+        f"the training workers failed ({failure.message}); {reason}; --resume goes on from the last checkpoint"
+    )
