@@ -1,7 +1,7 @@
 """How a job ends: one line and an exit code, whatever ends it, at whichever moment.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted (Ctrl-C), 141 whoever read the output has gone (`| head`),
-143 terminated (SIGTERM), 129 hung up (SIGHUP: the terminal was closed).
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped on request after a checkpoint, 130 interrupted (Ctrl-C), 141 whoever
+read the output has gone (`| head`), 143 terminated (SIGTERM), 129 hung up (SIGHUP: the terminal was closed).
 Nothing that takes long is imported here, so that the seconds that all else takes are guarded too.
 """
 
@@ -68,7 +68,7 @@ def run_guarded(work: Callable[[], None], *, show_traceback: bool) -> int:
             return _READER_GONE
         if show_traceback:
             _complain("".join(traceback.format_exception(error)).rstrip())
-        _complain(f"error: {one_line(error)}")
+        _complain(f"{error.said_as if isinstance(error, PipelineError) else 'error'}: {one_line(error)}")
         return error.exit_code if isinstance(error, PipelineError) else 1
     finally:
         _drop_what_cannot_be_written()

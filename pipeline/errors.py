@@ -36,6 +36,8 @@ class PipelineError(Exception):
     """Base of all errors that end a job with one line instead of a traceback."""
 
     exit_code = 1
+    said_as = "error"
+    """What stands before the message on the terminal."""
 
     def __init__(self, message: str = "") -> None:
         """Keep the message, redacted."""
@@ -46,6 +48,7 @@ class StoppedError(PipelineError):
     """Ended because it was asked to, after a checkpoint."""
 
     exit_code = 3
+    said_as = "stopped"
 
 
 class UsageError(PipelineError):

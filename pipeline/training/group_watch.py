@@ -132,12 +132,13 @@ class GroupWatch:
     def _look_for_room(self, terms: GroupTerms) -> None:
         """Growing costs a restart: not before the group has trained for a while."""
         missing = terms.max_workers - terms.num_workers
-        if missing == 0 or self.state.drain_deadline_ms is not None:
+        # While it starts it has not got its own places yet.
+        if missing == 0 or self.state.drain_deadline_ms is not None or not self._is_training():
             return
         if self._room is None:
             self._room = Places(terms.resources, missing, silent_nodes())
         given = self._room.num_given()
-        if given and time.monotonic() - self._started_s >= terms.resize_interval_s and self._is_training():
+        if given and time.monotonic() - self._started_s >= terms.resize_interval_s:
             self._leave(f"there is room for {terms.num_workers + given} workers")
 
     def _look_for_drain(self, terms: GroupTerms) -> None:

@@ -27,7 +27,7 @@ from pipeline.training.stop_request import StopRequest
 from pipeline.training.train_board import BoardState
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_task import TrainTask
-from pipeline.training.worker_group import failure_of, resources_of, run_group
+from pipeline.training.worker_group import failure_of, found_no_room, resources_of, run_group
 
 _PATIENCE_MARGIN_S = 60.0
 
@@ -141,6 +141,9 @@ class Supervisor:
         if isinstance(error, ray.train.PreemptionError):
             say(f"a node of the workers was taken away; going on from step {from_step}")
             return
+        if found_no_room(error):
+            say("the room for the workers has gone before they could start; looking again")
+            return
         failure = failure_of(error, state) if self._watch.hang is None else self._hung(state)
         reason = self._failures.why_not_again(failure, newest.step if newest else -1)
         if reason is not None:
@@ -165,7 +168,7 @@ class Supervisor:
         where = (
             f"at step {newest.step}, checkpoint {self._checkpoints.uri(newest)}" if newest else "before a checkpoint"
         )
-        raise StoppedError(f"stopped {where}, because of {reason}; the same command with --resume goes on")
+        raise StoppedError(f"{where}, because of {reason}; the same command with --resume goes on")
 
     def _num_restarts(self) -> int:
         return update_run_record(self._output).num_restarts

@@ -73,6 +73,11 @@ def run_group(task: TrainTask, num_workers: int, avoided: list[str]) -> ray.trai
     return None
 
 
+def found_no_room(error: ray.train.TrainingFailedError) -> bool:
+    """Whether a group did not start because its resources were not there after all."""
+    return type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
+
+
 def failure_of(error: ray.train.TrainingFailedError, state: BoardState) -> Failure:
     """Why a group failed: what a worker said first, or that its process was lost."""
     said = state.failure

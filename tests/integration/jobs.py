@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -82,6 +83,25 @@ class ScaledNoise(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         index = torch.full_like(t, len(self.scale) - 1) if label is None else label
         return x_t * self.scale[index][:, None, None, None]
+
+
+class SlowNoise(ScaledNoise):
+    """As slow as one likes, and no other number."""
+
+    def __init__(self, num_classes: int | None, scale: float, delay_s: float) -> None:
+        super().__init__(num_classes, scale)
+        self.delay_s = delay_s
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        time.sleep(self.delay_s)
+        return super().forward(x_t, t, label)
+
+
+def slow_noise(
+    *, image_size: tuple[int, int], channels: int, num_classes: int | None, delay_s: float = 0.1
+) -> nn.Module:
+    """Factory of `SlowNoise`."""
+    return SlowNoise(num_classes, 0.5, delay_s)
 
 
 def scaled_noise(
