@@ -1,6 +1,6 @@
 """How a job ends: one line and an exit code, whatever ends it, at whichever moment.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped on request after a checkpoint, 130 interrupted (Ctrl-C), 141 whoever
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped on request after a checkpoint, 130 interrupted (Ctrl-C), 141 who
 read the output has gone (`| head`), 143 terminated (SIGTERM), 129 hung up (SIGHUP: the terminal was closed).
 Nothing that takes long is imported here, so that the seconds that all else takes are guarded too.
 """
