@@ -16,6 +16,7 @@ from pipeline.config_io import to_json
 from pipeline.data.manifest import DatasetManifest
 from pipeline.errors import LeaseLostError, StorageError
 from pipeline.models.model_files import read_card
+from pipeline.stores.cancellation import Cancellation
 from pipeline.stores.lease import LEASE_KEY, hold_lease, holder_token
 from pipeline.stores.local_store import LocalStore
 from pipeline.stores.patience import PATIENCE_VARIABLE
@@ -249,7 +250,7 @@ def test_after_a_takeover_nothing_is_recorded_or_removed(make: Callable[..., Run
             run.rank_zero.finish()
     assert [record.step for record in run.checkpoints.records()] == [4]
     with pytest.raises(LeaseLostError):
-        run.rank_zero._tidy(next(run.checkpoints.records()))
+        run.rank_zero._tidy(next(run.checkpoints.records()), run.checkpoints, Cancellation())
 
 
 @pytest.mark.parametrize("lease", [None, b"damaged"])
