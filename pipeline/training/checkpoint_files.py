@@ -112,7 +112,8 @@ class PieceWriter:
 
     def wait(self, timeout_s: float | None) -> bool:
         """Wait until no thread writes any more; says whether that is so."""
-        return not wait(self._writing, timeout_s).not_done
+        # `wait` takes a future that was cancelled before its turn for one that goes on.
+        return not wait([future for future in self._writing if not future.cancelled()], timeout_s).not_done
 
     def _write_piece(self, piece: Piece) -> list[FileRecord]:
         self._cancellation.check()
