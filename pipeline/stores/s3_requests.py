@@ -92,8 +92,8 @@ class S3Requests:
         """
         self.bucket = bucket
         self._at_most_s = at_most_s
-        self.cancellation = cancellation or Cancellation()
-        """What ends these requests."""
+        self.cancellation = cancellation
+        """What ends these requests; None: nothing does."""
 
     def within(self, *, at_most_s: float | None = None, cancellation: Cancellation | None = None) -> "S3Requests":
         """The same requests with less patience, and with another end or none."""
@@ -194,7 +194,8 @@ class S3Requests:
 
     def _insist(self, request: Callable[[], _T]) -> _T:
         """Make a request until it is done, is refused, patience ends, or nobody needs it any more."""
-        self.cancellation.check()
+        cancellation = self.cancellation or Cancellation()
+        cancellation.check()
         started_s, may_be_done, num_attempts = time.monotonic(), False, 0
 
         def attempt() -> _T:
@@ -209,11 +210,11 @@ class S3Requests:
                 raise
 
         try:
-            return patiently(_passes, f"s3://{self.bucket}", at_most_s=self._at_most_s, ended=self.cancellation.event)(
+            return patiently(_passes, f"s3://{self.bucket}", at_most_s=self._at_most_s, ended=cancellation.event)(
                 attempt
             )
         except RequestFailedError as error:
-            if self.cancellation.is_cancelled and _passes(error):  # else it would have been waited for
+            if cancellation.is_cancelled and _passes(error):  # else it would have been waited for
                 raise CancelledWriteError from error
             raise
 
@@ -229,7 +230,7 @@ class S3Requests:
                 lambda error: isinstance(error, NoCredentialsError) and _has_metadata_service(),
                 "the metadata service, which hands out credentials,",
                 at_most_s=whole_s,
-                ended=self.cancellation.event,
+                ended=None if self.cancellation is None else self.cancellation.event,
             )(make)
         except ValueError as error:
             if not str(error).startswith("Invalid endpoint"):

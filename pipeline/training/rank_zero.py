@@ -154,12 +154,12 @@ class RankZero:
         Where training has come to its end MLflow is waited for as a store is, because nothing else will send it.
         """
         self._writer.close()
-        with self._tidying.attempt(self._state.step):
-            self._checkpoints.remove_cancelled(_CLOSE_TIMEOUT_S)
         self._checkpoints.close()
         for side_work in (self._grids, self._tidying):
             side_work.sum_up()
         self._task.run.close(max(_CLOSE_TIMEOUT_S, patience_s()) if self._has_finished else _CLOSE_TIMEOUT_S)
+        with self._tidying.attempt(self._state.step):  # last: a request that hangs may take as long as there is left
+            self._checkpoints.remove_cancelled(_CLOSE_TIMEOUT_S)
 
     def _take_snapshot(self) -> bool:
         config, state = self._task.config, self._state
