@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import ObjectMissingError, StorageAccessError
+from pipeline.stores.cancellation import Cancellation
 from pipeline.stores.object_store import TEMPORARY_PREFIX, ObjectInfo, Versioned, check_key, one_line
 
 _FOLDER_ATTEMPTS = 100
@@ -38,6 +39,10 @@ class LocalStore:
 
     def with_patience(self, at_most_s: float) -> "LocalStore":
         """See ObjectStore.with_patience. A folder is never waited for."""
+        return self
+
+    def with_cancellation(self, cancellation: Cancellation) -> "LocalStore":
+        """See ObjectStore.with_cancellation. A folder is never waited for."""
         return self
 
     def read(self, key: str) -> bytes:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.stores.cancellation import Cancellation
+
 TEMPORARY_PREFIX = ".tmp-ddpm-"
 """File names that LocalStore.write and LocalStore.create use before the object is published."""
 
@@ -47,6 +49,12 @@ class ObjectStore(Protocol):
 
     def with_patience(self, at_most_s: float) -> "ObjectStore":
         """The same place, for somebody who waits: a request is given up after so many seconds."""
+
+    def with_cancellation(self, cancellation: Cancellation) -> "ObjectStore":
+        """The same place, for work that may be told to stop: a server that is away is waited for no longer then.
+
+        Every method may raise CancelledWriteError; what was asked for last may have been done all the same.
+        """
 
     def read(self, key: str) -> bytes:
         """Return the whole object.

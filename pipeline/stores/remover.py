@@ -20,16 +20,20 @@ class Remover:
         self.num_failed = 0
         """Deletions that failed."""
 
-    def remove(self, keys: Iterable[str]) -> int:
+    def remove(self, keys: Iterable[str], *, through: ObjectStore | None = None) -> int:
         """Delete objects up to the first that cannot be deleted: the next would be waited for as long again.
+
+        Args:
+            keys: The objects.
+            through: The same store with other patience, or a cancellation.
 
         Returns:
             How many were deleted.
         """
-        num_deleted = 0
+        store, num_deleted = through or self._store, 0
         for key in keys:
             try:
-                self._store.delete(key)
+                store.delete(key)
             except StorageError as error:
                 self.num_failed += 1
                 if self.num_failed == 1:

@@ -8,10 +8,10 @@ beforehand, so parts grow: the first 1,500 have the size asked for, each next 1,
 import contextlib
 import hashlib
 import re
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+from pipeline.stores.cancellation import Cancellation
 from pipeline.stores.s3_requests import RequestFailedError, S3Requests
 
 PART_BYTES = 64 << 20
@@ -35,6 +35,7 @@ def write_parts(requests: S3Requests, key: str, data: bytes | Iterable[bytes], p
     Raises:
         RequestFailedError: If a part, or the object, is refused or not answered. What was sent is removed then, and
             when `data` raise, if the store allows that.
+        CancelledWriteError: If the requests are cancelled; what was sent is removed then too.
     """
     upload: _Upload | None = None
     try:
@@ -73,8 +74,8 @@ class _Upload:
 
     def __init__(self, requests: S3Requests, key: str) -> None:
         """Start it."""
-        self._requests, self._ended = requests, threading.Event()
-        self._while_wanted = requests.within(ended=self._ended)
+        self._requests, self._ended = requests, Cancellation(requests.cancellation)
+        self._while_wanted = requests.within(cancellation=self._ended)
         self._place = {"Key": key, "UploadId": requests.send("create_multipart_upload", Key=key)["UploadId"]}
         self._pool = ThreadPoolExecutor(_PARTS_AT_ONCE - 1)
         self._sending: set[Future[str]] = set()
@@ -104,7 +105,7 @@ class _Upload:
 
     def abort(self) -> None:
         """Remove what was sent; where that fails, a rule of the bucket may, some day."""
-        self._ended.set()
+        self._ended.cancel()
         self._pool.shutdown(cancel_futures=True)
         with contextlib.suppress(RequestFailedError):
             self._requests.within(at_most_s=_ABORT_PATIENCE_S).send("abort_multipart_upload", **self._place)

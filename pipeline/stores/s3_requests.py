@@ -30,6 +30,7 @@ from urllib3.exceptions import HTTPError
 from pipeline.errors import ObjectMissingError, StorageAccessError, StorageError
 from pipeline.progress import format_duration
 from pipeline.redact import redact
+from pipeline.stores.cancellation import Cancellation, CancelledWriteError
 from pipeline.stores.causes import Failure, cause_of
 from pipeline.stores.patience import patiently
 from pipeline.stores.s3_causes import NO_ENDPOINT, NOT_S3, S3_CAUSES, may_have_been_done
@@ -78,15 +79,26 @@ class RequestFailedError(Exception):
 class S3Requests:
     """Requests to one bucket, from any thread."""
 
-    def __init__(self, bucket: str, *, at_most_s: float | None = None, ended: threading.Event | None = None) -> None:
-        """Name the bucket; `at_most_s` and `ended` as for `patiently`."""
+    def __init__(
+        self, bucket: str, *, at_most_s: float | None = None, cancellation: Cancellation | None = None
+    ) -> None:
+        """Name the bucket.
+
+        Args:
+            bucket: The bucket.
+            at_most_s: As for `patiently`.
+            cancellation: Once it is cancelled no request is made, and none is made again: each raises
+                CancelledWriteError. One that is under way comes to its end.
+        """
         self.bucket = bucket
         self._at_most_s = at_most_s
-        self._ended = ended
+        self.cancellation = cancellation
+        """What ends these requests; None: nothing does."""
 
-    def within(self, *, at_most_s: float | None = None, ended: threading.Event | None = None) -> "S3Requests":
-        """The same requests with less patience, or with an end."""
-        return S3Requests(self.bucket, at_most_s=self._at_most_s if at_most_s is None else at_most_s, ended=ended)
+    def within(self, *, at_most_s: float | None = None, cancellation: Cancellation | None = None) -> "S3Requests":
+        """The same requests with less patience, and with another end or none."""
+        at_most_s = self._at_most_s if at_most_s is None else at_most_s
+        return S3Requests(self.bucket, at_most_s=at_most_s, cancellation=cancellation)
 
     def send(self, operation: str, **parameters: Any) -> dict[str, Any]:
         """Make a request of the bucket, again and again while the server is away, and return its answer.
@@ -181,7 +193,9 @@ class S3Requests:
         return answer
 
     def _insist(self, request: Callable[[], _T]) -> _T:
-        """Make a request until it is done, is refused, or patience ends."""
+        """Make a request until it is done, is refused, patience ends, or nobody needs it any more."""
+        cancellation = self.cancellation or Cancellation()
+        cancellation.check()
         started_s, may_be_done, num_attempts = time.monotonic(), False, 0
 
         def attempt() -> _T:
@@ -195,12 +209,14 @@ class S3Requests:
                 may_be_done = may_be_done or may_have_been_done(error.failure)
                 raise
 
-        return patiently(
-            lambda error: isinstance(error, RequestFailedError) and cause_of(error.failure, S3_CAUSES).passes,
-            f"s3://{self.bucket}",
-            at_most_s=self._at_most_s,
-            ended=self._ended,
-        )(attempt)
+        try:
+            return patiently(_passes, f"s3://{self.bucket}", at_most_s=self._at_most_s, ended=cancellation.event)(
+                attempt
+            )
+        except RequestFailedError as error:
+            if cancellation.is_cancelled and _passes(error):  # else it would have been waited for
+                raise CancelledWriteError from error
+            raise
 
     def _client(self, action: str) -> Any:
         def make() -> Any:
@@ -214,7 +230,7 @@ class S3Requests:
                 lambda error: isinstance(error, NoCredentialsError) and _has_metadata_service(),
                 "the metadata service, which hands out credentials,",
                 at_most_s=whole_s,
-                ended=self._ended,
+                ended=None if self.cancellation is None else self.cancellation.event,
             )(make)
         except ValueError as error:
             if not str(error).startswith("Invalid endpoint"):
@@ -272,6 +288,10 @@ def _make_client(environment: frozenset[tuple[str, str]], read_timeout_s: float)
 def _read_timeout_s(at_most_s: float | None) -> float:
     """Who has less patience than a silent server could take of it, such as a lease, waits less for each answer."""
     return READ_TIMEOUT_S if at_most_s is None else max(1.0, min(READ_TIMEOUT_S, at_most_s))
+
+
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, RequestFailedError) and cause_of(error.failure, S3_CAUSES).passes
 
 
 def _has_metadata_service() -> bool:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from pipeline.errors import ObjectMissingError
+from pipeline.stores.cancellation import Cancellation
 from pipeline.stores.object_store import TEMPORARY_PREFIX, ObjectInfo, Versioned, check_key
 from pipeline.stores.s3_multipart import PART_BYTES, write_parts
 from pipeline.stores.s3_requests import RequestFailedError, S3Requests, storage_errors
@@ -23,7 +24,13 @@ class S3Store:
     """A prefix of a bucket, on AWS or any server with the S3 API ($AWS_ENDPOINT_URL)."""
 
     def __init__(
-        self, bucket: str, prefix: str, *, part_bytes: int = PART_BYTES, at_most_s: float | None = None
+        self,
+        bucket: str,
+        prefix: str,
+        *,
+        part_bytes: int = PART_BYTES,
+        at_most_s: float | None = None,
+        cancellation: Cancellation | None = None,
     ) -> None:
         """Name a place.
 
@@ -32,11 +39,13 @@ class S3Store:
             prefix: Without "/" at its ends; "" for the whole bucket.
             part_bytes: What `write` sends in one request, at least 5 MiB.
             at_most_s: Less patience than $DDPM_PATIENCE_MINUTES.
+            cancellation: Ends it; None: nobody does.
         """
         self._bucket = bucket
         self._prefix = prefix + "/" if prefix else ""
         self._part_bytes = part_bytes
-        self._requests = S3Requests(bucket, at_most_s=at_most_s)
+        self._at_most_s, self._cancellation = at_most_s, cancellation
+        self._requests = S3Requests(bucket, at_most_s=at_most_s, cancellation=cancellation)
 
     @property
     def uri(self) -> str:
@@ -49,8 +58,11 @@ class S3Store:
 
     def with_patience(self, at_most_s: float) -> "S3Store":
         """See ObjectStore.with_patience."""
-        prefix = self._prefix.removesuffix("/")
-        return S3Store(self._bucket, prefix, part_bytes=self._part_bytes, at_most_s=at_most_s)
+        return self._with(at_most_s, self._cancellation)
+
+    def with_cancellation(self, cancellation: Cancellation) -> "S3Store":
+        """See ObjectStore.with_cancellation. A request that is under way comes to its end or its time-out."""
+        return self._with(self._at_most_s, cancellation)
 
     def read(self, key: str) -> bytes:
         """See ObjectStore.read."""
@@ -138,6 +150,15 @@ class S3Store:
     def remove_unfinished(self, prefix: str, *, older_than_s: float) -> int:
         """See ObjectStore.remove_unfinished. Unfinished uploads are for the bucket's lifecycle rule."""
         return 0
+
+    def _with(self, at_most_s: float | None, cancellation: Cancellation | None) -> "S3Store":
+        return S3Store(
+            self._bucket,
+            self._prefix.removesuffix("/"),
+            part_bytes=self._part_bytes,
+            at_most_s=at_most_s,
+            cancellation=cancellation,
+        )
 
     def _version_with(self, key: str, data: bytes) -> str | None:
         """The version of an object, if its bytes are these."""

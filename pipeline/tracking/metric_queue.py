@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.redact import redact
+from pipeline.stores.cancellation import Cancellation
 
 BATCH_POINTS = 1000  # MLflow's limit for one request
 _GATHER_S = 1.0  # so that a fast training loop makes one request a second, not one a step
@@ -121,22 +122,24 @@ class MetricQueue:
             with self._changed:
                 self._num_lost += num
 
-    def flush(self, timeout_s: float) -> int:
+    def flush(self, timeout_s: float, waiting: Cancellation | None = None) -> int:
         """Send what is queued; gives up early when the server does not answer.
 
         Args:
             timeout_s: Longest wait in seconds.
+            waiting: Cancelled when it is not to be waited for any longer.
 
         Returns:
             How many points and tasks are still queued; they are kept.
         """
-        deadline_s = time.monotonic() + timeout_s
-        with self._changed:
+        deadline_s, waiting = time.monotonic() + timeout_s, waiting or Cancellation()
+        with waiting.calling(self._wake), self._changed:
             failures = self._num_failures
             self._hurry = True
             self._changed.notify_all()
             self._changed.wait_for(
-                lambda: not self._entries or self._num_failures > failures, max(0.0, deadline_s - time.monotonic())
+                lambda: not self._entries or self._num_failures > failures or waiting.is_cancelled,
+                max(0.0, deadline_s - time.monotonic()),
             )
             self._hurry = False
             return self._num_points + self._num_tasks
@@ -162,6 +165,10 @@ class MetricQueue:
             if num:
                 self._say(f"MLflow at {self._where}: so were {num} more values or files ({reason})")
         return num_lost
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _put(self, entry: _Entry) -> None:
         with self._changed:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from pipeline.progress import say
 from pipeline.redact import redact
+from pipeline.stores.cancellation import Cancellation
 from pipeline.stores.patience import said_if_slow
 from pipeline.tracking import run_requests
 from pipeline.tracking.metric_queue import DeniedError, MetricPoint, MetricQueue, RefusedError
@@ -324,13 +325,13 @@ class TrackingRun:
             ),
         )
 
-    def flush(self, timeout_s: float = 30.0) -> int:
-        """Send what is queued; gives up early when the server does not answer.
+    def flush(self, timeout_s: float = 30.0, waiting: Cancellation | None = None) -> int:
+        """Send what is queued; gives up early when the server does not answer, or when `waiting` is cancelled.
 
         Returns:
             How many values and files are still queued; they are kept.
         """
-        return self._queue.flush(timeout_s)
+        return self._queue.flush(timeout_s, waiting)
 
     def close(self, timeout_s: float = _CLOSE_S) -> int:
         """Send what is queued, trying for up to `timeout_s`, and stop; the run's status stays as it is.

@@ -6,20 +6,23 @@ more than a few files are in memory beside what they are made of.
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, ObjectMissingError, StorageError
+from pipeline.stores.cancellation import Cancellation, CancelledWriteError
 from pipeline.stores.object_store import one_line
 from pipeline.stores.storage import ObjectStore, join_uri
 
 _IN_PARALLEL = 3
+_CHUNK_BYTES = 8 << 20
 
 Piece = Callable[[], Mapping[str, bytes]]
 """Encodes files that belong together: their contents by name."""
@@ -61,34 +64,74 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
         ) from error
 
 
-def write_pieces(store: ObjectStore, prefix: str, pieces: Iterable[Piece]) -> tuple[FileRecord, ...]:
-    """Encode, write and read back files in a folder, a few at a time.
+class PieceWriter:
+    """Encodes, writes and reads back the files of a folder, a few at a time; may be told to stop.
 
-    Returns:
-        A record of each, by name.
-
-    Raises:
-        CheckpointError: If what was read back differs from what was written.
-        StorageError: If the store does not take them.
+    Args:
+        store: Where.
+        prefix: The folder.
+        cancellation: Tells to stop; None: nobody does.
     """
-    pool = ThreadPoolExecutor(_IN_PARALLEL, thread_name_prefix="checkpoint-file")
-    try:
-        written = pool.map(lambda piece: _write_piece(store, prefix, piece), pieces)
-        return tuple(sorted((record for records in written for record in records), key=lambda record: record.name))
-    finally:
-        pool.shutdown(cancel_futures=True)
 
+    def __init__(self, store: ObjectStore, prefix: str, cancellation: Cancellation | None = None) -> None:
+        """Nothing is written yet."""
+        self._cancellation = cancellation or Cancellation()
+        self._store, self.prefix = store.with_cancellation(self._cancellation), prefix
+        self._writing: list[Future[list[FileRecord]]] = []
 
-def _write_piece(store: ObjectStore, prefix: str, piece: Piece) -> list[FileRecord]:
-    files, records = dict(piece()), list[FileRecord]()
-    while files:
-        name, data = files.popitem()
-        record = FileRecord(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        store.write(f"{prefix}/{name}", data)
-        del data  # what is read back takes its place
-        read_file(store, prefix, record)
-        records.append(record)
-    return records
+    def write(self, pieces: Iterable[Piece]) -> tuple[FileRecord, ...]:
+        """Write everything.
+
+        A request may hang for a minute. Who cancels has not got that long, so it is not waited for then: its thread
+        comes to its end by itself (`wait`), with whatever the pieces are made of by then, in files that nobody reads.
+
+        Returns:
+            A record of each file, by name.
+
+        Raises:
+            CheckpointError: If what was read back differs from what was written.
+            StorageError: If the store does not take them.
+            CancelledWriteError: If it is cancelled.
+        """
+        self._cancellation.check()
+        ended = SimpleQueue[Future[list[FileRecord]] | None]()
+        records = list[FileRecord]()
+        pool = ThreadPoolExecutor(_IN_PARALLEL, thread_name_prefix="checkpoint-file")
+        try:
+            self._writing = [pool.submit(self._write_piece, piece) for piece in pieces]
+            for future in self._writing:
+                future.add_done_callback(ended.put)
+            with self._cancellation.calling(lambda: ended.put(None)):
+                for _ in self._writing:
+                    if (future_or_cancel := ended.get()) is None:
+                        raise CancelledWriteError
+                    records += future_or_cancel.result()
+        finally:
+            pool.shutdown(wait=not self._cancellation.is_cancelled, cancel_futures=True)
+        return tuple(sorted(records, key=lambda record: record.name))
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait until no thread writes any more; says whether that is so."""
+        # `wait` takes a future that was cancelled before its turn for one that goes on.
+        return not wait([future for future in self._writing if not future.cancelled()], timeout_s).not_done
+
+    def _write_piece(self, piece: Piece) -> list[FileRecord]:
+        self._cancellation.check()
+        files, records = dict(piece()), list[FileRecord]()
+        while files:
+            name, data = files.popitem()
+            record = FileRecord(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            self._store.write(f"{self.prefix}/{name}", self._chunks(data))
+            del data  # what is read back takes its place
+            read_file(self._store, self.prefix, record)
+            records.append(record)
+        return records
+
+    def _chunks(self, data: bytes) -> Iterator[bytes]:
+        """A store of any kind stops between two of them, and removes what it has of the file."""
+        for start in range(0, len(data), _CHUNK_BYTES):
+            self._cancellation.check()
+            yield data[start : start + _CHUNK_BYTES]
 
 
 def read_file(store: ObjectStore, prefix: str, file: FileRecord) -> bytes:

@@ -9,6 +9,7 @@ Readers move and delete nothing: what is damaged, or of another version, is repo
 the holder of the run's lease, supersedes such a record, over the very version of it that was found bad.
 """
 
+import copy
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from pipeline.config_io import to_json
 from pipeline.errors import CheckpointError, FormatVersionError, ObjectMissingError
 from pipeline.models.model_files import MODEL_JSON, SOURCE_JSON, WEIGHTS, ModelCard, ModelFiles, read_card
 from pipeline.progress import say
+from pipeline.stores.cancellation import Cancellation, CancelledWriteError
 from pipeline.stores.lease import LEASE_KEY
 from pipeline.stores.remover import Remover
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
-from pipeline.training.checkpoint_files import Piece, read_file, write_pieces
+from pipeline.training.checkpoint_files import Piece, PieceWriter, read_file
 from pipeline.training.checkpoint_records import (
     RECORDS,
     CheckpointRecord,
@@ -38,6 +40,7 @@ from pipeline.training.state_files import SNAPSHOTS_JSON, STATE_JSON, Position, 
 _PINNED = "_pinned/"
 LEFTOVER_AGE_S = 3600.0
 """Seconds after which nobody is thought to write in a folder that no record names: much longer than one file takes."""
+_HASTY_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +73,7 @@ class CheckpointStore:
         self._store, self._report, self._output = store, report, output
         self._said: set[str] = set()
         self._remover = Remover(store, report)
+        self._cancellation, self._cancelled = Cancellation(), list[PieceWriter]()
 
     @classmethod
     def of_run(cls, output: str, report: Callable[[str], None] = say) -> "CheckpointStore":
@@ -207,6 +211,12 @@ class CheckpointStore:
 
     # ---- writing: for the holder of the run's lease
 
+    def with_cancellation(self, cancellation: Cancellation) -> "CheckpointStore":
+        """The same checkpoints, for a `save` and a `prune` that may be told to stop: CancelledWriteError ends them."""
+        view = copy.copy(self)
+        view._store, view._cancellation = self._store.with_cancellation(cancellation), cancellation
+        return view
+
     def save(
         self, step: int, pieces: Iterable[Piece], *, fence: Callable[[], object] = lambda: None
     ) -> CheckpointRecord:
@@ -227,17 +237,26 @@ class CheckpointStore:
             CheckpointError: If what was read back differs from what was written.
             StorageError: If the store does not answer; nothing of what was written is removed then.
             Exception: What the fence raises; nothing is recorded or removed then.
+            CancelledWriteError: If it is cancelled before it is recorded: `remove_cancelled` removes the files. If an
+                answer to the record is still out, they stay, because it may stand.
         """
         key, prefix = record_key(step), step_folder(step) + uuid.uuid4().hex[:8]
-        ours = CheckpointRecord(step=step, prefix=prefix, files=write_pieces(self._store, prefix, pieces))
+        writer = PieceWriter(self._store, prefix, self._cancellation)
+        try:
+            ours = CheckpointRecord(step=step, prefix=prefix, files=writer.write(pieces))
+            fence()
+            self._cancellation.check()
+        except CancelledWriteError:
+            self._cancelled.append(writer)
+            raise
         data = to_json(ours)
         while True:
-            fence()
             if self._store.create(key, data):
                 return ours
             try:
                 standing = self._store.read_versioned(key)
             except ObjectMissingError:
+                fence()
                 continue  # removed since
             if standing.data == data:
                 return ours  # an answer that was lost: ours has been created before
@@ -249,8 +268,9 @@ class CheckpointStore:
                 if self._store.replace(key, data, standing.etag) is not None:
                     self._report(f"checkpoint of step {step}: this one takes the place of a record there ({error})")
                     return ours
+                fence()
                 continue  # it has changed: read it again
-            self._remover.remove(ours.keys)
+            self._remover.remove(ours.keys, through=self._store)
             return theirs
 
     def _check_as_usable(self, theirs: CheckpointRecord, ours: CheckpointRecord) -> None:
@@ -297,11 +317,19 @@ class CheckpointStore:
             return
         age = 0
         for record in (record for record in found if record.step <= newest.step):
+            self._cancellation.check()
             if not retention.keeps(record.step, age) and record.prefix not in pinned:
                 keys = [record_key(record.step), *record.keys]
-                if self._remover.remove(keys) < len(keys):
+                if self._remover.remove(keys, through=self._store) < len(keys):
                     return
             age += self._fault(record, sizes) is None
+
+    def remove_cancelled(self, timeout_s: float = 0.0) -> None:
+        """Remove the files of cancelled checkpoints; of one that still writes after so many seconds, the next time."""
+        store = self._store.with_patience(_HASTY_S)  # what stays is removed as a leftover, some day
+        while self._cancelled and self._cancelled[0].wait(timeout_s):
+            keys = [info.key for info in store.list(f"{self._cancelled.pop(0).prefix}/")]
+            self._remover.remove(keys, through=store)
 
     def remove_leftovers(self, *, older_than_s: float = LEFTOVER_AGE_S) -> int:
         """Remove folders of attempts that died before their record stood; for the lease's holder while nothing writes.

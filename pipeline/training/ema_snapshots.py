@@ -19,7 +19,7 @@ from ddpm import PowerProfile
 from pipeline.progress import say
 from pipeline.stores.remover import Remover
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
-from pipeline.training.checkpoint_files import FileRecord, encode_tensors, read_file, write_pieces
+from pipeline.training.checkpoint_files import FileRecord, PieceWriter, encode_tensors, read_file
 from pipeline.training.checkpoint_records import parse_stored
 
 SNAPSHOTS_FOLDER = "ema_snapshots"
@@ -126,7 +126,7 @@ class SnapshotStore:
         files = {_file_name(s): _encode(state, _DTYPES[dtype]) for s, state in averages.items()}
         content = hashlib.sha256("".join(hashlib.sha256(data).hexdigest() for data in files.values()).encode())
         prefix = f"step-{step:09d}-{content.hexdigest()[:16]}"
-        written = {file.name: file for file in write_pieces(self._store, prefix, [lambda: files])}
+        written = {file.name: file for file in PieceWriter(self._store, prefix).write([lambda: files])}
         return SnapshotRecord(
             step=step,
             num_images=num_images,

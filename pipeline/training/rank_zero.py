@@ -4,6 +4,8 @@ Checkpoints and snapshots are copied to the host between two steps and written b
 """
 
 import dataclasses
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 import torch
 
@@ -13,6 +15,7 @@ from pipeline.data.pictures import image_grid
 from pipeline.errors import LeaseLostError
 from pipeline.models.model_files import ModelCard
 from pipeline.progress import say
+from pipeline.stores.cancellation import Cancellation
 from pipeline.stores.lease import holder_token
 from pipeline.stores.patience import patience_s
 from pipeline.stores.storage import open_store
@@ -31,6 +34,23 @@ from pipeline.training.training_state import TrainingState
 _GRID_ROWS, _GRID_COLUMNS = 4, 10
 _FLUSH_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Writing:
+    """A checkpoint on its way into the store."""
+
+    parts: StateParts
+    cancellation: Cancellation
+    """Tells that another checkpoint is needed, and this one is not."""
+    patience: Cancellation
+    """Tells that somebody waits for it who has seconds: what need not be done before it stands is done after."""
+    stands: Future[CheckpointRecord]
+    """Set when it is recorded, before what follows."""
+
+    @property
+    def step(self) -> int:
+        return self.parts.position.step
 
 
 class RankZero:
@@ -57,6 +77,8 @@ class RankZero:
         )
         self._grids, self._tidying = SideWork("drawing a grid", say), SideWork("removing older checkpoints", say)
         self._has_checkpoints = self._is_unsent = self._has_finished = False
+        self._first_step = state.step
+        self._writing: _Writing | None = None
         rollback = task.rollback
         task.run.skip_logged_steps(None if rollback is None else (rollback.to_step + 1, rollback.from_step))
 
@@ -92,10 +114,31 @@ class RankZero:
                 self._task.run.log_image(self._grid(), f"samples/step-{step:09d}.png")
         return due_grid or due_checkpoint or took_snapshot
 
-    def save_now(self) -> None:
-        """Write a checkpoint of the present step, and wait until it stands."""
-        self._save()
-        self._writer.finish()
+    def save_now(self) -> CheckpointRecord | None:
+        """Write a checkpoint of the present step, for whoever has seconds left, and wait until it stands.
+
+        An earlier one that is still being written is cancelled; snapshots are not: they are small, and this checkpoint
+        names them. One of this very step is finished. MLflow is sent to after it stands, and what is no longer kept is
+        left to the next checkpoint.
+
+        Returns:
+            The checkpoint's record; None if there was nothing to do: it stood already, or the run has made no step
+            since it began or was restored.
+
+        Raises:
+            BaseException: What went wrong since, or now, while a snapshot or a checkpoint was written.
+        """
+        self._writer.check()
+        if self._state.step == self._first_step:
+            return None
+        writing = self._writing
+        if writing is None or writing.step != self._state.step:
+            writing = self._save(is_urgent=True)
+        elif writing.stands.done():
+            return None
+        else:
+            writing.patience.cancel()
+        return self._writer.wait_until("checkpoint", writing.stands)
 
     def finish(self) -> None:
         """Wait until the last checkpoint stands.
@@ -116,6 +159,8 @@ class RankZero:
         for side_work in (self._grids, self._tidying):
             side_work.sum_up()
         self._task.run.close(max(_CLOSE_TIMEOUT_S, patience_s()) if self._has_finished else _CLOSE_TIMEOUT_S)
+        with self._tidying.attempt(self._state.step):  # last: a request that hangs may take as long as there is left
+            self._checkpoints.remove_cancelled(_CLOSE_TIMEOUT_S)
 
     def _take_snapshot(self) -> bool:
         config, state = self._task.config, self._state
@@ -125,59 +170,82 @@ class RankZero:
         assert state.averages is not None
         return state.averages.take_snapshot(state.step, self._snapshots, config.post_hoc_ema.dtype, self._writer)
 
-    def _save(self) -> None:
-        step = self._state.step
+    def _save(self, *, is_urgent: bool = False) -> _Writing:
+        """Copy the state, and have the copy written; where it is urgent, in the place of one that is being written."""
         with self._stall:
-            self._writer.wait("checkpoint")
+            if is_urgent:
+                self._writer.cancel("checkpoint")
+                self._take_snapshot()  # which would wait for the checkpoint before
+            else:
+                self._writer.wait("checkpoint")
             parts = self._state.parts()
             parts = dataclasses.replace(parts, tensors=self._copy.take(parts.tensors))
-        self._task.run.log_metrics({STALL_METRIC: self._stall.seconds}, step)
-        self._writer.start("checkpoint", lambda: self._write(parts))
+        self._task.run.log_metrics({STALL_METRIC: self._stall.seconds}, self._state.step)
+        cancellation = Cancellation()
+        writing = self._writing = _Writing(parts, cancellation, Cancellation(cancellation), Future())
+        if is_urgent:
+            writing.patience.cancel()
+        self._writer.start("checkpoint", lambda: self._write(writing), cancellation)
+        return writing
 
-    def _write(self, parts: StateParts) -> None:
+    def _write(self, writing: _Writing) -> None:
         """Beside training: store a copy of the state, link it, and remove what is no longer kept."""
-        task, step = self._task, parts.position.step
+        task, step, parts = self._task, writing.step, writing.parts
+        checkpoints = self._checkpoints.with_cancellation(writing.cancellation)
         # What was logged before a checkpoint is not logged again by a run that goes on from it.
-        num_left = task.run.flush(timeout_s=_FLUSH_TIMEOUT_S)
-        if num_left and not self._is_unsent:
-            say(
-                f"checkpoint of step {step}: MLflow has not got {num_left} metrics or files of the steps before it; "
-                "they are kept and sent later, and are lost if this process dies before"
-            )
-        self._is_unsent = num_left > 0
+        is_sent = self._send(step, writing.patience)
         averages = self._state.averages
         assert averages is not None
         # Snapshots are written by this thread, in order: here are those of the steps up to this one.
         snapshots = averages.snapshots if averages.is_tracking else None
         card = dataclasses.replace(self._card, train_step=step)
         pieces = [*encode_state(parts, card, task.source, snapshots), self._config_piece]
-        record = self._checkpoints.save(step, pieces, fence=self._fence)
+        record = checkpoints.save(step, pieces, fence=lambda: self._fence(writing.cancellation))
+        writing.stands.set_result(record)
         if not self._has_checkpoints:
             update_run_record(self._output, has_checkpoints=True)
             self._has_checkpoints = True
-        task.run.log_checkpoint(step, self._checkpoints.uri(record), record.digest)
-        self._tidy(record)
+        task.run.log_checkpoint(step, checkpoints.uri(record), record.digest)
+        if not is_sent:
+            self._send(step, writing.cancellation)
+        with self._tidying.attempt(step):
+            self._checkpoints.remove_cancelled()
+        if not writing.patience.is_cancelled or step == task.config.steps:
+            self._tidy(record, checkpoints, writing.cancellation)
+
+    def _send(self, step: int, waiting: Cancellation) -> bool:
+        """Have MLflow take what was logged before a checkpoint; says whether that was waited for to the end."""
+        num_left = self._task.run.flush(_FLUSH_TIMEOUT_S, waiting)
+        if num_left and waiting.is_cancelled:
+            return False
+        if num_left and not self._is_unsent:
+            say(
+                f"checkpoint of step {step}: MLflow has not got {num_left} metrics or files of the steps before it; "
+                "they are kept and sent later, and are lost if this process dies before"
+            )
+        self._is_unsent = num_left > 0
+        return True
 
     def _config_piece(self) -> dict[str, bytes]:
         return {"config.toml": write_section(self._task.config, "train").encode()}
 
-    def _tidy(self, newest: CheckpointRecord) -> None:
+    def _tidy(self, newest: CheckpointRecord, checkpoints: CheckpointStore, cancellation: Cancellation) -> None:
         """Side work: that it fails is no reason to end a run."""
         config = self._task.config
-        self._fence()
+        self._fence(cancellation)
         with self._tidying.attempt(newest.step):
             retention = Retention(last=config.keep_checkpoints, every_steps=config.keep_every_steps)
-            self._checkpoints.prune(newest, retention)
+            checkpoints.prune(newest, retention)
             if newest.step == config.steps and config.post_hoc_ema.tracked:
                 self._remove_leftover_snapshots(newest)
 
-    def _fence(self) -> None:
+    def _fence(self, cancellation: Cancellation) -> None:
         """Stop where another driver has taken over: what is recorded and removed here would be from its run.
 
         Raises:
             LeaseLostError: If the output's lease is another's.
         """
-        if holder_token(self._output) not in (None, self._task.lease_token):
+        if holder_token(self._output.with_cancellation(cancellation)) not in (None, self._task.lease_token):
             raise LeaseLostError(
                 f"{self._output.uri}: another driver has taken over its lease, so this worker stops; nothing that it "
                 "recorded is lost"

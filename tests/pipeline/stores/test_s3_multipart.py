@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import boto3
@@ -12,6 +13,7 @@ import pytest
 
 from pipeline.errors import StorageAccessError, StorageError
 from pipeline.stores import s3_multipart
+from pipeline.stores.cancellation import Cancellation, CancelledWriteError
 from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.stores.s3_multipart import SMALLEST_PART_BYTES
 from pipeline.stores.s3_store import S3Store
@@ -169,6 +171,34 @@ def test_a_source_that_breaks_leaves_nothing(s3_store: S3Store, proxy: FaultyPro
         s3_store.write("key", breaks())
     assert proxy.requests[-1].method == "DELETE" and time.monotonic() - started_s < 10
     assert keys_of(s3_store) == []
+
+
+@pytest.mark.parametrize("when", ["between parts", "while parts are tried again", "while the end is tried again"])
+def test_an_upload_that_is_cancelled_leaves_nothing(s3_store: S3Store, proxy: FaultyProxy, when: str) -> None:
+    cancellation = Cancellation()
+    store = s3_store.with_cancellation(cancellation)
+
+    def source() -> Iterator[bytes]:
+        for number in range(6):
+            if number == 3 and when == "between parts":
+                cancellation.cancel()
+            yield os.urandom(SMALLEST_PART_BYTES)
+
+    if when == "while parts are tried again":
+        proxy.add(s3_error("SlowDown", 503), query="partNumber")
+    elif when == "while the end is tried again":
+        proxy.add(s3_error("SlowDown", 503), method="POST", query="uploadId")
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(store.write, "key", source())
+        if when != "between parts":
+            while proxy.count(Answer) < 3:  # pytest's own limit ends a wait for nothing
+                time.sleep(0.01)
+            cancellation.cancel()
+        with pytest.raises(CancelledWriteError):
+            written.result()
+    assert proxy.requests[-1].method == "DELETE" and keys_of(s3_store) == []
+    num_parts = sum("partNumber" in request.query for request in proxy.requests)
+    assert when != "between parts" or num_parts <= 3
 
 
 def test_a_part_that_is_refused_leaves_nothing(s3_store: S3Store, proxy: FaultyProxy) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageAccessError, StorageError
+from pipeline.stores.cancellation import Cancellation, CancelledWriteError
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.stores.s3_store import S3Store
@@ -140,6 +141,44 @@ def test_less_patience_for_somebody_who_waits(s3_store: S3Store, proxy: FaultyPr
     assert 0.5 <= time.monotonic() - started_s < 3
     hasty.write("key", b"x")
     assert s3_store.read("key") == b"x" and hasty.uri == s3_store.uri
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_what_is_cancelled_is_waited_for_no_longer(
+    s3_store: S3Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("pipeline.stores.patience._FIRST_PAUSE_S", 1000.0)  # up to the end of patience, 20 s
+    monkeypatch.setattr("pipeline.stores.patience._LONGEST_PAUSE_S", 1000.0)
+    proxy.add(s3_error("SlowDown", 503))
+    cancellation = Cancellation()
+    store = s3_store.with_cancellation(cancellation)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(REQUESTS[name], store)
+        while proxy.count(Answer) == 0:  # pytest's own limit ends a wait for nothing
+            time.sleep(0.01)
+        cancellation.cancel()
+        with pytest.raises(CancelledWriteError):
+            asked.result()
+    proxy.clear()
+    num_before = len(proxy.requests)
+    with pytest.raises(CancelledWriteError):
+        REQUESTS[name](store)
+    assert len(proxy.requests) == num_before, "nothing more is asked"
+    s3_store.write("key", b"of somebody else")
+    assert s3_store.read("key") == b"of somebody else"
+
+
+def test_a_refusal_is_told_whether_or_not_it_is_cancelled(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    cancellation = Cancellation()
+
+    class Cancelling(Answer):
+        def suits(self, request: object) -> bool:
+            cancellation.cancel()  # while the request is under way
+            return True
+
+    proxy.add(Cancelling(403, s3_error("AccessDenied", 403).body, s3_error("AccessDenied", 403).headers))
+    with pytest.raises(StorageAccessError, match="AccessDenied"):
+        s3_store.with_cancellation(cancellation).write("key", b"x")
 
 
 @pytest.mark.parametrize("reset", [False, True])

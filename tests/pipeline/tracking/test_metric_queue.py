@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.stores.cancellation import Cancellation
 from pipeline.tracking import metric_queue
 from pipeline.tracking.metric_queue import DeniedError, MetricPoint, MetricQueue, RefusedError
 
@@ -253,3 +254,16 @@ def test_many_threads_may_put() -> None:
     for index in range(4):
         mine = [step for step in recorder.steps if step // 500 == index]
         assert mine == sorted(mine)
+
+
+def test_a_flush_that_nobody_waits_for_any_more_ends() -> None:
+    recorder, go, sending = Recorder(), threading.Event(), threading.Event()
+    queue, waiting = recorder.queue(), Cancellation()
+    queue.put_task("a server that hangs", lambda: (sending.set(), go.wait()))
+    sending.wait()
+    threading.Timer(0.2, waiting.cancel).start()
+    assert queue.flush(10_000, waiting) == 1
+    assert queue.flush(10_000, waiting) == 1, "at once"
+    go.set()
+    assert queue.flush(10_000, Cancellation()) == 0
+    queue.close(5)

@@ -2,10 +2,12 @@
 
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 
 from pipeline.errors import StorageError
+from pipeline.stores.cancellation import Cancellation
 from pipeline.training.background import BackgroundWriter
 
 
@@ -84,4 +86,72 @@ def test_a_look_waits_for_nothing_and_raises_what_has_gone_wrong() -> None:
     with pytest.raises(StorageError, match="the disk is full"):
         while True:  # pytest's own limit ends a wait for nothing
             writer.check()
+    writer.close()
+
+
+def test_a_job_that_is_cancelled_stops_and_is_no_error() -> None:
+    lines: list[str] = []
+    writer, done, running = BackgroundWriter(lines.append), list[str](), threading.Event()
+    cancellation = Cancellation()
+
+    def look_again_and_again() -> None:
+        running.set()
+        while True:
+            cancellation.check()
+
+    writer.cancel("checkpoint")  # there is none
+    writer.start("checkpoint", look_again_and_again, cancellation)
+    running.wait()
+    writer.start("snapshot", lambda: done.append("snapshot"))
+    writer.cancel("checkpoint")
+    writer.start("checkpoint", lambda: done.append("checkpoint"), Cancellation())
+    writer.finish()
+    assert done == ["snapshot", "checkpoint"], "the others are done, in order"
+    writer.cancel("checkpoint")
+    writer.close()
+    assert lines == []
+
+
+def test_a_job_that_is_cancelled_before_its_turn_is_not_done() -> None:
+    writer, done, go = BackgroundWriter(print), list[str](), threading.Event()
+    writer.start("snapshot", lambda: done.append("snapshot" if go.wait() else ""))
+    cancellation = Cancellation()
+    writer.start("checkpoint", lambda: done.append("checkpoint"), cancellation)
+    with cancellation.calling(go.set):  # so that `cancel`, which waits for its turn, comes back
+        writer.cancel("checkpoint")
+    writer.close()
+    assert done == ["snapshot"]
+
+
+def test_what_goes_wrong_in_a_cancelled_job_is_raised() -> None:
+    writer, running, cancellation = BackgroundWriter(print), threading.Event(), Cancellation()
+
+    def fail_when_cancelled() -> None:
+        running.set()
+        cancellation.event.wait()
+        fail()
+
+    writer.start("checkpoint", fail_when_cancelled, cancellation)
+    running.wait()
+    with pytest.raises(StorageError, match="the disk is full"):
+        writer.cancel("checkpoint")
+    writer.close()
+
+
+def test_a_milestone_is_waited_for_and_not_what_follows_it() -> None:
+    writer, go, milestone = BackgroundWriter(print), threading.Event(), Future[int]()
+
+    def come_to_it_and_wait() -> None:
+        milestone.set_result(7)
+        go.wait()
+
+    writer.start("checkpoint", come_to_it_and_wait)
+    assert writer.wait_until("checkpoint", milestone) == 7
+    go.set()
+    writer.start("checkpoint", fail)
+    with pytest.raises(StorageError, match="the disk is full"):
+        writer.wait_until("checkpoint", Future[int]())
+    writer.start("checkpoint", lambda: None)  # it is not done: a job before has failed
+    with pytest.raises(StorageError, match="the disk is full"):
+        writer.wait_until("checkpoint", Future[int]())
     writer.close()

@@ -1,122 +1,27 @@
 """Checkpoints are written beside training: of the moment at which they were taken, in order, and no error is lost."""
 
-import dataclasses
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from ddpm import build_network
-from pipeline import progress
-from pipeline.config_io import to_json
 from pipeline.data.manifest import DatasetManifest
 from pipeline.errors import LeaseLostError, StorageError
 from pipeline.models.model_files import read_card
+from pipeline.stores.cancellation import Cancellation
 from pipeline.stores.lease import LEASE_KEY, hold_lease, holder_token
 from pipeline.stores.local_store import LocalStore
 from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
 from pipeline.training import rank_zero
-from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.ema_snapshots import PostHocEmaConfig, SnapshotStore, parse_snapshots
-from pipeline.training.rank_zero import RankZero
-from pipeline.training.run_record import RUN_RECORD, RunRecord, read_run_record
+from pipeline.training.run_record import RUN_RECORD, read_run_record
 from pipeline.training.state_files import SNAPSHOTS_JSON, decode_tensors
 from pipeline.training.telemetry import STALL_METRIC
-from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig
-from pipeline.training.train_task import TrainTask
-from pipeline.training.training_state import TrainingState
-from tests.pipeline.training.small_runs import MODEL, manifest
-
-IDENTITY = RunIdentity.of(TrainConfig(), manifest("a"))
-OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=0, ema_halflife_images=100)
-
-
-class GatedStore(LocalStore):
-    """Writes files when it is let, and fails when it is told to."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.open = threading.Event()
-        self.failing = self.forbidding = False
-
-    def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
-        self.open.wait()
-        if self.failing:
-            raise StorageError("the disk is full")
-        super().write(key, data)
-
-    def delete(self, key: str) -> None:
-        if self.forbidding:
-            raise ValueError("an error that nobody thought of")
-        super().delete(key)
-
-
-class Run:
-    """Rank 0 of a run on random gradients, without Ray."""
-
-    def __init__(self, folder: Path, tracking: TrackingRun, lines: list[str], lease_token: str, **changes: Any) -> None:
-        self.lines = lines
-        board = SimpleNamespace(update=SimpleNamespace(remote=lambda *_: None))
-        config = TrainConfig(
-            output=str(folder), network=MODEL.network, schedule=MODEL.schedule, class_conditional=True,
-            optimizer=OPTIMIZER, steps=100, checkpoint_interval_steps=2, grid_interval_steps=0,
-        )  # fmt: skip
-        config = dataclasses.replace(config, **changes)
-        task = TrainTask(
-            config=config,
-            manifest=manifest(*"0123456789"),
-            model_config=MODEL,
-            source=None,
-            fork_digest=None,
-            run=tracking,
-            board=board,
-            lease_token=lease_token,
-            patience_minutes=0.0,
-        )
-        LocalStore(folder).create(RUN_RECORD, to_json(RunRecord(run_id=tracking.run_id, identity=IDENTITY)))
-        self.state = TrainingState(
-            build_network(MODEL, seed=0), OPTIMIZER, keep_ema=True, sigma_rels=config.post_hoc_ema.tracked
-        )
-        self.store = GatedStore(folder / "checkpoints")
-        self.checkpoints = CheckpointStore(self.store)
-        self.rank_zero = RankZero(task, self.checkpoints, self.state, torch.device("cpu"))
-
-    def step(self, number: int = 1) -> None:
-        for _ in range(number):
-            for parameter in self.state.network.parameters():
-                parameter.grad = torch.randn(parameter.shape)
-            self.state.apply_gradient(16)
-            self.rank_zero.after_step()
-
-    def wait_for_writer(self) -> None:
-        """Unlike `finish`, raise nothing."""
-        self.rank_zero._writer._jobs["checkpoint"].exception()
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
-    return TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}")
-
-
-@pytest.fixture
-def make(database: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
-    runs, lines = list[Run](), list[str]()
-    monkeypatch.setattr(progress, "_send", lines.append)
-
-    def make(*, tracking: TrackingRun | None = None, lease_token: str = "ours", **changes: Any) -> Run:
-        tracking = tracking or TrackingRun.open(database, new_run_key(), "test")
-        runs.append(Run(tmp_path, tracking, lines, lease_token, **changes))
-        return runs[-1]
-
-    yield make
-    for run in runs:
-        run.store.open.set()
-        run.rank_zero.close()
+from tests.pipeline.training.rank_zero_runs import Run
+from tests.pipeline.training.small_runs import manifest
 
 
 def test_training_goes_on_while_a_copy_is_written(make: Callable[..., Run], database: TrackingConfig) -> None:
@@ -249,7 +154,7 @@ def test_after_a_takeover_nothing_is_recorded_or_removed(make: Callable[..., Run
             run.rank_zero.finish()
     assert [record.step for record in run.checkpoints.records()] == [4]
     with pytest.raises(LeaseLostError):
-        run.rank_zero._tidy(next(run.checkpoints.records()))
+        run.rank_zero._tidy(next(run.checkpoints.records()), run.checkpoints, Cancellation())
 
 
 @pytest.mark.parametrize("lease", [None, b"damaged"])
