@@ -64,7 +64,7 @@ class Nodes:
     def _arguments(**more: Any) -> dict[str, Any]:
         # A node's agent listens on a fixed port unless told: another Ray on this machine has it.
         return {
-            "num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 200_000_000,
+            "num_cpus": 1, "object_store_memory": 200_000_000,
             "dashboard_agent_listen_port": free_port(), **more,
         }  # fmt: skip
 
