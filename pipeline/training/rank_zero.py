@@ -56,6 +56,8 @@ class RankZero:
             dataset_digest=task.manifest.digest,  # seconds, where there are 100,000 shards
         )
         self._grids, self._tidying = SideWork("drawing a grid", say), SideWork("removing older checkpoints", say)
+        assert state.averages is not None
+        self._averages = state.averages  # for the writer's thread, which must not touch the state
         self._has_checkpoints = self._is_unsent = self._has_finished = False
         task.run.skip_logged_steps()
 
@@ -139,10 +141,8 @@ class RankZero:
                 "they are kept and sent later, and are lost if this process dies before"
             )
         self._is_unsent = num_left > 0
-        averages = self._state.averages
-        assert averages is not None
         # Snapshots are written by this thread, in order: here are those of the steps up to this one.
-        snapshots = averages.snapshots if averages.is_tracking else None
+        snapshots = self._averages.snapshots if self._averages.is_tracking else None
         card = dataclasses.replace(self._card, train_step=step)
         pieces = [*encode_state(parts, card, task.source, snapshots), self._config_piece]
         record = self._checkpoints.save(step, pieces, fence=self._fence)

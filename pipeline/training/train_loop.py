@@ -14,13 +14,14 @@ import torch
 
 from ddpm import ImportanceSampler, build_network
 from pipeline.data.ingest import RankBatch, rank_batches
-from pipeline.errors import TrainingDivergedError
 from pipeline.models.model_source import activate_source
 from pipeline.progress import send_lines_to
 from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.stores.storage import open_store
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.fork import begin_with_fork
+from pipeline.training.health import TooManySkipped
+from pipeline.training.loss_watch import LossWatch
 from pipeline.training.rank_zero import RankZero
 from pipeline.training.restore import restore_newest
 from pipeline.training.run_record import read_run_record, refuse_to_begin_again
@@ -103,7 +104,7 @@ def _fit(
         _steps(task, state, batches, rank_zero, device)
         if rank_zero is not None:
             rank_zero.finish()
-    except TrainingDivergedError as error:
+    except TooManySkipped as error:
         # On all ranks alike. Raised here it would only be tried again, to the same end.
         ray.get(task.board.fail.remote(str(error)))
     finally:
@@ -120,14 +121,21 @@ def _steps(
 ) -> None:
     config, step = task.config, TrainingStep(task, state, device)
     clock, totals = StepClock(), LossTotals(task.model_config.schedule.num_timesteps, device)
+    watch, left_out, grad_norm = LossWatch(config.log_interval_steps, device), frozenset(task.left_out_steps), None
     for batch, waited_s in _timed(batches):
         clock.waited(waited_s)
-        grad_norm = step(batch, totals)
-        clock.stepped(config.global_batch)
+        if state.step in left_out:
+            state.leave_out()
+        else:
+            grad_norm = step(batch, totals, watch)
+            clock.stepped(config.global_batch)
         if state.step % config.log_interval_steps == 0 or state.step == config.steps:
+            step.settle()
             losses, throughput = totals.reduce(), clock.interval()
+            watch.report()
             if rank_zero is not None:
-                rank_zero.log(losses | {"grad_norm": grad_norm}, throughput)
+                norm = {} if grad_norm is None else {"grad_norm": float(grad_norm)}
+                rank_zero.log(losses | norm, throughput)
         if rank_zero is not None and rank_zero.after_step():
             clock.interval()  # grids and checkpoints are not training's throughput
 

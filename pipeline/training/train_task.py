@@ -31,3 +31,5 @@ class TrainTask:
     """The MLflow run that rank 0 joins."""
     board: Any
     """Handle of the driver's progress board."""
+    left_out_steps: tuple[int, ...] = ()
+    """Global batches that are read and not trained on, because they were not finite before the run was rolled back."""
