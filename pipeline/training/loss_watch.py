@@ -15,7 +15,6 @@ from torch import Tensor
 from pipeline.progress import say
 from pipeline.training.side_work import SideWork
 
-_ROW = 4  # number of losses, their sum, the highest, its sample id
 _MAX_NAMED = 4
 
 
@@ -95,15 +94,12 @@ class LossWatch:
     A resumed run has seen nothing yet.
 
     Args:
-        max_steps: Steps between two reports, at most.
-        device: Where the losses are.
         report: Takes the lines, on rank 0.
     """
 
-    def __init__(self, max_steps: int, device: torch.device, report: Callable[[str], None] = say) -> None:
+    def __init__(self, report: Callable[[str], None] = say) -> None:
         """Begin with no steps."""
-        self._rows = torch.zeros(max_steps, _ROW, dtype=torch.float64, device=device)
-        self._steps: list[int] = []
+        self._rows: dict[int, Tensor] = {}
         self._rule, self._report = SpikeRule(), report
         self._watching = SideWork("watching the loss", report)
 
@@ -115,15 +111,14 @@ class LossWatch:
             summary: float64 [4].
             is_finite: 0-dim, on the device.
         """
-        self._rows[len(self._steps)] = torch.where(is_finite, summary, 0.0)
-        self._steps.append(step)
+        self._rows[step] = torch.where(is_finite, summary, 0.0)
 
     def report(self) -> None:
         """Collective: say the worst spike since the last report, if there is one."""
-        steps, self._steps = self._steps, []
-        if not steps:
+        if not self._rows:
             return
-        rows = gather_rows(self._rows[: len(steps)])
+        steps, rows = list(self._rows), gather_rows(torch.stack(list(self._rows.values())))
+        self._rows = {}
         if torch.distributed.get_rank() == 0:
             with self._watching.attempt(steps[-1] + 1):
                 self._judge(steps, rows)

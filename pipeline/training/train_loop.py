@@ -121,7 +121,7 @@ def _steps(
 ) -> None:
     config, step = task.config, TrainingStep(task, state, device)
     clock, totals = StepClock(), LossTotals(task.model_config.schedule.num_timesteps, device)
-    watch, left_out, grad_norm = LossWatch(config.log_interval_steps, device), frozenset(task.left_out_steps), None
+    watch, left_out, grad_norm = LossWatch(), frozenset(task.left_out_steps), None
     for batch, waited_s in _timed(batches):
         clock.waited(waited_s)
         if state.step in left_out:

@@ -36,7 +36,7 @@ def step(state: TrainingState, scale: float = 1.0) -> float:
     generator = torch.Generator().manual_seed(state.step)
     for parameter in state.network.parameters():
         parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
-    return state.apply_gradient(num_images=16)
+    return float(state.apply_gradient(num_images=16))
 
 
 def test_the_step_size_warms_up_linearly() -> None:
@@ -83,7 +83,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_position(poison: 
     average = {name: tensor.clone() for name, tensor in state.ema.state_dict().items()} if state.ema else {}
     next(state.network.parameters()).grad = torch.full_like(next(state.network.parameters()), poison)
     state.apply_gradient(num_images=16)
-    assert state.step == 2 and state.skipped_steps == [1]
+    assert state.step == 2 and state.skipped_steps == (1,)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.network.state_dict().items())
     assert state.ema is not None
     assert all(torch.equal(tensor, average[name]) for name, tensor in state.ema.state_dict().items())
@@ -132,7 +132,7 @@ def test_several_averages_ramp_up_over_the_steps_that_were_made() -> None:
         step(state, scale)
         if math.isfinite(scale):
             values.append(next(iter(state.network.parameters())).detach().clone())
-    assert state.skipped_steps == [2] and state.averages is not None and state.averages.num_images == 6 * 16
+    assert state.skipped_steps == (2,) and state.averages is not None and state.averages.num_images == 6 * 16
     name = next(iter(dict(state.network.named_parameters())))
     files = to_files(state, CARD)
     assert json.loads(files["state.json"])["num_averaged_images"] == 6 * 16
