@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +21,7 @@ from tests.pipeline.training.small_runs import MODEL, manifest
 
 GLOBAL_BATCH = 8
 CPU = torch.device("cpu")
+IMPORTANCE = ObjectiveConfig(t_choice="importance")
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=4, ema_halflife_images=100)
 
 
@@ -112,7 +113,3 @@ def single_rank(backend: str = "gloo") -> Iterator[None]:
         yield
     finally:
         torch.distributed.destroy_process_group()
-
-
-IMPORTANCE = ObjectiveConfig(t_choice="importance")
-Batches = Callable[[int], RankBatch]

@@ -1,4 +1,4 @@
-"""A step that is not finite is left out on the device, everywhere and by bits, and the host does not wait to know it."""
+"""A step that is not finite is left out on the device, on all ranks and by bits, and the host does not wait for it."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm import ObjectiveConfig
@@ -241,7 +241,7 @@ def test_a_gpu_leaves_a_step_out_by_bits() -> None:
     trainer = Trainer(task := make_task(), make_state(task, device), device)
     trainer.train(3)
     before = everything_of(trainer.state)
-    next(nn.Module.parameters(trainer.state.network)).register_hook(lambda gradient: gradient * math.nan)
+    next(trainer.state.network.parameters()).register_hook(lambda gradient: gradient * math.nan)
     trainer.train(4)
     assert trainer.state.skipped_steps == (3,)
     assert_equal_bits(before, everything_of(trainer.state))
