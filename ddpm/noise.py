@@ -114,18 +114,18 @@ def random_words(
         int64 words in [0, 2^32), on the device of ids.
 
     Raises:
-        ValueError: If seed, ids, draws or num_words are out of range.
+        ValueError: If seed, ids, draws or num_words are out of range. Ids and draws on an accelerator are looked at
+            there, so that nothing waits for it: what it then does next fails.
     """
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed: must be in [0, 2^64), got {seed}; choose another seed")
     if not 0 <= num_words <= 2**34:
         raise ValueError(f"num_words: must be in [0, 2^34], got {num_words}; draw less at once")
-    draw = torch.as_tensor(draws, dtype=torch.int64, device=ids.device).expand(ids.shape)
-    # An arithmetic shift leaves 0 exactly when the number is neither negative nor too large.
-    if bool((ids >> 48).any()):
-        raise ValueError("ids: must be in [0, 2^48), got a larger or negative one; number the samples from 0")
-    if bool((draw >> 32).any()):
-        raise ValueError("draws: must be in [0, 2^32), got a larger or negative one; count the draws from 0")
+    if not isinstance(draws, Tensor):
+        draws = torch.full((), draws, dtype=torch.int64, device=ids.device)
+    draw = draws.to(ids.device, torch.int64).expand(ids.shape)
+    _check_bits("ids", ids, 48, "number the samples from 0")
+    _check_bits("draws", draw, 32, "count the draws from 0")
 
     num_blocks = -(-num_words // 4)
     counter = torch.empty((len(ids), num_blocks, 4), dtype=torch.int64, device=ids.device)
@@ -195,3 +195,14 @@ def bernoulli(
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"probability: must be in [0, 1], got {probability}; give a fraction")
     return random_words(seed, stream, ids, draws, 1)[:, 0] < round(probability * 2**32)
+
+
+def _check_bits(name: str, numbers: Int[Tensor, " b"], num_bits: int, remedy: str) -> None:
+    """Refuse numbers outside [0, 2^num_bits)."""
+    # An arithmetic shift leaves 0 exactly when the number is neither negative nor too large.
+    are_outside = (numbers >> num_bits).any()
+    message = f"{name}: must be in [0, 2^{num_bits}), got a larger or negative one; {remedy}"
+    if numbers.device.type != "cpu":
+        torch._assert_async(~are_outside, message)
+    elif bool(are_outside):
+        raise ValueError(message)

@@ -184,7 +184,7 @@ def _bare_worker(rank: int, config: TrainConfig, model_config: ModelConfig, plac
         labels = torch.from_numpy(arrays["labels"]).long().to(device) if model_config.num_classes else None
     network = build_network(model_config).to(device)
     ddp = DistributedDataParallel(network, device_ids=[rank] if config.workers.use_gpu else None)
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.learning_rate, fused=True)
     ema = Ema(network, config.optimizer.ema_halflife_images) if rank == 0 else None
     schedule = make_schedule(model_config.schedule)
     local_batch = config.global_batch // world

@@ -120,7 +120,7 @@ def p_mean_variance(
         Ho et al. 2020, Eq. 7 and 11; section 3.2 for the fixed variances. Nichol and Dhariwal 2021 (arXiv:2102.09672),
         Eq. 15, for the learned one, whose bounds are those of the chain that is walked.
     """
-    prediction = denoise(x_t, schedule.timesteps.to(t.device)[t], label)
+    prediction = denoise(x_t, schedule.timesteps.to(t.device, non_blocking=True)[t], label)
     x_0_hat = prediction.x_0_hat
     mean, _, _ = q_posterior_mean_variance(schedule, x_0_hat, x_t, t)
     if variance != "learned_range":

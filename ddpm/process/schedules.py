@@ -222,7 +222,8 @@ def gather(table: Table, t: Int[Tensor, " b"], like: Tensor) -> Float[Tensor, "b
     Returns:
         [B, 1, 1, 1].
     """
-    return table.to(t.device)[t].to(like)[:, None, None, None]
+    # A small table from pageable memory is copied out before the call returns: nothing waits for the device.
+    return table.to(t.device, non_blocking=True)[t].to(like)[:, None, None, None]
 
 
 def _shift(alpha_bar: Table) -> Table:

@@ -183,12 +183,7 @@ class TrackingRun:
         if check is not None:
             steps.append(Step(act=lambda: self._pass(check), refused=self._say_check, at_start_only=True))
         if on_opened is not None:
-            steps.append(
-                Step(
-                    act=lambda: on_opened(self.require_id()),
-                    refused=_say_refused,
-                )
-            )
+            steps.append(Step(act=lambda: on_opened(self.require_id()), refused=_say_refused))
         self._opening = Opening(self.uri, steps, lambda line: say(line))
         try:
             with mlflow_errors(self.uri):
@@ -211,7 +206,7 @@ class TrackingRun:
                 connect(self.uri).delete_run(self.require_id())
                 return
         if self._is_refused:
-            self._tag_refusal(error)
+            self.tag(START_CHECK_TAG, str(error))
         if self._is_running or (is_interrupted and self._may_run):
             status: Literal["FAILED", "KILLED"] = "KILLED" if is_interrupted else "FAILED"
             self._put(
@@ -221,10 +216,6 @@ class TrackingRun:
                 ),
             )
             self.close(_INTERRUPTED_CLOSE_S if is_interrupted else _CLOSE_S)
-
-    def _tag_refusal(self, error: BaseException) -> None:
-        tag = (START_CHECK_TAG, str(error))
-        self._put("the tag of the start checks", lambda client: client.set_tag(self.require_id(), *tag))
 
     def _pass(self, check: "Callable[[TrackingRun], object]") -> None:
         """Makes the start checks; the run's tag says what they refuse, and nothing once they pass."""
@@ -238,7 +229,7 @@ class TrackingRun:
             client.delete_tag(self.require_id(), START_CHECK_TAG)
 
     def _say_check(self, error: Exception) -> None:
-        self._tag_refusal(error)
+        self.tag(START_CHECK_TAG, str(error))
         say(
             f"error: the start checks, made now that MLflow answers, are refused: {error}; the job goes on; "
             "correct this before its end, or --resume registers the model afterwards"
@@ -287,15 +278,6 @@ class TrackingRun:
     def untag(self, key: str) -> None:
         """Queue that a tag of the run is taken away, if it has it."""
         self._put(f"the tag {key}", lambda client: run_requests.delete_tag(client, self.require_id(), key))
-
-    def last_logged_step(self) -> int:
-        """The highest step that any metric of the run has; -1 if there is none.
-
-        Raises:
-            TrackingUnavailableError: If the server does not answer.
-        """
-        with mlflow_errors(self.uri):
-            return run_requests.last_logged_step(connect(self.uri), self.require_id())
 
     def metric_history(self, key: str) -> list[tuple[int, float]]:
         """Every value of a metric as (step, value), by step; empty if the run has no such metric.

@@ -61,6 +61,20 @@ class PinRecord:
     """Name in the model registry under which versions of it were made."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retention:
+    """Which checkpoints of a run are kept, beside those that are pinned."""
+
+    last: int
+    """Number of the newest that are kept."""
+    every_steps: int = 0
+    """A checkpoint whose step is a multiple of this is kept for ever; 0: none."""
+
+    def keeps(self, step: int, age: int) -> bool:
+        """Whether a checkpoint stays that is the age-th newest, counted from 0."""
+        return age < self.last or (self.every_steps > 0 and step % self.every_steps == 0)
+
+
 def record_key(step: int) -> str:
     """Key of the record of a step."""
     return f"{RECORDS}step-{step:09d}.json"

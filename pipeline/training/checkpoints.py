@@ -12,7 +12,6 @@ the holder of the run's lease, supersedes such a record, over the very version o
 import copy
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from pipeline.config_io import to_json
 from pipeline.errors import CheckpointError, FormatVersionError, ObjectMissingError
@@ -27,6 +26,7 @@ from pipeline.training.checkpoint_records import (
     RECORDS,
     CheckpointRecord,
     PinRecord,
+    Retention,
     is_average_card,
     parse_record,
     parse_stored,
@@ -41,20 +41,6 @@ _PINNED = "_pinned/"
 LEFTOVER_AGE_S = 3600.0
 """Seconds after which nobody is thought to write in a folder that no record names: much longer than one file takes."""
 _HASTY_S = 10.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Retention:
-    """Which checkpoints of a run are kept, beside those that are pinned."""
-
-    last: int
-    """Number of the newest that are kept."""
-    every_steps: int = 0
-    """A checkpoint whose step is a multiple of this is kept for ever; 0: none."""
-
-    def keeps(self, step: int, age: int) -> bool:
-        """Whether a checkpoint stays that is the age-th newest, counted from 0."""
-        return age < self.last or (self.every_steps > 0 and step % self.every_steps == 0)
 
 
 class CheckpointStore:

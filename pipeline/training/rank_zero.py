@@ -20,8 +20,8 @@ from pipeline.stores.lease import holder_token
 from pipeline.stores.patience import patience_s
 from pipeline.stores.storage import open_store
 from pipeline.training.background import BackgroundWriter
-from pipeline.training.checkpoint_records import CheckpointRecord
-from pipeline.training.checkpoints import CheckpointStore, Retention
+from pipeline.training.checkpoint_records import CheckpointRecord, Retention
+from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
 from pipeline.training.host_copy import HostCopy
 from pipeline.training.run_record import update_run_record
@@ -76,6 +76,8 @@ class RankZero:
             dataset_digest=task.manifest.digest,  # seconds, where there are 100,000 shards
         )
         self._grids, self._tidying = SideWork("drawing a grid", say), SideWork("removing older checkpoints", say)
+        assert state.averages is not None
+        self._averages = state.averages  # for the writer's thread, which must not touch the state
         self._has_checkpoints = self._is_unsent = self._has_finished = False
         self._first_step = state.step
         self._writing: _Writing | None = None
@@ -194,10 +196,8 @@ class RankZero:
         checkpoints = self._checkpoints.with_cancellation(writing.cancellation)
         # What was logged before a checkpoint is not logged again by a run that goes on from it.
         is_sent = self._send(step, writing.patience)
-        averages = self._state.averages
-        assert averages is not None
         # Snapshots are written by this thread, in order: here are those of the steps up to this one.
-        snapshots = averages.snapshots if averages.is_tracking else None
+        snapshots = self._averages.snapshots if self._averages.is_tracking else None
         card = dataclasses.replace(self._card, train_step=step)
         pieces = [*encode_state(parts, card, task.source, snapshots), self._config_piece]
         record = checkpoints.save(step, pieces, fence=lambda: self._fence(writing.cancellation))

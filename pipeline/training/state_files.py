@@ -40,7 +40,7 @@ class Position:
     step: int
     """Global batches behind the run; the next one has this index."""
     skipped_steps: tuple[int, ...]
-    """Global batches left out because their loss or gradient was not finite."""
+    """Global batches that were not trained on: a loss or gradient was not finite, or they were left out after that."""
     num_averaged_images: int
     """Images that the moving averages have taken in."""
 

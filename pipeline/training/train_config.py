@@ -157,8 +157,10 @@ class TrainConfig:
     grid_sampler: AnySampler = field(default_factory=DDIM)
     """How the grids are sampled; may change on resume."""
     max_skipped_batches: int = 3
-    """Global batches with a loss or gradient that is not finite, left out before the run stops with an error; may
-    change on resume."""
+    """Global batches of `skip_window_steps` with a loss or gradient that is not finite, left out before the run stops
+    with an error; may change on resume."""
+    skip_window_steps: int = 1000
+    """Steps over which `max_skipped_batches` counts, those up to the present one; may change on resume."""
     register_as: str = "ddpm"
     """Name in the model registry; the version gets the alias `candidate`. May change on resume."""
     run_name: str = "train"
@@ -190,7 +192,7 @@ class TrainConfig:
         check_uris(self, "dataset", "output")
         check_model_uris(self, "fork_from")
         _positive(self, "steps", "global_batch", "checkpoint_interval_steps", "keep_checkpoints")
-        _positive(self, "log_interval_steps", "lease_s")
+        _positive(self, "log_interval_steps", "skip_window_steps", "lease_s")
         if self.stop_after is not None:
             try:
                 parse_duration(self.stop_after)

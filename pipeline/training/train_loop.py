@@ -21,11 +21,13 @@ from pipeline.stores.storage import open_store
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.fork import begin_with_fork
 from pipeline.training.group_control import GroupControl
+from pipeline.training.health import TooManySkipped
+from pipeline.training.loss_watch import LossWatch
 from pipeline.training.rank_zero import RankZero
 from pipeline.training.restore import restore_newest
 from pipeline.training.run_record import read_run_record, refuse_to_begin_again
 from pipeline.training.telemetry import StepClock
-from pipeline.training.train_board import Orders
+from pipeline.training.train_board import Divergence, Orders
 from pipeline.training.train_config import data_order
 from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
@@ -110,6 +112,10 @@ def _fit(
         is_finished = _steps(task, control, state, batches, rank_zero, device)
         if rank_zero is not None and is_finished:
             rank_zero.finish()
+    except TooManySkipped as error:
+        # On all ranks alike, and no failure that is counted: the driver goes back to a checkpoint.
+        control.end()
+        control.diverged(Divergence(steps=error.steps, message=str(error)))
     finally:
         if rank_zero is not None:
             rank_zero.close()
@@ -126,16 +132,23 @@ def _steps(
     """Whether all steps were made, and the group was not asked to leave."""
     config, step = task.config, TrainingStep(task, state, device)
     clock, totals = StepClock(), LossTotals(task.model_config.schedule.num_timesteps, device)
+    watch, left_out, grad_norm = LossWatch(), frozenset(task.left_out_steps), None
     for batch, waited_s in _timed(batches):
         clock.waited(waited_s)
         if _follow(control.agreed(state.step), control, rank_zero):
             return False
-        grad_norm = step(batch, totals)
-        clock.stepped(config.global_batch)
+        if state.step in left_out:
+            state.leave_out()
+        else:
+            grad_norm = step(batch, totals, watch)
+            clock.stepped(config.global_batch)
         if state.step % config.log_interval_steps == 0 or state.step == config.steps:
+            step.settle()
             losses, throughput = totals.reduce(), clock.interval()
+            watch.report()
             if rank_zero is not None:
-                rank_zero.log(losses | {"grad_norm": grad_norm}, throughput)
+                norm = {} if grad_norm is None else {"grad_norm": float(grad_norm)}
+                rank_zero.log(losses | norm, throughput)
         if rank_zero is not None and rank_zero.after_step():
             clock.interval()  # grids and checkpoints are not training's throughput
     control.end()

@@ -37,6 +37,11 @@ class TrainTask:
     rollback: RollbackRecord | None = None
     """That the run has gone back once."""
 
+    @property
+    def left_out_steps(self) -> tuple[int, ...]:
+        """Global batches that are read and not trained on, because they were not finite before the run went back."""
+        return () if self.rollback is None else self.rollback.left_out_steps
+
     def of_group(self, number: int) -> "TrainTask":
         """What another group gets."""
         return replace(self, group=number)

@@ -1,7 +1,12 @@
-"""What a training run consists of between two steps: weights, optimiser, moving averages, position."""
+"""What a training run consists of between two steps: weights, optimiser, moving averages, position.
 
-import math
+Whether a step was finite is known to the device first. The optimiser leaves a step out on the device itself, and the
+host goes on. Only when the next step's gradient is queued does it ask (`TrainingState.settle`), and takes the weights
+into the averages or notes the step as skipped: the device has work all the time.
+"""
+
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +15,23 @@ from ddpm import Ema, ImportanceSampler
 from pipeline.errors import CheckpointError
 from pipeline.training.averages import Averages
 from pipeline.training.ema_snapshots import SnapshotRecord
-from pipeline.training.host_copy import Tensors
+from pipeline.training.host_copy import HostFlag, Tensors
 from pipeline.training.state_files import IMPORTANCE, OPTIMIZER, TRAIN_WEIGHTS, Position, StateParts
 from pipeline.training.train_config import OptimizerConfig
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Unsettled:
+    """A step of which the host does not know yet whether it was skipped."""
+
+    step: int
+    """Its index."""
+    num_images: int
+    """Images of its global batch."""
+
+
 class TrainingState:
-    """The mutable state of one rank's training.
+    """The mutable state of one rank's training; of its thread alone.
 
     Args:
         network: The network in training, on its device.
@@ -38,12 +53,27 @@ class TrainingState:
         """Start at step 0 with the network's present weights."""
         self.network, self.importance = network, importance
         self.step = 0
-        self.skipped_steps: list[int] = []
-        self.averages = Averages(network, config, sigma_rels) if keep_ema else None
+        self._skipped_steps: list[int] = []
+        self._averages = Averages(network, config, sigma_rels) if keep_ema else None
         self._config = config
+        # Of Adam's implementations the fused one alone can leave a step out by a flag on the device.
         self._optimizer = torch.optim.Adam(
-            network.parameters(), lr=config.learning_rate, betas=(config.beta_1, config.beta_2)
+            network.parameters(), lr=config.learning_rate, betas=(config.beta_1, config.beta_2), fused=True
         )
+        self._is_finite = HostFlag()
+        self._unsettled: _Unsettled | None = None
+
+    @property
+    def skipped_steps(self) -> tuple[int, ...]:
+        """Global batches that were not trained on, in order: the gradient was not finite, or they were left out."""
+        self.settle()
+        return tuple(self._skipped_steps)
+
+    @property
+    def averages(self) -> Averages | None:
+        """The moving averages, of every step up to now, where they are kept."""
+        self.settle()
+        return self._averages
 
     @property
     def ema(self) -> Ema | None:
@@ -56,43 +86,64 @@ class TrainingState:
         warmed = min(1.0, (self.step + 1) / self._config.warmup_steps) if self._config.warmup_steps else 1.0
         return self._config.learning_rate * warmed
 
-    def apply_gradient(self, num_images: int) -> float:
+    def apply_gradient(self, num_images: int) -> Tensor:
         """Clip the gradient and step, unless it is not finite; the position moves on either way.
 
-        The norm is the same on every rank, since the gradient was averaged over them: all step, or none does.
+        The norm is the same on every rank, since the gradient was averaged over them: all step, or none does. The host
+        waits for nothing but the step before.
 
         Args:
             num_images: Images of the global batch, the unit of the moving averages.
 
         Returns:
-            The gradient's norm before clipping; where it is not finite the weights are untouched.
+            The gradient's norm before clipping, 0-dim on its device; where it is not finite the weights, the moments
+            and Adam's count of steps are untouched.
         """
-        limit = self._config.grad_clip_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), limit))
-        if torch.isfinite(torch.tensor(norm)):
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.learning_rate
-            self._optimizer.step()
-            if self.averages is not None:
-                self.averages.update(self.network, num_images)
-        else:
-            self.skipped_steps.append(self.step)
+        parameters = list(self.network.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self._config.grad_clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self._config.grad_clip_norm, norm)
+        self.settle()  # while the weights are still those of the step before
+        is_finite = norm.isfinite()
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.learning_rate  # a tensor would give other last bits than a number
+        self._optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+        self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self._is_finite.send(is_finite)
+        self._unsettled = _Unsettled(step=self.step, num_images=num_images)
         self.step += 1
         return norm
 
+    def settle(self) -> None:
+        """Take the latest step into the averages, or note that it was skipped; waits until the device knows which."""
+        latest, self._unsettled = self._unsettled, None
+        if latest is None:
+            return
+        if not self._is_finite.wait():
+            self._skipped_steps.append(latest.step)
+        elif self._averages is not None:
+            self._averages.update(self.network, latest.num_images)
+
+    def leave_out(self) -> None:
+        """Move on past the next global batch without training on it; noted as skipped."""
+        self.settle()
+        self._skipped_steps.append(self.step)
+        self.step += 1
+
     def parts(self) -> StateParts:
         """The whole state; its tensors are not copies, the next step changes them."""
-        assert self.averages is not None, "only the rank that keeps the moving averages writes checkpoints"
+        averages = self.averages
+        assert averages is not None, "only the rank that keeps the moving averages writes checkpoints"
         position = Position(
             step=self.step,
-            skipped_steps=tuple(self.skipped_steps),
-            num_averaged_images=self.averages.num_images,
+            skipped_steps=self.skipped_steps,
+            num_averaged_images=averages.num_images,
         )
         return StateParts(
             position=position,
-            tensors=self.averages.tensors() | self._shared_tensors(),
-            halflives_images=self.averages.halflives_images,
+            tensors=averages.tensors() | self._shared_tensors(),
+            halflives_images=averages.halflives_images,
         )
 
     @property
@@ -103,7 +154,7 @@ class TrainingState:
     @property
     def own_files(self) -> tuple[str, ...]:
         """Names, as in `StateParts.tensors`, of what only this rank has: the moving averages, if it keeps them."""
-        return () if self.averages is None else tuple(self.averages.tensors())
+        return () if self._averages is None else tuple(self._averages.tensors())
 
     def restore(self, position: Position, tensors: Tensors, snapshots: Sequence[SnapshotRecord] = ()) -> None:
         """Take over a stored state.
@@ -121,12 +172,13 @@ class TrainingState:
             self._restore_optimizer(tensors[OPTIMIZER])
             if self.importance is not None:
                 self.importance.load_state_dict(tensors[IMPORTANCE])
-            if self.averages is not None:
-                self.averages.restore(tensors, snapshots, num_images=position.num_averaged_images)
+            if self._averages is not None:
+                self._averages.restore(tensors, snapshots, num_images=position.num_averaged_images)
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"checkpoint does not fit the configured network ({reason})") from error
-        self.step, self.skipped_steps = position.step, list(position.skipped_steps)
+        self.step, self._skipped_steps = position.step, list(position.skipped_steps)
+        self._unsettled = None
 
     def _shared_tensors(self) -> dict[str, dict[str, Tensor]]:
         moments = {
@@ -141,6 +193,5 @@ class TrainingState:
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in moments.items():
             index, name = key.split(".", 1)
-            # Adam keeps its count of steps on the host, where it is read.
-            state.setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
+            state.setdefault(int(index), {})[name] = value
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": state})

@@ -20,7 +20,8 @@ from ddpm import (
     stratified_timesteps,
 )
 from pipeline.data.ingest import RankBatch
-from pipeline.errors import TrainingDivergedError
+from pipeline.training.health import SkipLimit
+from pipeline.training.loss_watch import LossWatch, summary_of
 from pipeline.training.train_config import data_order
 from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
@@ -47,56 +48,65 @@ class TrainingStep:
         self._rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         order = data_order(task.config, task.manifest)
         # A lane's place in the global batch is the same whoever reads it: that is what a slot is.
-        self._slots = [
-            torch.arange(lanes.start * order.lane_rows_per_step, lanes.stop * order.lane_rows_per_step)
-            for lanes in (order.rank_lanes(rank, self._world) for rank in range(self._world))
-        ]
+        lanes = order.rank_lanes(self._rank, self._world)
+        self._slots = torch.arange(
+            lanes.start * order.lane_rows_per_step, lanes.stop * order.lane_rows_per_step, device=device
+        )
+        self._skip_limit = SkipLimit(task.config, task.left_out_steps, state.skipped_steps)
+        self._summary: Tensor | None = None
 
-    def __call__(self, batch: RankBatch, totals: "LossTotals") -> float:
-        """Train on this rank's part of a global batch.
+    def __call__(self, batch: RankBatch, totals: "LossTotals", watch: LossWatch) -> Tensor:
+        """Train on this rank's part of a global batch; waits for the device only to know how the step before went.
 
         Returns:
-            The norm of the whole gradient before clipping.
+            The norm of the whole gradient before clipping, 0-dim on the device.
 
         Raises:
-            TrainingDivergedError: If too many steps were left out because something was not finite.
+            TooManySkipped: If the step before was skipped, and too many were.
         """
-        config, state = self._config, self._state
+        config, state, step = self._config, self._state, self._state.step
+        sample_ids = self._on_device(batch.sample_ids)
         label = None if batch.labels is None or self._model.null_label is None else self._on_device(batch.labels)
-        chosen = self._choose_t(state.step)
+        chosen = self._choose_t(step)
         noised = make_training_batch(
             self._model,
             images_to_x_0(self._on_device(batch.images), self._model.num_levels),
             label,
             seed=config.seed,
-            sample_ids=self._on_device(batch.sample_ids),
+            sample_ids=sample_ids,
             epochs=self._on_device(batch.epochs),
             flip=config.horizontal_flip,
             label_drop=config.label_drop,
             timesteps=chosen,
         )
-        torch.manual_seed(((config.seed * 1_000_003 + state.step) * 65_537 + self._rank) % 2**63)  # dropout only
+        torch.manual_seed(((config.seed * 1_000_003 + step) * 65_537 + self._rank) % 2**63)  # dropout only
         losses = per_sample_loss(self._model, noised, objective=config.objective)
         # DDP averages gradients over ranks; ranks may hold different numbers of images.
-        torch.autograd.backward((losses * noised.weight).sum() * (self._world / config.global_batch))
-        this_step, skipped = state.step, len(state.skipped_steps)
+        loss = (losses * noised.weight).sum() * (self._world / config.global_batch)
+        # An infinite loss may have a finite gradient: NaN in its place reaches every rank with DDP's average.
+        torch.autograd.backward(loss, torch.where(loss.isfinite(), torch.ones_like(loss), torch.nan))
+        self.settle()
         grad_norm = state.apply_gradient(config.global_batch)
-        if len(state.skipped_steps) == skipped:
-            totals.add(noised.t, losses.detach())
-            if state.importance is not None:
-                state.importance.update(*self._gather_in_slot_order(noised.t, losses.detach()))
-        elif len(state.skipped_steps) > config.max_skipped_batches:
-            worst = batch.sample_ids[int(losses.detach().nan_to_num(torch.inf, torch.inf).argmax())]
-            raise TrainingDivergedError(
-                f"step {this_step}: the loss or its gradient is not finite, for the {len(state.skipped_steps)}th time "
-                f"(max_skipped_batches is {config.max_skipped_batches}); highest loss on this rank at sample {worst}; "
-                "start anew with a lower optimizer.learning_rate, or raise max_skipped_batches and --resume"
-            )
+        is_finite, losses = grad_norm.isfinite(), losses.detach()
+        self._summary = summary_of(losses, sample_ids)
+        totals.add(noised.t, losses, is_finite)
+        watch.add(step, self._summary, is_finite)
+        # The next draw of t depends on these losses, on the host: here it has to wait in every step anyway.
+        if state.importance is not None and step not in state.skipped_steps[-1:]:
+            state.importance.update(*self._gather_in_slot_order(noised.t, losses))
         return grad_norm
+
+    def settle(self) -> None:
+        """Learn how the latest step went; every rank calls it after the same step.
+
+        Raises:
+            TooManySkipped: If it was skipped, and too many were.
+        """
+        self._skip_limit.check(self._state.skipped_steps, self._summary)
 
     def _choose_t(self, step: int) -> ChosenTimesteps | None:
         """The t of this rank's slots; None where each sample draws its own."""
-        config, slots = self._config, self._slots[self._rank].to(self._device)
+        config, slots = self._config, self._slots
         match config.objective.t_choice:
             case "stratified":
                 return stratified_timesteps(
@@ -115,12 +125,15 @@ class TrainingStep:
         """Collective: t and losses of the whole global batch, equal on every rank and for any number of ranks."""
         # gather wants equal sizes, and ranks may hold different numbers of lanes: everyone fills in its own places.
         whole = torch.zeros(2, self._config.global_batch, dtype=torch.float64, device=self._device)
-        whole[:, self._slots[self._rank].to(self._device)] = torch.stack((t.double(), losses.double()))
+        whole[:, self._slots] = torch.stack((t.double(), losses.double()))
         torch.distributed.all_reduce(whole)
         return whole[0].long(), whole[1]
 
     def _on_device(self, array: Any) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+        tensor = torch.from_numpy(array)
+        if self._device.type == "cuda":  # from pageable memory a copy may wait for what the device has to do
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
 
 
 class LossTotals:
@@ -136,11 +149,19 @@ class LossTotals:
         self._num_timesteps = num_timesteps
         self._sums = torch.zeros(2, _NUM_QUARTILES, dtype=torch.float64, device=device)
 
-    def add(self, t: Tensor, losses: Tensor) -> None:
-        """Count the losses [b] of a step at their t [b]."""
+    def add(self, t: Tensor, losses: Tensor, is_finite: Tensor) -> None:
+        """Count the losses [b] of a step at their t [b], unless the step is skipped; nothing waits for the device.
+
+        Args:
+            t: Step indices [b].
+            losses: Losses [b].
+            is_finite: 0-dim, on the device; not of these losses, but of the whole step.
+        """
         quartile = t * _NUM_QUARTILES // self._num_timesteps
-        self._sums[0].index_add_(0, quartile, losses.double())
-        self._sums[1].index_add_(0, quartile, torch.ones_like(losses, dtype=torch.float64))
+        losses = losses.double()
+        # where, because 0 * NaN is NaN.
+        self._sums[0].index_add_(0, quartile, torch.where(is_finite, losses, 0.0))
+        self._sums[1].index_add_(0, quartile, torch.where(is_finite, torch.ones_like(losses), 0.0))
 
     def reduce(self) -> dict[str, float]:
         """Collective: every rank calls it; the means over the global batches since the last call."""

@@ -60,7 +60,7 @@ def test_only_the_driver_makes_a_run_and_a_worker_waits_for_it(config: TrackingC
     with pytest.raises(NotOpenedError):
         worker.require_id()
     with pytest.raises(TrackingUnavailableError, match="is not opened yet"):
-        worker.last_logged_step()
+        worker.metric_history("loss")
     assert runs_of(worker.uri) == []
     driver = TrackingRun.open(config, key)
     for step in range(20, 40):

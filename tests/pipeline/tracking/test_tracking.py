@@ -95,15 +95,44 @@ def test_the_handle_travels_and_two_processes_write_at_once(config: TrackingConf
     assert [step for step, _ in run.metric_history("driver")] == list(range(num_steps))
 
 
+def last_logged_step(run: TrackingRun, redone: tuple[int, int] | None = None) -> int:
+    return run_requests.last_logged_step(connect(run.uri), run.require_id(), redone)
+
+
+def test_redone_steps_are_logged_once_more(config: TrackingConfig) -> None:
+    """After a return to step 30 from 60: what has been logged since is what stands there twice."""
+    run = TrackingRun.open(config, new_run_key())
+
+    def log(*steps: int) -> None:
+        for step in steps:
+            run.log_metrics({run_requests.REDONE_METRIC: 0.1, "loss": 1.0}, step)
+        assert run.flush(10) == 0
+
+    log(10, 20, 30, 40, 50, 60)
+    assert last_logged_step(run) == 60
+    assert last_logged_step(run, (31, 60)) == 30
+    log(40, 50)
+    assert last_logged_step(run, (31, 60)) == 50
+    again = TrackingRun.join(config, run.require_id())
+    again.skip_logged_steps((31, 60))
+    for step in (40, 50, 60, 70):
+        again.log_metrics({run_requests.REDONE_METRIC: 0.2}, step)
+    assert again.finish() == 0
+    steps = [step for step, _ in run.metric_history(run_requests.REDONE_METRIC)]
+    assert steps == [10, 20, 30, 40, 40, 50, 50, 60, 60, 70]
+    assert last_logged_step(run, (31, 60)) == 70
+    run.close()
+
+
 def test_a_resumed_run_logs_no_step_twice(config: TrackingConfig) -> None:
     run = TrackingRun.open(config, new_run_key())
-    assert run.last_logged_step() == -1
+    assert last_logged_step(run) == -1
     for step in range(0, 70, 10):
         run.log_metrics({"loss": step}, step)
     run.log_metrics({"other": 1.0}, 30)
     assert run.close() == 0
     resumed = TrackingRun.join(config, run.run_id)
-    assert resumed.last_logged_step() == 60
+    assert last_logged_step(run) == 60
     resumed.skip_logged_steps()
     for step in range(40, 100, 10):
         resumed.log_metrics({"loss": -step}, step)
@@ -229,7 +258,7 @@ def test_a_job_without_a_server_goes_on(lines: list[str]) -> None:
     assert "does not answer ([Errno 111] Connection refused)" in lines[0]
     assert "103 metrics or files of run" in lines[1]
     with pytest.raises(TrackingUnavailableError):
-        run.last_logged_step()
+        run.metric_history("loss")
     taken.close()
 
 

@@ -14,8 +14,8 @@ from pipeline.stores.lease import hold_lease
 from pipeline.stores.local_store import LocalStore
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
-from pipeline.training.checkpoint_records import CheckpointRecord
-from pipeline.training.checkpoints import CheckpointStore, Retention
+from pipeline.training.checkpoint_records import CheckpointRecord, Retention
+from pipeline.training.checkpoints import CheckpointStore
 from tests.pipeline.training.checkpoint_cases import FILES, KEY_2, OTHER, age, pieces, read_all, snapshot
 
 OTHER_FORMATS = {

@@ -30,6 +30,7 @@ HYBRID = ObjectiveConfig(name="hybrid")
         ({"seed": -1}, "seed"),
         ({"workers": WorkerConfig(num_workers=9), "data": DataConfig(lanes=8)}, "workers.num_workers"),
         ({"max_skipped_batches": -1}, "max_skipped_batches"),
+        ({"skip_window_steps": 0}, "skip_window_steps"),
         ({"lease_s": 0.0}, "lease_s"),
         ({"start_over": True}, "start_over"),
         ({"new_run": True}, "new_run"),

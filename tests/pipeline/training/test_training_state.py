@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from ddpm import ModelConfig, UNetConfig, build_network
+from ddpm import Ema, ModelConfig, UNetConfig, build_network
 from pipeline.errors import CheckpointError, FormatVersionError
 from pipeline.models.model_files import WEIGHTS, ModelCard
 from pipeline.training.train_config import OptimizerConfig
@@ -36,7 +36,7 @@ def step(state: TrainingState, scale: float = 1.0) -> float:
     generator = torch.Generator().manual_seed(state.step)
     for parameter in state.network.parameters():
         parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
-    return state.apply_gradient(num_images=16)
+    return float(state.apply_gradient(num_images=16))
 
 
 def test_the_step_size_warms_up_linearly() -> None:
@@ -83,12 +83,100 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_position(poison: 
     average = {name: tensor.clone() for name, tensor in state.ema.state_dict().items()} if state.ema else {}
     next(state.network.parameters()).grad = torch.full_like(next(state.network.parameters()), poison)
     state.apply_gradient(num_images=16)
-    assert state.step == 2 and state.skipped_steps == [1]
+    assert state.step == 2 and state.skipped_steps == (1,)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.network.state_dict().items())
     assert state.ema is not None
     assert all(torch.equal(tensor, average[name]) for name, tensor in state.ema.state_dict().items())
     step(state)
     assert not torch.equal(next(iter(state.network.state_dict().values())), next(iter(before.values())))
+
+
+@pytest.mark.parametrize("limit", [1.0, None])
+def test_a_skipped_step_leaves_the_moments_and_adams_count(limit: float | None) -> None:
+    state = make_state(config=replace(OPTIMIZER, grad_clip_norm=limit))
+    step(state)
+    before = {k: t.clone() for k, t in state.parts().tensors["optimizer.safetensors"].items()}
+    assert float(before["0.step"]) == 1 and before["0.exp_avg"].any() and before["0.exp_avg_sq"].any()
+    step(state, math.nan)
+    after = state.parts().tensors["optimizer.safetensors"]
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_step_is_taken_into_the_averages_before_the_weights_change_or_when_somebody_looks() -> None:
+    state = make_state()
+    step(state)
+    assert state._averages is not None
+    assert state._averages.num_images == 0, "the device may still be at work"
+    step(state)
+    assert state._averages.num_images == 16
+    for look in (lambda: state.averages, lambda: state.ema, lambda: state.skipped_steps, lambda: state.parts()):
+        before = state._averages.num_images
+        look()
+        assert state._averages.num_images == before + 16
+        look()
+        assert state._averages.num_images == before + 16, "once"
+        step(state)
+
+
+class ByTheBook:
+    """The step as it was when the host waited for each norm: the oracle."""
+
+    def __init__(self, network: torch.nn.Module, config: OptimizerConfig, *, foreach: bool) -> None:
+        self.network, self.config, self.step = network, config, 0
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, foreach=foreach)
+        self.ema = Ema(network, config.ema_halflife_images)
+
+    def apply_gradient(self, num_images: int) -> None:
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip_norm or math.inf)
+        if math.isfinite(float(norm)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * min(1.0, (self.step + 1) / self.config.warmup_steps)
+            self.optimizer.step()
+            self.ema.update(self.network, num_images)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+
+
+@pytest.mark.parametrize("limit", [0.05, None])
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "of_losses", "of_averages"), [(torch.float64, 1e-15, 3e-14), (torch.float32, 5e-7, 1e-5)]
+)
+def test_fifty_steps_are_those_of_clip_grad_norm_and_adam(
+    dtype: torch.dtype, of_losses: float, of_averages: float, foreach: bool, limit: float | None
+) -> None:
+    """With a step that is skipped. Fused Adam rounds otherwise in the last bits; the average of equal weights is equal.
+
+    Measured: losses differ by 2.2e-16, relative, in float64 and by 1.2e-7 in float32; averages by 5.7e-15 and 2.6e-6 of
+    the largest weight. Without dropout, whose draws would not be the same.
+    """
+    config = replace(OPTIMIZER, learning_rate=1e-3, grad_clip_norm=limit)
+    state = TrainingState(build_network(MODEL, seed=0).to(dtype).eval(), config, keep_ema=True)
+    book = ByTheBook(build_network(MODEL, seed=0).to(dtype).eval(), config, foreach=foreach)
+    beside, losses = Ema(state.network, config.ema_halflife_images), {"new": [], "old": []}  # of the new weights
+    generator = torch.Generator().manual_seed(0)
+    for number in range(50):
+        x, target = torch.randn(2, 16, 1, 8, 8, generator=generator).to(dtype)
+        if number == 20:
+            target = target * math.nan
+        for name, trained in (("new", state), ("old", book)):
+            loss = (trained.network(x, torch.arange(16), None) - target).square().mean()
+            torch.autograd.backward(loss)
+            trained.apply_gradient(16)
+            losses[name].append(float(loss.detach()))
+        if number != 20:
+            beside.update(state.network, 16)
+    assert state.skipped_steps == (20,) and state.ema is not None
+    mine, exact, theirs = (average.state_dict() for average in (state.ema, beside, book.ema))
+    assert all(torch.equal(mine[name], exact[name]) for name in mine)
+    new, old = (torch.tensor(losses[name], dtype=torch.float64) for name in ("new", "old"))
+    assert new[20].isnan() and old[20].isnan() and float(new[0]) - float(new[-1]) > 0.005
+    difference = ((new - old) / old).nan_to_num(0.0).abs().max()
+    assert float(difference) < of_losses
+    scale = max(float(tensor.abs().max()) for tensor in theirs.values())
+    furthest = max(float((mine[name] - theirs[name]).abs().max()) for name in mine) / scale
+    print(f"{dtype}, foreach {foreach}, limit {limit}: losses {float(difference):.1e}, averages {furthest:.1e}")
+    assert furthest < of_averages
 
 
 def test_a_restored_state_goes_on_bit_for_bit() -> None:
@@ -97,6 +185,7 @@ def test_a_restored_state_goes_on_bit_for_bit() -> None:
         step(state)
     files = to_files(state, ModelCard(config=MODEL, train_step=state.step))
     restored = make_state(seed=9)
+    step(restored)  # of which nothing is left
     restore(restored, files)
     assert restored.step == 3
     for _ in range(3):
@@ -132,7 +221,7 @@ def test_several_averages_ramp_up_over_the_steps_that_were_made() -> None:
         step(state, scale)
         if math.isfinite(scale):
             values.append(next(iter(state.network.parameters())).detach().clone())
-    assert state.skipped_steps == [2] and state.averages is not None and state.averages.num_images == 6 * 16
+    assert state.skipped_steps == (2,) and state.averages is not None and state.averages.num_images == 6 * 16
     name = next(iter(dict(state.network.named_parameters())))
     files = to_files(state, CARD)
     assert json.loads(files["state.json"])["num_averaged_images"] == 6 * 16

@@ -1,0 +1,121 @@
+"""Real training steps on made-up images, without Ray: a task, its batches, and a process group of one rank."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddpm import ImportanceSampler, ObjectiveConfig, build_network
+from pipeline.data.batch_cutter import RankBatch
+from pipeline.data.data_order import DataConfig
+from pipeline.data.manifest import ShardRecord, Split
+from pipeline.training.run_record import RollbackRecord
+from pipeline.training.train_config import OptimizerConfig, TrainConfig
+from pipeline.training.train_task import TrainTask
+from pipeline.training.training_state import TrainingState
+from tests.pipeline.training.small_runs import MODEL, manifest
+
+GLOBAL_BATCH = 8
+CPU = torch.device("cpu")
+IMPORTANCE = ObjectiveConfig(t_choice="importance")
+OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=4, ema_halflife_images=100)
+
+
+def make_task(**changes: Any) -> TrainTask:
+    """A task of 100 steps; `changes` are fields of TrainConfig or of TrainTask."""
+    shards = [ShardRecord(key=f"train/{i}.tar", size_bytes=1, sha256="0" * 64, num_samples=25) for i in range(4)]
+    of_config = {field.name for field in dataclasses.fields(TrainConfig)}
+    config = TrainConfig(
+        **{
+            "network": MODEL.network,
+            "schedule": MODEL.schedule,
+            "class_conditional": True,
+            "optimizer": OPTIMIZER,
+            "steps": 100,
+            "global_batch": GLOBAL_BATCH,
+            "data": DataConfig(lanes=2),
+            "log_interval_steps": 10,
+            **{name: value for name, value in changes.items() if name in of_config},
+        }  # type: ignore[arg-type]
+    )
+    return TrainTask(
+        config=config,
+        manifest=dataclasses.replace(manifest(*"0123456789"), splits={"train": Split(shards=tuple(shards))}),
+        model_config=MODEL,
+        source=None,
+        fork_digest=None,
+        lease_token="ours",
+        patience_minutes=0.0,
+        run=SimpleNamespace(),  # type: ignore[arg-type]
+        board=SimpleNamespace(),
+        **{name: value for name, value in changes.items() if name not in of_config},
+    )
+
+
+def rollback_of(left_out_steps: tuple[int, ...]) -> RollbackRecord | None:
+    """A return after which some batches are left out."""
+    return RollbackRecord(to_step=0, from_step=0, left_out_steps=left_out_steps) if left_out_steps else None
+
+
+def make_state(task: TrainTask, device: torch.device = CPU) -> TrainingState:
+    """Step 0 of a task."""
+    importance = ImportanceSampler(20, history=1) if task.config.objective.t_choice == "importance" else None
+    network = build_network(MODEL, seed=1)
+    for parameter in network.parameters():
+        if not parameter.detach().any():  # a last layer of zeros would keep most gradients at zero
+            nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(3))
+    return TrainingState(
+        network.to(device), task.config.optimizer, keep_ema=True, sigma_rels=(0.05,), importance=importance
+    )
+
+
+def batch_of(step: int, rank: int = 0, world: int = 1) -> RankBatch:
+    """A rank's part of the global batch of a step."""
+    places = np.arange(GLOBAL_BATCH)[rank * GLOBAL_BATCH // world : (rank + 1) * GLOBAL_BATCH // world]
+    ids = (step * GLOBAL_BATCH + places) % 100
+    return RankBatch(
+        images=np.stack([np.random.default_rng(i).integers(0, 256, (8, 8, 1), dtype=np.uint8) for i in ids]),
+        labels=ids % 10,
+        sample_ids=ids,
+        epochs=(step * GLOBAL_BATCH + places) // 100,
+    )
+
+
+def poison(state: TrainingState, value: float, sample_of_step: dict[int, int]) -> None:
+    """Add a value to the network's answer for one place of this rank's batch in some steps."""
+
+    def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        if state.step not in sample_of_step:
+            return output
+        wrong = torch.zeros(len(output), 1, 1, 1)
+        wrong[sample_of_step[state.step]] = value
+        return output + wrong
+
+    state.network.register_forward_hook(add)
+
+
+def everything_of(state: TrainingState) -> dict[str, Tensor]:
+    """Copies of all tensors of a state: weights, moments and Adam's count, averages, the choice of t."""
+    parts = state.parts()
+    return {f"{file}/{name}": tensor.clone() for file, named in parts.tensors.items() for name, tensor in named.items()}
+
+
+def assert_equal_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """Of two states."""
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@contextlib.contextmanager
+def single_rank(backend: str = "gloo") -> Iterator[None]:
+    """A process group of this process alone."""
+    torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
