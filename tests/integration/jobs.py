@@ -104,6 +104,26 @@ def slow_noise(
     return SlowNoise(num_classes, 0.5, delay_s)
 
 
+class NoiseOrNan(ScaledNoise):
+    """Answers with NaN while a file is there."""
+
+    def __init__(self, num_classes: int | None, nan_file: str) -> None:
+        super().__init__(num_classes, 0.5)
+        self.nan_file = Path(nan_file)
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        time.sleep(0.05)
+        answer = super().forward(x_t, t, label)
+        return answer * torch.nan if self.nan_file.exists() else answer
+
+
+def noise_or_nan(
+    *, image_size: tuple[int, int], channels: int, num_classes: int | None, nan_file: str = "no such file"
+) -> nn.Module:
+    """Factory of `NoiseOrNan`."""
+    return NoiseOrNan(num_classes, nan_file)
+
+
 def scaled_noise(
     *, image_size: tuple[int, int], channels: int, num_classes: int | None, scale: float = 0.5
 ) -> nn.Module:

@@ -1,11 +1,13 @@
 """A Ray cluster on this machine whose nodes come, go and are taken away; nothing of it joins the test's own process."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 from ray.cluster_utils import Cluster
@@ -18,10 +20,12 @@ _WORKER = "ray::RayTrainWorker"
 
 
 class Nodes:
-    """A head and other nodes, one logical CPU each."""
+    """A head and other nodes, one logical CPU each, in whose environment are some variables."""
 
-    def __init__(self) -> None:
-        self._cluster = Cluster(initialize_head=True, head_node_args=self._arguments(dashboard_port=free_port()))
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        with patch.dict(os.environ, variables):
+            self._cluster = Cluster(initialize_head=True, head_node_args=self._arguments(dashboard_port=free_port()))
         self._others: list[Any] = []
 
     @property
@@ -33,7 +37,8 @@ class Nodes:
         while len(self._others) > number:
             self.kill_raylet()
         while len(self._others) < number:
-            self._others.append(self._cluster.add_node(**self._arguments()))
+            with patch.dict(os.environ, self._variables):
+                self._others.append(self._cluster.add_node(**self._arguments()))
 
     def kill_raylet(self) -> None:
         """SIGKILL to the raylet of the oldest node but the head; its workers follow it."""

@@ -1,5 +1,8 @@
 """Workers, nodes, servers and the driver are lost, taken away or hang: the run ends as if nothing had happened."""
 
+import json
+import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -10,11 +13,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.integration.jobs import records, run_job, start_job
+from pipeline.stores.storage import join_uri
+from pipeline.tracking.mlflow_client import connect
+from pipeline.training.checkpoints import CheckpointStore
+from tests.faulty_proxy import FaultyProxy, LoseAnswer
+from tests.fixtures_s3 import S3Server
+from tests.integration.jobs import records, start_job
 from tests.integration.nodes import Log, Nodes, ending
 from tests.integration.training_runs import (
     flags,
     losses,
+    metric,
     runs_in,
     wait_until,
 )
@@ -26,8 +35,20 @@ QUICK = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", "DDPM_PATIENCE_MINUTES": "
 
 
 @pytest.fixture(scope="module")
-def all_nodes() -> Iterator[Nodes]:
-    nodes = Nodes()
+def proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
+    with FaultyProxy(s3_server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def storage(s3_server: S3Server, proxy: FaultyProxy) -> dict[str, str]:
+    """What reaches the S3 server, by way of the proxy."""
+    return s3_server.environment | {"AWS_ENDPOINT_URL": proxy.endpoint}
+
+
+@pytest.fixture(scope="module")
+def all_nodes(storage: dict[str, str]) -> Iterator[Nodes]:
+    nodes = Nodes(storage)
     yield nodes
     nodes.shutdown()
 
@@ -49,6 +70,15 @@ def start(nodes: Nodes, folder: Path, *arguments: str) -> tuple["subprocess.Pope
     with log.open("a"):
         job = start_job("train", *arguments, log=log, variables={"RAY_ADDRESS": nodes.address, **QUICK})
     return job, Log(job, log)
+
+
+def undisturbed(nodes: Nodes, folder: Path, *arguments: str) -> Path:
+    """The same run, to which nothing happens."""
+    folder.mkdir()
+    job, _ = start(nodes, folder, *arguments)
+    with ending(job):
+        assert job.wait(300) == 0, (folder / "log").read_text()
+    return folder
 
 
 def last_step(folder: Path) -> int:
@@ -106,9 +136,111 @@ def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, tmp
     losses(tmp_path, 400)  # one run, every step once
 
     alone = tmp_path / "alone"
-    alone.mkdir()
-    run_job("train", *flags(alone, dataset, steps=400, network=slow(0.0)))
+    undisturbed(nodes, alone, *flags(alone, dataset, steps=400, network=slow(0.0)))
     touched, untouched = last_weights(tmp_path), last_weights(alone)
     difference = float((touched - untouched).norm() / untouched.norm())
     print(f"relative norm of the difference: {difference:.1e}")
     assert difference <= 1e-4
+
+
+def test_two_kills_and_a_lost_answer_leave_no_trace(
+    nodes: Nodes,
+    dataset: str,
+    s3_server: S3Server,
+    proxy: FaultyProxy,
+    storage: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker and the driver are killed, an answer to a checkpoint's record is lost: the same weights, bit by bit."""
+    for name, value in storage.items():
+        monkeypatch.setenv(name, value)
+    place = join_uri(s3_server.uri, "run-of-failures")
+    checkpoints = CheckpointStore.of_run(place, print)
+
+    def reached() -> int:
+        newest = checkpoints.newest()
+        return newest.step if newest else 0
+
+    arguments = [*flags(tmp_path, dataset, steps=NUM_STEPS, output=place), *HYBRID, *CHECKPOINTS, "--lease-s", "4"]
+    proxy.add(LoseAnswer(), method="PUT", path="_records/step-000000010", times=1)
+    job, log = start(nodes, tmp_path, *arguments)
+    with ending(job):
+        wait_until(lambda: reached() >= 15 or job.poll() is not None)
+        nodes.kill_worker()
+        log.wait_for("going on from step ")
+        killed_at = reached()
+        wait_until(lambda: reached() > killed_at + 5 or job.poll() is not None)
+        kill_with_its_machine(job)
+    assert reached() < NUM_STEPS, "killed in mid-run"
+    assert proxy.count(LoseAnswer) == 1
+    last, _ = start(nodes, tmp_path, *arguments, "--resume")
+    assert last.wait(300) == 0, (tmp_path / "log").read_text()
+
+    alone = tmp_path / "alone"
+    undisturbed(nodes, alone, *flags(alone, dataset, steps=NUM_STEPS), *HYBRID, *CHECKPOINTS)
+    newest = checkpoints.newest()
+    assert newest is not None
+    final = {file.name: file.sha256 for file in newest.files if file.name != "config.toml"}
+    assert final == digests(alone / "run")
+    np.testing.assert_array_equal(losses(tmp_path, NUM_STEPS), losses(alone, NUM_STEPS))
+
+
+def test_a_read_that_hangs_and_losses_that_are_not_finite(nodes: Nodes, dataset: str, tmp_path: Path) -> None:
+    """A hang is found, and logged with the stacks of all ranks; too many bad batches are gone back from, once."""
+    copied, bad = tmp_path / "dataset", tmp_path / "bad"
+    shutil.copytree(dataset, copied)
+    shard = next((copied / "train").iterdir())
+    whole = shard.read_bytes()
+    shard.unlink()
+    os.mkfifo(shard)  # whoever opens it waits for a writer
+    network = ["--network.name", "own", "--network.factory", "tests.integration.jobs:noise_or_nan",
+               "--network.options", "nan_file", str(bad)]  # fmt: skip
+    arguments = flags(tmp_path, str(copied), steps=100_000, network=network)
+    arguments += ["--workers.hang-timeout-s", "8", "--checkpoint-interval-steps", "25", "--max-skipped-batches", "2"]
+    job, log = start(nodes, tmp_path, *arguments)
+    with ending(job):
+        log.wait_for("ending the workers; this is where they stand")
+        shard.unlink()
+        shard.write_bytes(whole)
+        log.wait_for("worker 0, process ")
+        log.wait_for("worker 1, process ")
+        log.wait_for("going on from step 0")
+        wait_until(lambda: last_step(tmp_path) >= 50 or job.poll() is not None)
+
+        bad.touch()
+        log.wait_for("; going back to step ")
+        bad.unlink()
+        rollback = json.loads((tmp_path / "run" / "run.json").read_bytes())["rollback"]
+        wait_until(lambda: last_step(tmp_path) > rollback["from_step"] + 25 or job.poll() is not None)
+        bad.touch()
+        assert job.wait(120) == 1, (tmp_path / "log").read_text()
+    ended = (tmp_path / "log").read_text().splitlines()[-1]
+    assert ended.startswith("error: step ") and "highest loss at sample" in ended and "once before" in ended
+
+    first, last = min(rollback["left_out_steps"]), max(rollback["left_out_steps"])
+    assert len(rollback["left_out_steps"]) == 3 and rollback["to_step"] <= first <= last < rollback["from_step"]
+    assert rollback["is_done"]
+    (run,) = runs_in(tmp_path)
+    assert run.info.status == "FAILED" and f"to {rollback['to_step']}" in run.data.tags["ddpm.rolled_back"]
+    values = {step: len(logged) for step, logged in metric(tmp_path, "learning_rate").items()}
+    redone = range(rollback["to_step"] + 1, rollback["from_step"] + 1)
+    assert {values[step] for step in redone if step <= last} == {2}, "logged again, since their batches differ"
+    assert {count for step, count in values.items() if step not in redone} == {1}
+    stacks = connect(f"sqlite:///{tmp_path / 'mlflow.db'}").list_artifacts(run.info.run_id, "hangs")
+    assert [file.path for file in stacks] == ["hangs/group-1.txt"]
+
+
+def test_a_shard_that_is_altered_ends_the_run_at_once(nodes: Nodes, dataset: str, tmp_path: Path) -> None:
+    copied = tmp_path / "dataset"
+    shutil.copytree(dataset, copied)
+    shard = next((copied / "train").iterdir())
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    job, _ = start(nodes, tmp_path, *flags(tmp_path, str(copied), steps=20))
+    with ending(job):
+        assert job.wait(200) == 1
+    said = (tmp_path / "log").read_text()
+    assert said.splitlines()[-1].startswith("error: ") and shard.name in said and "going on" not in said
+    assert json.loads((tmp_path / "run" / "run.json").read_bytes()).get("num_restarts", 0) == 0
