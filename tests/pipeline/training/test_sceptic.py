@@ -20,8 +20,9 @@ from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.failures import Failure, FailureCount
 from pipeline.training.group_control import GroupControl
 from pipeline.training.group_watch import GroupTerms, GroupWatch
+from pipeline.training.places import avoiding
 from pipeline.training.rollback import roll_back
-from pipeline.training.run_record import RUN_RECORD, RollbackRecord, RunRecord, update_run_record
+from pipeline.training.run_record import RUN_RECORD, RollbackRecord, RunRecord
 from pipeline.training.stop_request import StopRequest
 from pipeline.training.supervisor import Supervisor
 from pipeline.training.train_board import Board, BoardState, Divergence, Member, WorkerFailure
@@ -264,3 +265,11 @@ def test_a_reader_that_has_gone_does_not_end_the_watch(monkeypatch: pytest.Monke
     watch._ended.set()
     thread.join()
     assert not died
+
+
+# ---- 8
+
+
+def test_of_several_silent_nodes_every_one_is_left_out() -> None:
+    """Ray 2.60 takes what stands after each comma, the space included: measured, "!in(a, b)" leaves out a alone."""
+    assert avoiding(["a", "b"]) == {"ray.io/node-id": "!in(a,b)"}
