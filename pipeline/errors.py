@@ -1,7 +1,7 @@
 """Errors that an operator acts on: one line that names the field, file or value and says what to do next.
 
 PipelineError                      exit code 1
-├── StoppedError                   exit code 3: ended on request, after a checkpoint; --resume goes on
+├── StoppedError                   exit code 3: ended because it was asked to; --resume goes on
 ├── UsageError                     exit code 2: the command or its configuration is wrong
 │   ├── ConfigError                a field, a file or a flag has an impossible value
 │   ├── FormatVersionError         a stored file is of another version of its format; it is not damaged
@@ -45,7 +45,7 @@ class PipelineError(Exception):
 
 
 class StoppedError(PipelineError):
-    """Ended because it was asked to, after a checkpoint."""
+    """Ended because it was asked to, after a checkpoint if there was anything to save."""
 
     exit_code = 3
     said_as = "stopped"

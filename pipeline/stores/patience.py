@@ -21,6 +21,7 @@ _SAY_INTERVAL_S = 60.0
 _SILENT_S = 5.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.4, 20.0
 
+_num_waits = 0
 _said_lock = threading.Lock()
 _said_at_s: dict[str, float] = {}
 
@@ -76,6 +77,8 @@ def patiently(
         return min(drawn_s(state), max(0.0, whole_s - (state.seconds_since_start or 0.0)))
 
     def say_that_it_waits(state: tenacity.RetryCallState) -> None:
+        global _num_waits
+        _num_waits += 1
         error = state.outcome.exception() if state.outcome else None
         assert error is not None, "only a failure is tried again"
         if (state.seconds_since_start or 0.0) + state.upcoming_sleep >= _SILENT_S and _is_to_be_said(where):
@@ -89,6 +92,11 @@ def patiently(
         before_sleep=say_that_it_waits,
         reraise=True,
     )
+
+
+def num_waits() -> int:
+    """Pauses of this process so far: while it grows, somebody waits for a server and does not hang."""
+    return _num_waits
 
 
 @contextmanager

@@ -347,9 +347,9 @@ class CheckpointStore:
         return self._remover.remove(key for key in files if key.partition("/")[0] not in named)
 
     def remove_after(self, step: int) -> None:
-        """Remove every checkpoint of a later step, kept and pinned ones too; for the lease's holder, if nobody writes.
+        """Remove every checkpoint of a later step; for the lease's holder, if nobody writes.
 
-        The records go first; a folder that stays is a leftover.
+        The records go first; a folder that stays is a leftover. Of what was registered only the record goes.
 
         Raises:
             StorageError: If a record cannot be removed: it would be gone on from.
@@ -357,8 +357,9 @@ class CheckpointStore:
         later = [(s, found) for s, found in self._read_records() if s > step]
         for later_step, _ in later:
             self._store.delete(record_key(later_step))
+        pinned = self._pinned_folders()
         for _, found in later:
-            if isinstance(found, CheckpointRecord):
+            if isinstance(found, CheckpointRecord) and found.prefix not in pinned:
                 self._remover.remove(found.keys)
 
     def close(self) -> None:

@@ -13,7 +13,9 @@ from pipeline.errors import (
     ObjectMissingError,
     PipelineError,
     StorageAccessError,
+    StorageError,
     StorageUnfitError,
+    TrackingUnavailableError,
     TrainingDivergedError,
     UsageError,
 )
@@ -29,8 +31,8 @@ _FINAL = (
 )
 # What the ranks that are left say of one that has gone; the texts are those of gloo, NCCL and torch's store.
 _LOST_PEER = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|socket timeout|remote process exited|rank\(?s?\)? .*(exited|died)"
-    r"|recvvalue failed|failed to recv|nccl.*(error|abort)|heartbeat",
+    r"connection (closed|reset|refused)|timed out waiting|broken pipe|socket timeout|remote process exited"
+    r"|rank\(?s?\)? .*(exited|died)|recvvalue failed|failed to recv|nccl.*(error|abort)|heartbeat",
     re.IGNORECASE,
 )
 
@@ -54,15 +56,26 @@ class Failure:
         return isinstance(self.error, _FINAL)
 
     @property
+    def is_of_lost_peer(self) -> bool:
+        """Whether it says of another worker that it has gone."""
+        return _LOST_PEER.search(self.message) is not None
+
+    @property
     def signature(self) -> tuple[str, str, int] | None:
         """What is alike in two failures of one cause; None where an end says nothing about its cause."""
-        if not self.kind or self.step < 0 or _LOST_PEER.search(self.message):
+        is_outage = isinstance(self.error, StorageError | TrackingUnavailableError)
+        if not self.kind or self.step < 0 or is_outage or self.is_of_lost_peer:
             return None
         return self.kind, re.sub(r"0x[0-9a-f]+|\d+", "#", self.message), self.step
 
 
+MAX_LOSSES = 20
+"""Lost nodes, preemptions and starts in vain without a new checkpoint in between, after which a run ends: it may be
+what takes its machines down."""
+
+
 class FailureCount:
-    """Counts failures since the newest checkpoint.
+    """Counts failures, and losses of machines, since the newest checkpoint.
 
     Args:
         max_failures: Failures in a row, without a newer checkpoint between them, after which a group is replaced.
@@ -75,6 +88,7 @@ class FailureCount:
         self._signatures: set[tuple[str, str, int]] = set()
         self.number = 0
         """Failures since the newest checkpoint."""
+        self._num_losses = 0
 
     def why_not_again(self, failure: Failure, checkpoint_step: int) -> str | None:
         """Count a failure.
@@ -86,9 +100,7 @@ class FailureCount:
         Returns:
             Why no other group should be tried; None: one should.
         """
-        if checkpoint_step > self._checkpoint_step:
-            self._checkpoint_step, self.number = checkpoint_step, 0
-            self._signatures.clear()
+        self._look_for_progress(checkpoint_step)
         self.number += 1
         if failure.is_final:
             return "it would be the same again"
@@ -100,3 +112,14 @@ class FailureCount:
         if self.number > self._max_failures:
             return f"failure {self.number} without a new checkpoint, workers.max_failures is {self._max_failures}"
         return None
+
+    def is_one_loss_too_many(self, checkpoint_step: int) -> bool:
+        """Count a loss of machines, which is no failure of the run; checkpoint_step as above."""
+        self._look_for_progress(checkpoint_step)
+        self._num_losses += 1
+        return self._num_losses > MAX_LOSSES
+
+    def _look_for_progress(self, checkpoint_step: int) -> None:
+        if checkpoint_step > self._checkpoint_step:
+            self._checkpoint_step, self.number, self._num_losses = checkpoint_step, 0, 0
+            self._signatures.clear()

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 import traceback
+from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import ray
 import ray.train
@@ -23,7 +24,9 @@ import torch.distributed as dist
 from pipeline.ray_errors import innermost, own_error
 from pipeline.redact import redact
 from pipeline.stores.object_store import one_line
-from pipeline.training.train_board import Divergence, Member, Orders, WorkerFailure
+from pipeline.stores.patience import num_waits
+from pipeline.training.hang_timeout import peer_timeout_s
+from pipeline.training.train_board import Divergence, Member, Orders, Phase, WorkerFailure
 from pipeline.training.train_task import TrainTask
 
 _BEAT_INTERVAL_S = 1.0
@@ -42,7 +45,8 @@ class GroupControl:
     def __init__(self, task: TrainTask, rank: int) -> None:
         """Join the group on the board; signs of life begin."""
         self._board, self._group, self._rank = task.board, task.group, rank
-        self._step, self._phase = -1, "starting"
+        self._step = -1
+        self._phase: Phase = "starting"
         self._wanted, self._wanted_lock = Orders.NONE, threading.Lock()
         self._sent: tuple[dist.Work, torch.Tensor] | None = None
         self._closed = threading.Event()
@@ -51,8 +55,13 @@ class GroupControl:
         ray.get(self._board.join.remote(self._group, rank, member))
         self._thread = threading.Thread(target=self._beat, name="group-control", daemon=True)
         self._thread.start()
-        # On the host whatever the network trains on: looking at it must not wait for a device.
-        self._ranks = dist.new_group(backend="gloo")
+        try:
+            # On the host whatever the network trains on: looking at it must not wait for a device.
+            self._ranks = dist.new_group(backend="gloo", timeout=timedelta(seconds=peer_timeout_s(task.config.workers)))
+        except BaseException as error:
+            self.failed(error)
+            self.close()
+            raise
 
     def agreed(self, step: int) -> Orders:
         """Collective, once before every step: the orders that all ranks follow now.
@@ -74,7 +83,7 @@ class GroupControl:
     def end(self) -> None:
         """Collective: no more steps will be made; what is left to do may take its time."""
         self._received()
-        self._phase = "ending"
+        self._show("ending")
 
     def failed(self, error: BaseException) -> None:
         """Tell the driver what ends this worker, before Ray does, and with its step."""
@@ -82,7 +91,7 @@ class GroupControl:
         reason = innermost(error)
         failure = WorkerFailure(
             rank=self._rank,
-            step=max(self._step, 0),
+            step=self._step,
             error=own,
             kind=type(reason).__name__,
             message=redact(one_line(reason)),
@@ -104,6 +113,7 @@ class GroupControl:
         """No more signs of life."""
         self._closed.set()
         self._thread.join(_ANSWER_TIMEOUT_S)
+        self._show("returned")
 
     def __enter__(self) -> Self:
         return self
@@ -114,6 +124,15 @@ class GroupControl:
         if error is not None:
             self.failed(error)
         self.close()
+
+    def _show(self, phase: Phase) -> None:
+        """Say at once what this worker does now: the next sign of life may never come."""
+        self._phase = phase
+        with contextlib.suppress(Exception):
+            ray.get(self._beat_once(), timeout=_ANSWER_TIMEOUT_S)
+
+    def _beat_once(self) -> Any:
+        return self._board.beat.remote(self._group, self._rank, self._step, self._phase, num_waits())
 
     def _received(self) -> Orders:
         if self._sent is None:
@@ -126,8 +145,7 @@ class GroupControl:
         looked_s = time.monotonic()
         while not self._closed.wait(_BEAT_INTERVAL_S):
             with contextlib.suppress(Exception):  # no sign of life is never a reason to end
-                beat = self._board.beat.remote(self._group, self._rank, self._step, self._phase)
-                orders, is_dump_wanted = ray.get(beat, timeout=_ANSWER_TIMEOUT_S)
+                orders, is_dump_wanted = ray.get(self._beat_once(), timeout=_ANSWER_TIMEOUT_S)
                 if is_dump_wanted:
                     self._board.put_stacks.remote(self._group, self._rank, stacks())
                 if self._rank == 0 and time.monotonic() - looked_s >= _PREEMPTION_INTERVAL_S:

@@ -4,6 +4,7 @@ A group is asked to leave, after a checkpoint, when there is room for more worke
 when the driver itself is to end. A group that makes no step for long is asked where it stands, and ended.
 """
 
+import contextlib
 import signal
 import threading
 import time
@@ -16,14 +17,17 @@ import ray
 from pipeline.progress import Progress, format_duration, say
 from pipeline.redact import redact
 from pipeline.training.places import Places, silent_nodes
+from pipeline.training.side_work import SideWork
 from pipeline.training.stop_request import StopRequest
-from pipeline.training.train_board import BoardState, Orders
+from pipeline.training.train_board import BoardState, Orders, Phase
 
 _LOOK_INTERVAL_S = 1.0
 _ANSWER_TIMEOUT_S = 10.0
 _NO_DEADLINE_S = 120.0  # what Ray Train assumes of a drain without one
 _LAST_MOMENT_S = 20.0
 _NUM_STACK_LINES = 24
+_ENDING_FACTOR = 2
+_ASK_AGAIN_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,55 +51,64 @@ class GroupTerms:
 
 
 class GroupWatch:
-    """Watches one group after the other; use it as a context manager.
+    """Watches one group.
 
     Args:
         board: Handle of the run's board.
         progress: Shows the steps.
         stop: Whether the driver is to end.
         keep_stacks: Takes the stacks of a hung group, as text.
+        terms: Of the group.
+        shown_step: Steps that `progress` has shown.
     """
 
-    def __init__(self, board: Any, progress: Progress, stop: StopRequest, keep_stacks: Callable[[str], None]) -> None:
-        """Nothing is watched yet."""
+    def __init__(
+        self,
+        board: Any,
+        progress: Progress,
+        stop: StopRequest,
+        keep_stacks: Callable[[str], None],
+        terms: GroupTerms,
+        shown_step: int,
+    ) -> None:
+        """Nothing is watched before `begin`."""
         self._board, self._progress, self._stop, self._keep_stacks = board, progress, stop, keep_stacks
-        self.state = BoardState(step=0)
+        self._terms, self._shown_step = terms, shown_step
+        self.state = BoardState(step=shown_step)
         """As last read."""
         self.leaving: str | None = None
-        """Why the present group was asked to leave; None: it was not."""
+        """Why the group was asked to leave; None: it was not."""
         self.hang: str | None = None
-        """What was found of the present group, if it made no step for long and was ended."""
-        self._terms: GroupTerms | None = None
-        self._ended = threading.Event()
-
-    def begin(self, terms: GroupTerms, shown_step: int) -> None:
-        """Watch a group that is about to start; the one before has ended."""
-        self._terms, self._shown_step = terms, shown_step
-        self.leaving = self.hang = None
+        """What was found of the group, if it made no step for long and was ended."""
+        self.has_interrupted = False
+        """Whether the main thread was interrupted, because the group had to end and had nothing to save."""
+        self._drain: tuple[int, tuple[str, ...]] | None = None
         self._room: Places | None = None
-        self._started_s = time.monotonic()
-        self._drained_s: float | None = None
-        ray.get(self._board.begin_group.remote(terms.number))
-        self._ended.clear()
+        self._started_s = self._asked_s = time.monotonic()
+        self._side_work = SideWork("watching the workers", say)
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="group-watch", daemon=True)
+
+    def begin(self) -> None:
+        """The group is about to start."""
+        ray.get(self._board.begin_group.remote(self._terms.number))
         self._thread.start()
 
     def end(self) -> BoardState:
         """The group has ended: read what it left, and give back what was reserved for the next."""
         self._ended.set()
         self._thread.join()
-        self._read()
+        with contextlib.suppress(ray.exceptions.RayError):  # what was read last must do then
+            self._read()
         if self._room is not None:
             self._room.release()
         return self.state
 
     def _watch(self) -> None:
         while not self._ended.wait(_LOOK_INTERVAL_S):
-            try:
-                self._read()
-                self._look()
-            except ray.exceptions.RayError:
-                continue  # showing progress is never a reason to end a run
+            for look in (self._look_for_stop, self._read, self._look):
+                with self._side_work.attempt(self.state.step):  # whatever goes wrong once, the next look may succeed
+                    look()
 
     def _read(self) -> None:
         self.state = state = ray.get(self._board.read.remote(), timeout=_ANSWER_TIMEOUT_S)
@@ -105,19 +118,26 @@ class GroupWatch:
         self._shown_step = state.step
 
     def _look(self) -> None:
-        assert self._terms is not None
-        if self.leaving is None and (reason := self._stop.reason) is not None:
-            self._leave(reason)
-            if not self._is_training():
-                self._interrupt()
         if self.leaving is None:
             self._look_for_drain(self._terms)
         if self.leaving is None:
             self._look_for_room(self._terms)
-        if self.hang is None and self.state.members and self.state.stuck_s > self._terms.hang_timeout_s:
-            phases = {member.phase for member in self.state.members.values()}
-            if phases != {"ending"}:
-                self._end_hung()
+        # What is left to write at an end may take longer than a step.
+        limit_s = self._terms.hang_timeout_s * (_ENDING_FACTOR if self._phases() == {"ending"} else 1)
+        if self.hang is None and self._phases() and self.state.stuck_s > limit_s:
+            self._end_hung()
+
+    def _look_for_stop(self) -> None:
+        if self._stop.reason is None or self.has_interrupted:
+            return
+        if all(member.phase == "starting" for member in self.state.members.values()):
+            self._interrupt()
+        elif self.leaving is None:
+            self._leave(self._stop.reason)
+
+    def _phases(self) -> set[Phase]:
+        """What the workers do that have not returned yet."""
+        return {member.phase for member in self.state.members.values()} - {"returned"}
 
     def _leave(self, reason: str) -> None:
         self.leaving = reason
@@ -127,18 +147,23 @@ class GroupWatch:
         """There is nothing to save yet: end the group's start, as Ctrl-C does."""
         main = threading.main_thread().ident
         assert main is not None
+        self.leaving, self.has_interrupted = self._stop.reason, True
         signal.pthread_kill(main, signal.SIGINT)
 
     def _look_for_room(self, terms: GroupTerms) -> None:
         """Growing costs a restart: not before the group has trained for a while."""
         missing = terms.max_workers - terms.num_workers
-        # While it starts it has not got its own places yet.
-        if missing == 0 or self.state.drain_deadline_ms is not None or not self._is_training():
+        now_s = time.monotonic()
+        # While it starts it has not got its own places yet; and what is reserved nobody else can use.
+        is_time = "training" in self._phases() and now_s - self._started_s >= terms.resize_interval_s
+        if missing == 0 or self.state.drain_deadline_ms is not None or not is_time:
             return
+        if self._room is not None and now_s - self._asked_s >= _ASK_AGAIN_S and not self._room.num_given():
+            self._room.release()  # a node that did not answer then may answer now
+            self._room = None
         if self._room is None:
-            self._room = Places(terms.resources, missing, silent_nodes())
-        given = self._room.num_given()
-        if given and time.monotonic() - self._started_s >= terms.resize_interval_s:
+            self._room, self._asked_s = Places(terms.resources, missing, silent_nodes()), now_s
+        if given := self._room.num_given():
             self._leave(f"there is room for {terms.num_workers + given} workers")
 
     def _look_for_drain(self, terms: GroupTerms) -> None:
@@ -146,15 +171,16 @@ class GroupWatch:
         deadline_ms = self.state.drain_deadline_ms
         if deadline_ms is None:
             return
-        if self._drained_s is None:
-            self._drained_s = time.monotonic()
+        drain = (deadline_ms, self.state.draining_nodes)
+        if drain != self._drain:  # the first, or another node too
             left_s = deadline_ms / 1000 - time.time() if deadline_ms else _NO_DEADLINE_S
-            say(f"a node of the workers goes in {left_s:.0f} s: saving a checkpoint")
+            self._leave_at_s = time.monotonic() + left_s - _LAST_MOMENT_S
             ray.get(self._board.order.remote(Orders.SAVE), timeout=_ANSWER_TIMEOUT_S)
-            self._leave_at_s = self._drained_s + left_s - _LAST_MOMENT_S
             if self._room is not None:
                 self._room.release()
             self._room = Places(terms.resources, terms.max_workers, silent_nodes())
+            say(f"a node of the workers goes in {left_s:.0f} s: saving a checkpoint")
+            self._drain = drain
         assert self._room is not None
         staying = terms.num_workers - self._num_draining()
         if staying + self._room.num_given() >= terms.min_workers or time.monotonic() >= self._leave_at_s:
@@ -163,9 +189,6 @@ class GroupWatch:
     def _num_draining(self) -> int:
         nodes = set(self.state.draining_nodes)
         return sum(member.node_id in nodes for member in self.state.members.values())
-
-    def _is_training(self) -> bool:
-        return any(member.phase == "training" for member in self.state.members.values())
 
     def _end_hung(self) -> None:
         """Ask each worker where it stands, say it, and end all of them."""
@@ -177,6 +200,8 @@ class GroupWatch:
         while len(self.state.stacks) < len(members) and time.monotonic() - asked_s < _ANSWER_TIMEOUT_S:
             time.sleep(_LOOK_INTERVAL_S)
             self._read()
+        if self.state.stuck_s < stuck_s:
+            return  # it goes on after all
         self.hang = f"no step for {format_duration(stuck_s)} after step {step}"
         say(f"{self.hang}: ending the workers; this is where they stand")
         texts = []

@@ -95,7 +95,7 @@ class RankZero:
         }
         self._task.run.log_metrics(metrics, state.step)
         loss = f"loss {metrics['loss']:.4f}, " if "loss" in metrics else ""
-        self._task.board.update.remote(state.step, f"{loss}{throughput.images_per_s:.0f} img/s")
+        self._task.board.update.remote(self._task.group, state.step, f"{loss}{throughput.images_per_s:.0f} img/s")
 
     def after_step(self) -> bool:
         """Take a snapshot, write a checkpoint and draw a grid where they are due; says whether that took time.

@@ -10,7 +10,7 @@ from pipeline.errors import TrainingDivergedError
 from pipeline.progress import say
 from pipeline.stores.object_store import ObjectStore
 from pipeline.training.checkpoints import CheckpointStore
-from pipeline.training.run_record import RollbackRecord, RunRecord, read_run_record, update_run_record
+from pipeline.training.run_record import RUN_RECORD, RollbackRecord, RunRecord, read_run_record, update_run_record
 from pipeline.training.train_board import Divergence
 from pipeline.training.train_task import TrainTask
 
@@ -20,7 +20,7 @@ ROLLED_BACK_TAG = "ddpm.rolled_back"
 def roll_back(
     task: TrainTask, divergence: Divergence, reached_step: int, output: ObjectStore, checkpoints: CheckpointStore
 ) -> TrainTask:
-    """Go back to the newest checkpoint before the first of the steps that were left out.
+    """Go back to the newest checkpoint before the steps that were left out, or to the oldest that there is.
 
     Args:
         task: What the workers got.
@@ -38,8 +38,7 @@ def roll_back(
     """
     if read_run_record(output).rollback is not None:
         raise TrainingDivergedError(f"{divergence.message}; the run has gone back to a checkpoint once before")
-    first = min(divergence.steps)
-    to_step = next((record.step for record in checkpoints.candidates() if record.step <= first), 0)
+    to_step = _step_to_go_back_to(divergence.steps, checkpoints)
     rollback = RollbackRecord(
         to_step=to_step, from_step=max(reached_step, max(divergence.steps) + 1), left_out_steps=divergence.steps
     )
@@ -49,13 +48,25 @@ def roll_back(
     task.run.tag(
         ROLLED_BACK_TAG, f"from step {rollback.from_step} to {to_step}, left out {steps}; logged again from there"
     )
-    finish_roll_back(record, output, checkpoints)
+    finish_roll_back(output, checkpoints)
     return with_rollback(task, record)
 
 
-def finish_roll_back(record: RunRecord, output: ObjectStore, checkpoints: CheckpointStore) -> None:
-    """Remove the checkpoints that a recorded return has made void, unless that is done; for the lease's holder."""
-    rollback = record.rollback
+def _step_to_go_back_to(steps: tuple[int, ...], checkpoints: CheckpointStore) -> int:
+    """A checkpoint amid those steps has finite weights too: better than none at all."""
+    kept = [record.step for record in checkpoints.candidates()]
+    return next((step for step in kept if step <= min(steps)), min(kept, default=0))
+
+
+def finish_roll_back(output: ObjectStore, checkpoints: CheckpointStore) -> None:
+    """Remove the checkpoints that a recorded return has made void, unless that is done; for the lease's holder.
+
+    Raises:
+        StorageError: If the store does not answer, or a record cannot be removed.
+    """
+    if output.stat(RUN_RECORD) is None:
+        return
+    rollback = read_run_record(output).rollback
     if rollback is None or rollback.is_done:
         return
     checkpoints.remove_after(rollback.to_step)

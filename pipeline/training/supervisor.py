@@ -14,12 +14,12 @@ from pipeline.errors import ConfigError, PipelineError, StoppedError, TrainingFa
 from pipeline.models.model_files import ModelFiles
 from pipeline.progress import Progress, say
 from pipeline.stores.lease import Lease
-from pipeline.stores.patience import patience_s
 from pipeline.stores.storage import open_store
 from pipeline.training.checkpoint_records import CheckpointRecord
 from pipeline.training.checkpoints import CheckpointStore
-from pipeline.training.failures import Failure, FailureCount
+from pipeline.training.failures import MAX_LOSSES, Failure, FailureCount
 from pipeline.training.group_watch import GroupTerms, GroupWatch
+from pipeline.training.hang_timeout import hang_timeout_s
 from pipeline.training.places import gone_nodes, wait_for_places
 from pipeline.training.rollback import roll_back
 from pipeline.training.run_record import update_run_record
@@ -28,11 +28,6 @@ from pipeline.training.train_board import BoardState
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_task import TrainTask
 from pipeline.training.worker_group import failure_of, found_no_room, resources_of, run_group
-
-_PATIENCE_MARGIN_S = 60.0
-
-_Ended = tuple[ray.train.TrainingFailedError | None, BoardState]
-"""What went wrong in a group, and what it left on the board."""
 
 
 class Supervisor:
@@ -56,7 +51,7 @@ class Supervisor:
         """
         self._task, self._checkpoints, self._lease, self._stop = task, checkpoints, lease, stop
         self._workers, self._output = task.config.workers, open_store(task.config.output)
-        self._watch = GroupWatch(task.board, progress, stop, self._keep_stacks)
+        self._progress = progress
         newest = checkpoints.newest()
         self._shown_step = newest.step if newest else 0
         self._failures = FailureCount(self._workers.max_failures, newest.step if newest else -1)
@@ -81,14 +76,14 @@ class Supervisor:
                 check=self._check_stop,
             )
             self._lease.confirm()
-            error, state = self._run_group(num_workers, avoided)
+            error, watch = self._run_group(num_workers, avoided)
             self._lease.confirm()
             finished = self._checkpoints.read_finished(self._task.config.steps)
             if finished is not None:
                 return finished
-            self._after(error, state)
+            self._after(error, watch)
 
-    def _run_group(self, num_workers: int, avoided: list[str]) -> _Ended:
+    def _run_group(self, num_workers: int, avoided: list[str]) -> tuple[Exception | None, GroupWatch]:
         workers = self._workers
         self._num_groups += 1
         if self._num_groups > 1:
@@ -104,48 +99,52 @@ class Supervisor:
             max_workers=workers.num_workers,
             resources=resources_of(workers),
             resize_interval_s=workers.resize_interval_s,
-            hang_timeout_s=max(workers.hang_timeout_s, patience_s() + _PATIENCE_MARGIN_S),
+            hang_timeout_s=hang_timeout_s(workers),
         )
-        self._watch.begin(terms, self._shown_step)
-        error: ray.train.TrainingFailedError | None = None
+        watch = GroupWatch(self._task.board, self._progress, self._stop, self._keep_stacks, terms, self._shown_step)
+        watch.begin()
+        error: Exception | None = None
         try:
-            error = run_group(self._task, num_workers, avoided)
+            try:
+                error = run_group(self._task, num_workers, avoided)
+            finally:
+                watch.end()
         except KeyboardInterrupt:
-            if self._stop.reason is None:
+            if not watch.has_interrupted:
                 raise
-            # of the watch, where there was nothing to save yet
-        finally:
-            state = self._watch.end()
-        self._shown_step = state.step
-        return error, state
+            # The watch's own: the driver is to end, and the group had nothing to save yet.
+        self._shown_step = watch.state.step
+        return error, watch
 
-    def _after(self, error: ray.train.TrainingFailedError | None, state: BoardState) -> None:
+    def _after(self, error: Exception | None, watch: GroupWatch) -> None:
         """Decide what follows a group that has ended before the last step; returns if another is to be started."""
+        state = watch.state
+        if self._stop.reason is not None and error is not None:
+            say(f"the workers failed while they were stopped: {failure_of(error, state).message}")
         self._check_stop()
         if state.divergence is not None:
             self._task = roll_back(self._task, state.divergence, state.step, self._output, self._checkpoints)
+            self._failures = FailureCount(self._workers.max_failures, self._newest_step())
             return
-        newest = self._checkpoints.newest()
-        from_step = newest.step if newest else 0
+        newest_step = self._newest_step()
+        from_step = max(newest_step, 0)
         if error is None:
-            if self._watch.leaving is None:
+            if watch.leaving is None:
                 raise TrainingFailedError(
                     f"{self._task.config.output}: the workers ended at step {from_step}, before step "
                     f"{self._task.config.steps}; --resume goes on"
                 )
-            say(f"the workers have left at step {from_step}: {self._watch.leaving}")
+            say(f"the workers have left at step {from_step}: {watch.leaving}")
             return
-        if gone := gone_nodes(member.node_id for member in state.members.values()):
-            say(f"lost {len(gone)} of the nodes that trained ({', '.join(gone)[:60]}); going on from step {from_step}")
+        if (loss := self._loss(error, state)) is not None:
+            if self._failures.is_one_loss_too_many(newest_step):
+                raise TrainingFailedError(f"{loss}, {MAX_LOSSES} times without a new checkpoint; --resume goes on")
+            say(f"{loss}; going on from step {from_step}")
             return
-        if isinstance(error, ray.train.PreemptionError):
-            say(f"a node of the workers was taken away; going on from step {from_step}")
-            return
-        if found_no_room(error):
-            say("the room for the workers has gone before they could start; looking again")
-            return
-        failure = failure_of(error, state) if self._watch.hang is None else self._hung(state)
-        reason = self._failures.why_not_again(failure, newest.step if newest else -1)
+        failure = failure_of(error, state)
+        if watch.hang is not None:
+            failure = Failure(error=None, kind="", message=watch.hang, step=failure.step)
+        reason = self._failures.why_not_again(failure, newest_step)
         if reason is not None:
             raise _final(failure, reason) from error
         at = f" at step {failure.step}" if failure.step >= 0 else ""
@@ -154,10 +153,19 @@ class Supervisor:
             f"(failure {self._failures.number} since, {self._workers.max_failures} allowed)"
         )
 
-    def _hung(self, state: BoardState) -> Failure:
-        assert self._watch.hang is not None
-        step = max((member.step for member in state.members.values()), default=-1)
-        return Failure(error=None, kind="", message=self._watch.hang, step=step)
+    def _loss(self, error: Exception, state: BoardState) -> str | None:
+        """Which of the machines was lost; None: that is not why the group ended."""
+        if gone := gone_nodes(member.node_id for member in state.members.values()):
+            return f"lost {len(gone)} of the nodes that trained ({', '.join(gone)[:60]})"
+        if isinstance(error, ray.train.PreemptionError):
+            return "a node of the workers was taken away"
+        if found_no_room(error):
+            return "the room for the workers went before they had started"
+        return None
+
+    def _newest_step(self) -> int:
+        newest = self._checkpoints.newest()
+        return newest.step if newest else -1
 
     def _check_stop(self) -> None:
         """Raises StoppedError if the driver is to end."""

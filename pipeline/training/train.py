@@ -1,7 +1,8 @@
 """The driver of a training run: claims its output, runs the workers, registers the model.
 
-Ray Train starts and replaces the workers. It is handed neither datasets nor checkpoints: each worker builds its own
-stream and finds the newest good checkpoint itself, so that there is one authority on where a run stands.
+Ray Train runs groups of workers, and supervisor.py replaces them. It is handed neither datasets nor checkpoints: each
+worker builds its own stream and finds the newest good checkpoint itself, so that there is one authority on where a run
+stands.
 """
 
 import dataclasses
@@ -72,6 +73,8 @@ def train(config: TrainConfig) -> TrainResult:
     stop = StopRequest(None if config.stop_after is None else parse_duration(config.stop_after))
     with hold_lease(store, duration_s=config.lease_s) as lease:
         checkpoints = CheckpointStore.of_run(config.output)
+        if config.resume:
+            finish_roll_back(store, checkpoints)
         finished = checkpoints.read_finished(config.steps) if config.resume else None
         record, run = claim(config, plan, store, lease, is_finished=finished is not None)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
@@ -112,7 +115,6 @@ def _train(
     if record.run_key is None:  # of the time before there were pins
         _pin_registered(checkpoints, run)
     lease.confirm()
-    finish_roll_back(record, open_store(config.output), checkpoints)
     checkpoints.remove_leftovers()
     run.untag(STOPPED_TAG)
     done = newest.step if newest else 0

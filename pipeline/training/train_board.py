@@ -17,6 +17,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import PipelineError
 
+Phase = Literal["starting", "training", "ending", "returned"]
+"""What a worker does: it ends when it makes no more steps, and may still have to write."""
+
 
 class Orders(enum.IntFlag):
     """What a group of workers is asked to do between two steps; all ranks do it at the same one."""
@@ -39,8 +42,10 @@ class Member:
     """Its handle, to end it by."""
     step: int = -1
     """Steps that it has behind it; -1: it has not begun."""
-    phase: Literal["starting", "training", "ending"] = "starting"
+    phase: Phase = "starting"
     """What it does."""
+    num_waits: int = 0
+    """How often it has waited for a server."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,9 +111,10 @@ class Board:
 
     # ---- for workers; a group that was given up may still have living ones
 
-    def update(self, step: int, note: str) -> None:
+    def update(self, group: int, step: int, note: str) -> None:
         """Show how far training has come."""
-        self._state.step, self._state.note = step, note
+        if group == self._group:
+            self._state.step, self._state.note = step, note
 
     def say(self, line: str) -> None:
         """Show a line."""
@@ -120,8 +126,15 @@ class Board:
             self._state.members[rank] = member
             self._changed_s = time.monotonic()
 
-    def beat(self, group: int, rank: int, step: int, phase: str) -> tuple[Orders, bool]:
+    def beat(self, group: int, rank: int, step: int, phase: Phase, num_waits: int = 0) -> tuple[Orders, bool]:
         """A sign of life.
+
+        Args:
+            group: The worker's group.
+            rank: Its rank.
+            step: Steps that it has behind it.
+            phase: What it does.
+            num_waits: How often it has waited for a server so far: while it waits, it does not hang.
 
         Returns:
             Orders, for rank 0 to pass on; whether the stacks of all threads are wanted.
@@ -129,8 +142,8 @@ class Board:
         member = self._state.members.get(rank)
         if group != self._group or member is None:
             return Orders.NONE, False
-        if (member.step, member.phase) != (step, phase):
-            self._state.members[rank] = replace(member, step=step, phase=phase)  # type: ignore[arg-type]
+        if (member.step, member.phase, member.num_waits) != (step, phase, num_waits):
+            self._state.members[rank] = replace(member, step=step, phase=phase, num_waits=num_waits)
             self._changed_s = time.monotonic()
         orders = Orders.NONE
         if rank == 0:

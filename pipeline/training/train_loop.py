@@ -43,8 +43,6 @@ def train_worker(task: TrainTask) -> None:
     config = task.config
     os.environ[PATIENCE_VARIABLE] = str(task.patience_minutes)
     torch.set_num_threads(config.workers.cpus_per_worker)
-    if task.source is not None:
-        activate_source(task.source, config.network)
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     if rank == 0:
         send_lines_to(task.board.say.remote)  # among them that a store gives no answer
@@ -54,6 +52,8 @@ def train_worker(task: TrainTask) -> None:
 
 def _train(task: TrainTask, control: GroupControl, rank: int, world: int) -> None:
     config, device = task.config, ray.train.torch.get_device()
+    if task.source is not None:
+        activate_source(task.source, config.network)
     checkpoints = CheckpointStore.of_run(config.output)
     state = _initial_state(task, device, keep_ema=rank == 0)
     restored = restore_newest(
@@ -133,9 +133,23 @@ def _steps(
     config, step = task.config, TrainingStep(task, state, device)
     clock, totals = StepClock(), LossTotals(task.model_config.schedule.num_timesteps, device)
     watch, left_out, grad_norm = LossWatch(), frozenset(task.left_out_steps), None
+    first_step = state.step
+
+    def report() -> None:
+        """Collective."""
+        step.settle()
+        losses, throughput = totals.reduce(), clock.interval()
+        watch.report()
+        if rank_zero is not None:
+            norm = dict[str, float]() if grad_norm is None else {"grad_norm": float(grad_norm)}
+            rank_zero.log(losses | norm, throughput)
+
     for batch, waited_s in _timed(batches):
         clock.waited(waited_s)
-        if _follow(control.agreed(state.step), control, rank_zero):
+        orders = control.agreed(state.step)
+        if Orders.LEAVE in orders and state.step % config.log_interval_steps and state.step > first_step:
+            report()  # what was trained since the last report, which nobody trains again
+        if _follow(orders, control, rank_zero):
             return False
         if state.step in left_out:
             state.leave_out()
@@ -143,12 +157,7 @@ def _steps(
             grad_norm = step(batch, totals, watch)
             clock.stepped(config.global_batch)
         if state.step % config.log_interval_steps == 0 or state.step == config.steps:
-            step.settle()
-            losses, throughput = totals.reduce(), clock.interval()
-            watch.report()
-            if rank_zero is not None:
-                norm = {} if grad_norm is None else {"grad_norm": float(grad_norm)}
-                rank_zero.log(losses | norm, throughput)
+            report()
         if rank_zero is not None and rank_zero.after_step():
             clock.interval()  # grids and checkpoints are not training's throughput
     control.end()

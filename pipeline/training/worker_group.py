@@ -13,13 +13,12 @@ import ray.train.torch
 from pipeline.ray_errors import innermost, own_error
 from pipeline.stores.object_store import one_line
 from pipeline.training.failures import Failure
+from pipeline.training.hang_timeout import peer_timeout_s
 from pipeline.training.places import avoiding
 from pipeline.training.train_board import BoardState
 from pipeline.training.train_config import WorkerConfig
 from pipeline.training.train_loop import train_worker
 from pipeline.training.train_task import TrainTask
-
-_GLOO_TIMEOUT_S = 1800
 
 
 def resources_of(workers: WorkerConfig) -> dict[str, float]:
@@ -27,7 +26,7 @@ def resources_of(workers: WorkerConfig) -> dict[str, float]:
     return {"CPU": float(workers.cpus_per_worker)} | ({"GPU": 1.0} if workers.use_gpu else {})
 
 
-def run_group(task: TrainTask, num_workers: int, avoided: list[str]) -> ray.train.TrainingFailedError | None:
+def run_group(task: TrainTask, num_workers: int, avoided: list[str]) -> Exception | None:
     """Run a group of workers until it ends, inside a Ray session.
 
     Args:
@@ -46,7 +45,7 @@ def run_group(task: TrainTask, num_workers: int, avoided: list[str]) -> ray.trai
         trainer = ray.train.torch.TorchTrainer(
             lambda loop_config: train_worker(loop_config["task"]),
             train_loop_config={"task": task},
-            torch_config=ray.train.torch.TorchConfig(timeout_s=_GLOO_TIMEOUT_S),
+            torch_config=ray.train.torch.TorchConfig(timeout_s=round(peer_timeout_s(workers))),
             scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # mypy sees the one before version 2
                 num_workers=num_workers,
                 use_gpu=workers.use_gpu,
@@ -64,7 +63,7 @@ def run_group(task: TrainTask, num_workers: int, avoided: list[str]) -> ray.trai
         interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit()
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:  # of the group; of its keeper
             return error
         except SystemExit as stop:  # Ray Train's own handler of Ctrl-C, which it leaves in place
             raise KeyboardInterrupt from stop
@@ -73,23 +72,30 @@ def run_group(task: TrainTask, num_workers: int, avoided: list[str]) -> ray.trai
     return None
 
 
-def found_no_room(error: ray.train.TrainingFailedError) -> bool:
-    """Whether a group did not start because its resources were not there after all."""
-    return type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
+def found_no_room(error: Exception) -> bool:
+    """Whether a group did not start because its places were not there after all, or went while it started."""
+    return type(getattr(error, "controller_failure", None)).__name__.startswith("WorkerGroupStartup")
 
 
-def failure_of(error: ray.train.TrainingFailedError, state: BoardState) -> Failure:
+def failure_of(error: Exception, state: BoardState) -> Failure:
     """Why a group failed: what a worker said first, or that its process was lost."""
-    said = state.failure
+    said, lost = state.failure, _lost_ranks(error)
     step = max((member.step for member in state.members.values()), default=-1)
     if said is not None:
         message = f"worker {said.rank}: {said.message}"
-        return Failure(error=said.error, kind=said.kind, message=message, step=said.step)
+        failure = Failure(error=said.error, kind=said.kind, message=message, step=said.step)
+        if not (lost and failure.is_of_lost_peer):
+            return failure
     if own := own_error(error):
         return Failure(error=own, kind=type(own).__name__, message=str(own), step=step)
-    if isinstance(error, ray.train.WorkerGroupError):
-        lost = ", ".join(str(rank) for rank in sorted(error.worker_failures))
-        reason = one_line(next(iter(error.worker_failures.values())))
-        return Failure(error=None, kind="", message=f"lost worker {lost} ({reason})", step=step)
+    if lost:
+        ranks, reason = ", ".join(map(str, sorted(lost))), one_line(next(iter(lost.values())))
+        return Failure(error=None, kind="", message=f"lost worker {ranks} ({reason[:300]})", step=step)
     cause = innermost(getattr(error, "controller_failure", error))
     return Failure(error=None, kind=type(cause).__name__, message=one_line(cause), step=step)
+
+
+def _lost_ranks(error: Exception) -> dict[int, Exception]:
+    """The workers whose processes have gone, and what Ray says of them."""
+    failures = getattr(error, "worker_failures", {})
+    return {rank: failure for rank, failure in failures.items() if hasattr(failure, "health_check_failure")}

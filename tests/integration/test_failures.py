@@ -21,6 +21,10 @@ from tests.fixtures_s3 import S3Server
 from tests.integration.jobs import records, start_job
 from tests.integration.nodes import Log, Nodes, ending
 from tests.integration.training_runs import (
+    CHECKPOINTS,
+    HYBRID,
+    NUM_STEPS,
+    digests,
     flags,
     losses,
     metric,

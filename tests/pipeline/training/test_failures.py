@@ -13,9 +13,10 @@ from pipeline.errors import (
     StorageAccessError,
     StorageError,
     StorageUnfitError,
+    TrackingUnavailableError,
     TrainingDivergedError,
 )
-from pipeline.training.failures import Failure, FailureCount
+from pipeline.training.failures import MAX_LOSSES, Failure, FailureCount
 
 LOST = Failure(error=None, kind="", message="lost worker 1", step=7)
 
@@ -36,6 +37,12 @@ def test_with_a_new_checkpoint_the_count_begins_again() -> None:
         assert count.why_not_again(LOST, step) is None
     assert count.number == 1
     assert count.why_not_again(LOST, 95) is not None
+
+
+def test_no_step_is_no_place() -> None:
+    """Before its first step a worker stands nowhere: what fails there twice may have two causes."""
+    count = FailureCount(5, -1)
+    assert [count.why_not_again(said("x", -1), -1) for _ in range(5)] == [None] * 5
 
 
 def test_an_older_checkpoint_is_no_progress() -> None:
@@ -66,11 +73,26 @@ def test_what_would_be_the_same_again_is_not_tried_again(error: PipelineError) -
     assert FailureCount(3, -1).why_not_again(failure, -1) == "it would be the same again"
 
 
-@pytest.mark.parametrize("error", [StorageError("x"), CheckpointError("x")])
-def test_a_store_may_be_better_next_time(error: PipelineError) -> None:
+@pytest.mark.parametrize("error", [StorageError("x"), TrackingUnavailableError("x")])
+def test_a_server_may_be_back_next_time(error: PipelineError) -> None:
+    """Also where it was away at the same step: that says nothing about the step."""
+    count = FailureCount(2, -1)
+    assert [count.why_not_again(said("x", 7, error), -1) for _ in range(2)] == [None, None]
+    assert count.why_not_again(said("x", 7, error), -1) is not None
+
+
+def test_a_checkpoint_that_was_not_read_back_as_written_is_made_again_once() -> None:
     count = FailureCount(3, -1)
-    assert count.why_not_again(said("x", 7, error), -1) is None
-    assert count.why_not_again(said("x", 8, error), -1) is None
+    assert count.why_not_again(said("x", 7, CheckpointError("x")), -1) is None
+    assert count.why_not_again(said("x", 7, CheckpointError("x")), -1) is not None
+
+
+def test_lost_machines_are_no_failures_and_have_a_bound_of_their_own() -> None:
+    count = FailureCount(1, 0)
+    assert not any(count.is_one_loss_too_many(0) for _ in range(MAX_LOSSES))
+    assert count.number == 0 and count.why_not_again(LOST, 0) is None
+    assert count.is_one_loss_too_many(0)
+    assert not count.is_one_loss_too_many(5), "a new checkpoint"
 
 
 def test_every_error_of_the_project_is_one_or_the_other() -> None:
@@ -107,6 +129,7 @@ def test_another_error_or_another_step_is_tried_again(other: Failure) -> None:
         "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:35012",
         "Connection reset by peer",
         "NCCL communicator was aborted on rank 1",
+        "Timed out waiting 1800000ms for recv operation to complete",
         "recvValue failed on SocketImpl(fd=75)",
     ],
 )

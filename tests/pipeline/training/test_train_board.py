@@ -19,7 +19,7 @@ def group_of_two() -> Board:
 
 def test_lines_are_handed_out_once_and_outlive_a_group() -> None:
     board = group_of_two()
-    board.update(5, "loss 1")
+    board.update(1, 5, "loss 1")
     board.say("one")
     board.begin_group(2)
     assert (board.read().lines, board.read().lines) == (["one"], [])
@@ -41,6 +41,7 @@ def test_a_group_that_was_given_up_is_not_heard() -> None:
     board = group_of_two()
     board.begin_group(2)
     board.join(1, 0, MEMBER)
+    board.update(1, 9, "of a run that was given up")
     board.fail(1, failure(0))
     board.drain(1, 5, ("a",))
     board.diverge(1, Divergence(steps=(1,), message="x"))
@@ -48,6 +49,7 @@ def test_a_group_that_was_given_up_is_not_heard() -> None:
     assert board.beat(1, 0, 9, "training") == (Orders.NONE, False)
     state = board.read()
     assert not state.members and not state.stacks
+    assert state.step == 0
     assert (state.failure, state.divergence, state.drain_deadline_ms) == (None, None, None)
 
 
@@ -69,6 +71,9 @@ def test_a_step_or_a_phase_of_any_worker_is_a_sign_of_progress() -> None:
     board._changed_s -= 100
     board.beat(1, 0, 0, "starting")
     assert board.read().stuck_s < 100
+    board._changed_s -= 100
+    board.beat(1, 0, 0, "starting", 1)
+    assert board.read().stuck_s < 100, "it waits for a server, which is no hang"
     assert [member.step for member in board.read().members.values()] == [0, -1]
 
 
