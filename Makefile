@@ -26,7 +26,7 @@ demo: $(VENV)/installed  ## Digits -> shards -> two DDP workers -> registered mo
 mlflow: $(VENV)/installed  ## Open the MLflow UI over artifacts/mlflow.db on 127.0.0.1:5000
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///artifacts/mlflow.db --host 127.0.0.1 --port 5000
 
-# What shares one Ray, or one Ceph, runs in one process, one after the other; the rest runs beside it.
+# What shares one Ray, or one MLflow server, runs in one process, one after the other; the rest runs beside it.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 test: $(VENV)/installed-dev  ## The tests that need nothing but the package index

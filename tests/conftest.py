@@ -10,6 +10,9 @@ import torch
 from tests.seeds import COMMIT, COMMIT_SEED
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# MLflow's client asks as often as it would, without the pauses of 2 to 3 s: its servers are away on purpose.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
@@ -43,12 +46,14 @@ def ray_address(ray_session: None) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before -m takes its choice
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what shares the Ray of the session: `--dist loadgroup` runs it in one process, one after the other."""
+    """Mark what shares the Ray or the MLflow server of the session: `--dist loadgroup` runs it in one process."""
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
+        elif "served" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("mlflow"))
     config.stash[SLOW_TESTS] = frozenset(item.nodeid for item in items if item.get_closest_marker("slow"))
     config.stash[COLLECTED_FILES] = frozenset(item.nodeid.partition("::")[0] for item in items)
 

@@ -147,6 +147,14 @@ def mlflow_server(
         yield uri
 
 
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of an MLflow server for all tests that leave it as it is, each with names of its own."""
+    folder = tmp_path_factory.mktemp("served")
+    with mlflow_server(f"sqlite:///{folder}/server.db", str(folder / "artifacts"), folder) as uri:
+        yield uri
+
+
 def dependencies_only_python(folder: Path) -> Path:
     """A Python with this environment's packages but without the editable install of this project."""
     environment = folder / "dependencies"

@@ -56,14 +56,6 @@ def test_aliases_that_mlflow_reserves_are_refused(run: TrackingRun, alias: str) 
         register_model(run, model_files(1), "names", alias)
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An MLflow server's address."""
-    folder = tmp_path_factory.mktemp("served")
-    with mlflow_server(f"sqlite:///{folder}/server.db", str(folder / "artifacts"), folder) as uri:
-        yield uri
-
-
 @pytest.fixture
 def through_proxy(served: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultyProxy, TrackingRun]]:
     """A proxy before the server, and a run that is registered through it."""

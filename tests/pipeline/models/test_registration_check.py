@@ -3,7 +3,6 @@
 import re
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,16 +43,10 @@ def test_an_embedded_registry(tmp_path: Path) -> None:
     assert not is_outage(caught.value)
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("served")
-    with mlflow_server(f"sqlite:///{folder}/server.db", str(folder / "artifacts"), folder) as uri:
-        yield uri
-
-
 @pytest.mark.services
 def test_through_a_server(served: str, tmp_path: Path) -> None:
-    check_passes(TrackingRun.open(TrackingConfig(uri=served), new_run_key()), "served", tmp_path)
+    config = TrackingConfig(uri=served, experiment="start-check")  # of others there are logged models
+    check_passes(TrackingRun.open(config, new_run_key()), "served", tmp_path)
 
 
 @pytest.mark.services
@@ -154,7 +147,7 @@ def test_a_server_that_is_busy_meanwhile_is_an_outage(served: str) -> None:
             proxy.clear()
             proxy.add(Answer(503, b"busy"), path=path)
             with pytest.raises(TrackingUnavailableError, match="HTTP 503: busy") as caught:
-                check_registration(TrackingRun(proxy.endpoint, run.run_id), "busy", CONFIG_TOML)
+                check_registration(TrackingRun(proxy.endpoint, run.run_id), "busy-check", CONFIG_TOML)
             assert is_outage(caught.value), path
 
 

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
 from tests.faulty_proxy import Answer, FaultyProxy
-from tests.fixtures_services import mlflow_server
 from tests.pipeline.registered_models import download_artifacts, model_files
 
 
@@ -165,25 +163,16 @@ def test_a_server_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         resolve_model("models:/ddpm/1", config)
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """An MLflow server's address and the folder with all that it keeps."""
-    folder = tmp_path_factory.mktemp("served")
-    with mlflow_server(f"sqlite:///{folder}/server.db", str(folder / "artifacts"), folder) as uri:
-        yield uri, folder
-
-
 @pytest.mark.services
-def test_a_server_that_is_busy_is_waited_for(served: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    uri, _ = served
+def test_a_server_that_is_busy_is_waited_for(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     files = model_files(8)
-    version = register_model(TrackingRun.open(TrackingConfig(uri=uri), new_run_key()), files, "busy")
-    with FaultyProxy(uri) as proxy:
+    version = register_model(TrackingRun.open(TrackingConfig(uri=served), new_run_key()), files, "busy-registry")
+    with FaultyProxy(served) as proxy:
         config, behind = TrackingConfig(uri=proxy.endpoint), replace(version, tracking_uri=proxy.endpoint)
         monkeypatch.setenv(PATIENCE_VARIABLE, "0")
         proxy.add(Answer(503))
         with pytest.raises(TrackingUnavailableError):
-            resolve_model("models:/busy@candidate", config)
+            resolve_model("models:/busy-registry@candidate", config)
         with pytest.raises(TrackingUnavailableError):
             log_version_metrics(behind, {"eval/frechet_distance": 0.5})
         proxy.clear()
@@ -196,17 +185,16 @@ def test_a_server_that_is_busy_is_waited_for(served: tuple[str, Path], monkeypat
             "log-batch",
         ):
             proxy.add(Answer(503), path=re.compile(path), times=4)  # more than its client repeats by itself
-        assert resolve_model("models:/busy@candidate", config).files == files
+        assert resolve_model("models:/busy-registry@candidate", config).files == files
         log_version_metrics(behind, {"eval/frechet_distance": 0.5})
         log_version_files(behind, {"chart.png": b"picture"}, "figures")
         assert proxy.count(Answer) >= 20
 
 
 @pytest.mark.services
-def test_through_a_server(served: tuple[str, Path], tmp_path: Path) -> None:
+def test_through_a_server(served: str, tmp_path: Path) -> None:
     """Files go to the server and come back by HTTP; MLflow's own loader finds the model by its registry URI."""
-    uri, _ = served
-    config = TrackingConfig(uri=uri)
+    config = TrackingConfig(uri=served)
     run = TrackingRun.open(config, new_run_key())
     files = model_files(8)
     version = register_model(run, files, "ddpm")
@@ -216,7 +204,7 @@ def test_through_a_server(served: tuple[str, Path], tmp_path: Path) -> None:
     log_version_files(version, {"chart.png": b"picture"}, "figures")
     stored = download_artifacts(run, "figures/chart.png", tmp_path)
     assert stored.read_bytes() == b"picture"
-    assert connect(uri).get_run(run.run_id).data.metrics == {"eval/frechet_distance": 0.5}
+    assert connect(served).get_run(run.run_id).data.metrics == {"eval/frechet_distance": 0.5}
     with pytest.raises(ModelMissingError, match="aliases: candidate -> 1"):
         resolve_model("models:/ddpm@champion", config)
     code = """
@@ -227,4 +215,4 @@ def test_through_a_server(served: tuple[str, Path], tmp_path: Path) -> None:
         answer = model.predict(pd.DataFrame({"sample_id": [1, 2], "label": [0, 1]}), {"num_steps": 3})
         assert answer["png"][0][:4] == b"\\x89PNG" and len(answer) == 2
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code), uri], cwd=tmp_path, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), served], cwd=tmp_path, check=True, timeout=300)

@@ -41,8 +41,8 @@ def test_the_last_attempt_is_at_the_end_of_patience(monkeypatch: pytest.MonkeyPa
 
 def test_what_nobody_needs_any_more_is_not_asked_again() -> None:
     server, ended = Away(60.0), threading.Event()
-    threading.Timer(0.5, ended.set).start()
     started_s = time.monotonic()
+    threading.Timer(0.5, ended.set).start()
     with pytest.raises(ConnectionRefusedError):
         patiently(always, "server", ended=ended)(server.ask)
     assert 0.5 <= time.monotonic() - started_s < 3

@@ -214,13 +214,6 @@ def test_a_server_that_is_away_at_the_start(tmp_path: Path, lines: list[str], mo
     assert f"MLflow at {run.uri} answers; the run is open" in lines
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("served")
-    with mlflow_server(f"sqlite:///{folder}/server.db", str(folder / "artifacts"), folder) as uri:
-        yield uri
-
-
 @pytest.fixture
 def proxy(served: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     monkeypatch.setattr(run_opening, "_LONGEST_PAUSE_S", 1.0)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import threading
 from collections import Counter
 from pathlib import Path
@@ -23,6 +24,8 @@ from pipeline.training.state_files import encode_state
 from pipeline.training.train_config import OptimizerConfig
 from pipeline.training.training_state import TrainingState
 from tests.pipeline.training.small_runs import CARD, MODEL, to_files
+
+pytestmark = pytest.mark.xdist_group("restore")  # the ranks are started once for all
 
 READERS = (True, False, True)
 _LATER = (b'"format_version":2', b'"format_version":3')
@@ -150,7 +153,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         checkpoints = CheckpointStore(LocalStore(folder / "cases" / case))
         save(checkpoints, 1)
         save(checkpoints, 2, alter=name, old=old, new=new)
-    torch.multiprocessing.spawn(go_on, args=(str(folder),), nprocs=3)
+    # The server of forks imports once what else each rank would.
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    torch.multiprocessing.start_processes(go_on, args=(str(folder),), nprocs=3, start_method="forkserver")
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(3)]
 
 
