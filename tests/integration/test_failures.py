@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from tests.integration.training_runs import (
     runs_in,
     wait_until,
 )
+from tests.processes import kill_with_its_machine
 
 pytestmark = [pytest.mark.services, pytest.mark.xdist_group("nodes")]
 
@@ -88,6 +90,11 @@ def undisturbed(nodes: Nodes, folder: Path, *arguments: str) -> Path:
 def last_step(folder: Path) -> int:
     found = records(folder / "run")
     return int(str(found[-1]["step"])) if found else 0
+
+
+def rollback_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "run" / "run.json").read_bytes())["rollback"]
+    return found
 
 
 def last_weights(folder: Path) -> torch.Tensor:
@@ -215,7 +222,7 @@ def test_a_read_that_hangs_and_losses_that_are_not_finite(nodes: Nodes, dataset:
         bad.touch()
         log.wait_for("; going back to step ")
         bad.unlink()
-        rollback = json.loads((tmp_path / "run" / "run.json").read_bytes())["rollback"]
+        rollback = rollback_of(tmp_path)
         wait_until(lambda: last_step(tmp_path) > rollback["from_step"] + 25 or job.poll() is not None)
         bad.touch()
         assert job.wait(120) == 1, (tmp_path / "log").read_text()
@@ -224,7 +231,7 @@ def test_a_read_that_hangs_and_losses_that_are_not_finite(nodes: Nodes, dataset:
 
     first, last = min(rollback["left_out_steps"]), max(rollback["left_out_steps"])
     assert len(rollback["left_out_steps"]) == 3 and rollback["to_step"] <= first <= last < rollback["from_step"]
-    assert rollback["is_done"]
+    assert rollback_of(tmp_path)["is_done"]
     (run,) = runs_in(tmp_path)
     assert run.info.status == "FAILED" and f"to {rollback['to_step']}" in run.data.tags["ddpm.rolled_back"]
     values = {step: len(logged) for step, logged in metric(tmp_path, "learning_rate").items()}
