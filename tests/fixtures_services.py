@@ -180,6 +180,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": "120",  # as long as a checkpoint may take
         "PATH": f"{python.parent}:{os.environ['PATH']}",  # the `python` of a job's entry point
         "OMP_NUM_THREADS": "1",
     }

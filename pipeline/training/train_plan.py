@@ -42,7 +42,7 @@ def load_plan(config: TrainConfig) -> TrainPlan:
     check_levels(manifest, config.dataset)
     try:
         network_config = model_config(config, manifest)
-        check_read_buffer(manifest, data_order(config, manifest), config.data, config.workers.num_workers)
+        check_read_buffer(manifest, data_order(config, manifest), config.data, config.workers.fewest)
         if isinstance(config.network, OwnNetworkConfig):  # of others the config knows all that can be wrong
             build_network(network_config, gradient_checkpointing=config.gradient_checkpointing)
         source = collect_source(config.network)
@@ -63,7 +63,13 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
     split = manifest.splits["train"]
     parameters, flops = num_parameters(network_config), flops_per_image(network_config)
     images = config.steps * config.global_batch
-    buffer_bytes = read_buffer_bytes(manifest, data_order(config, manifest), config.workers.num_workers)
+    workers = config.workers
+    buffer_bytes = read_buffer_bytes(manifest, data_order(config, manifest), workers.fewest)
+    number = (
+        f"{workers.num_workers}"
+        if workers.fewest == workers.num_workers
+        else f"{workers.fewest} to {workers.num_workers}"
+    )
     return [
         ("network", f"{parameters:,} parameters"),
         *([("begins with", f"the weights of {config.fork_from}")] if config.fork_from else []),
@@ -71,7 +77,7 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
         ("training", f"{3 * flops * images / 1e15:.3f} PFLOP in all (a step costs about three forward passes)"),
         ("images", f"{images:,} ({images / split.num_samples:.1f} epochs of {split.num_samples:,})"),
         ("steps", f"{config.steps:,} of {config.global_batch} images"),
-        ("workers", f"{config.workers.num_workers} with {'a GPU' if config.workers.use_gpu else 'CPUs only'}"),
+        ("workers", f"{number} with {'a GPU' if workers.use_gpu else 'CPUs only'}"),
         ("shards", f"{len(split.shards)}, {format_bytes(sum(shard.size_bytes for shard in split.shards))}"),
         ("read buffer", f"about {format_bytes(buffer_bytes)} per worker"),
         ("MLflow", str(resolve_tracking(config.tracking).uri)),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -13,9 +14,12 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from tests.fixtures_services import free_port
+from tests.integration.jobs import start_job
 from tests.integration.training_runs import wait_until
 from tests.processes import environment
 
+# Ray looks for notices of a drain every so many seconds; a hang must take longer than servers are waited for.
+QUICK = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", "DDPM_PATIENCE_MINUTES": "0.1"}
 _WORKER = "ray::RayTrainWorker"
 
 
@@ -74,16 +78,27 @@ class Nodes:
         }  # fmt: skip
 
 
+def start(nodes: Nodes, folder: Path, *arguments: str) -> "tuple[subprocess.Popen[str], Log]":
+    """Start training on the nodes; what it prints goes to `log` in the folder."""
+    log = folder / "log"
+    job = start_job("train", *arguments, log=log, variables={"RAY_ADDRESS": nodes.address, **QUICK})
+    return job, Log(job, log)
+
+
 class Log:
     """What a job has printed, read from where one last was."""
 
-    def __init__(self, job: "subprocess.Popen[str]", path: Any) -> None:
+    def __init__(self, job: "subprocess.Popen[str]", path: Path) -> None:
         self._job, self._path, self._seen = job, path, 0
+
+    @property
+    def text(self) -> str:
+        return self._path.read_text()
 
     def wait_for(self, text: str) -> None:
         """Wait until a job prints something, after what was waited for before."""
         wait_until(lambda: text in self._path.read_text()[self._seen :] or self._job.poll() is not None)
-        whole = self._path.read_text()
+        whole = self.text
         assert text in whole[self._seen :], f"{text!r} was not said:\n{whole}"
         self._seen = whole.index(text, self._seen) + len(text)
 

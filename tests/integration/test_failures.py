@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,68 +12,23 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.stores.storage import join_uri
 from pipeline.tracking.mlflow_client import connect
-from pipeline.training.checkpoints import CheckpointStore
-from tests.faulty_proxy import FaultyProxy, LoseAnswer
-from tests.fixtures_s3 import S3Server
-from tests.integration.jobs import records, start_job
-from tests.integration.nodes import Log, Nodes, ending
+from tests.integration.jobs import records
+from tests.integration.nodes import Nodes, ending, start
 from tests.integration.training_runs import (
-    CHECKPOINTS,
-    HYBRID,
-    NUM_STEPS,
-    digests,
     flags,
     losses,
     metric,
     runs_in,
     wait_until,
 )
-from tests.processes import kill_with_its_machine
 
 pytestmark = [pytest.mark.services, pytest.mark.xdist_group("nodes")]
-
-# A notice of a drain is looked for by Ray every so many seconds; patience is what a hang must be longer than.
-QUICK = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", "DDPM_PATIENCE_MINUTES": "0.1"}
-
-
-@pytest.fixture(scope="module")
-def proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
-    with FaultyProxy(s3_server.endpoint) as proxy:
-        yield proxy
-
-
-@pytest.fixture(scope="module")
-def storage(s3_server: S3Server, proxy: FaultyProxy) -> dict[str, str]:
-    """What reaches the S3 server, by way of the proxy."""
-    return s3_server.environment | {"AWS_ENDPOINT_URL": proxy.endpoint}
-
-
-@pytest.fixture(scope="module")
-def all_nodes(storage: dict[str, str]) -> Iterator[Nodes]:
-    nodes = Nodes(storage)
-    yield nodes
-    nodes.shutdown()
-
-
-@pytest.fixture
-def nodes(all_nodes: Nodes) -> Nodes:
-    """Two nodes with room for one worker each."""
-    all_nodes.keep(1)
-    return all_nodes
 
 
 def slow(delay_s: float) -> list[str]:
     return ["--network.name", "own", "--network.factory", "tests.integration.jobs:slow_noise",
             "--network.options", "delay_s", str(delay_s)]  # fmt: skip
-
-
-def start(nodes: Nodes, folder: Path, *arguments: str) -> tuple["subprocess.Popen[str]", Log]:
-    log = folder / "log"
-    with log.open("a"):
-        job = start_job("train", *arguments, log=log, variables={"RAY_ADDRESS": nodes.address, **QUICK})
-    return job, Log(job, log)
 
 
 def undisturbed(nodes: Nodes, folder: Path, *arguments: str) -> Path:
@@ -152,49 +105,6 @@ def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, tmp
     difference = float((touched - untouched).norm() / untouched.norm())
     print(f"relative norm of the difference: {difference:.1e}")
     assert difference <= 1e-4
-
-
-def test_two_kills_and_a_lost_answer_leave_no_trace(
-    nodes: Nodes,
-    dataset: str,
-    s3_server: S3Server,
-    proxy: FaultyProxy,
-    storage: dict[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A worker and the driver are killed, an answer to a checkpoint's record is lost: the same weights, bit by bit."""
-    for name, value in storage.items():
-        monkeypatch.setenv(name, value)
-    place = join_uri(s3_server.uri, "run-of-failures")
-    checkpoints = CheckpointStore.of_run(place, print)
-
-    def reached() -> int:
-        newest = checkpoints.newest()
-        return newest.step if newest else 0
-
-    arguments = [*flags(tmp_path, dataset, steps=NUM_STEPS, output=place), *HYBRID, *CHECKPOINTS, "--lease-s", "4"]
-    proxy.add(LoseAnswer(), method="PUT", path="_records/step-000000010", times=1)
-    job, log = start(nodes, tmp_path, *arguments)
-    with ending(job):
-        wait_until(lambda: reached() >= 15 or job.poll() is not None)
-        nodes.kill_worker()
-        log.wait_for("going on from step ")
-        killed_at = reached()
-        wait_until(lambda: reached() > killed_at + 5 or job.poll() is not None)
-        kill_with_its_machine(job)
-    assert reached() < NUM_STEPS, "killed in mid-run"
-    assert proxy.count(LoseAnswer) == 1
-    last, _ = start(nodes, tmp_path, *arguments, "--resume")
-    assert last.wait(300) == 0, (tmp_path / "log").read_text()
-
-    alone = tmp_path / "alone"
-    undisturbed(nodes, alone, *flags(alone, dataset, steps=NUM_STEPS), *HYBRID, *CHECKPOINTS)
-    newest = checkpoints.newest()
-    assert newest is not None
-    final = {file.name: file.sha256 for file in newest.files if file.name != "config.toml"}
-    assert final == digests(alone / "run")
-    np.testing.assert_array_equal(losses(tmp_path, NUM_STEPS), losses(alone, NUM_STEPS))
 
 
 def test_a_read_that_hangs_and_losses_that_are_not_finite(nodes: Nodes, dataset: str, tmp_path: Path) -> None:

@@ -7,21 +7,32 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.stores.lease import LEASE_KEY
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
 from tests.fixtures_services import RayCluster, mlflow_server
-from tests.integration.jobs import EVERY_STEP, ROOT, TINY
+from tests.integration.jobs import EVERY_STEP, ROOT, TINY, records
+from tests.integration.training_runs import flags, runs_in, wait_until
 from tests.pipeline.webdataset_reader import read_with_webdataset
 
 pytestmark = pytest.mark.services
 
 
-def submit(cluster: RayCluster, environment: dict[str, str], job: str, *flags: str) -> str:
-    command = [
-        str(cluster.python), "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.job_address,
-        "--working-dir", ".", "--runtime-env-json", json.dumps({"env_vars": environment}),
+def ray_job(cluster: RayCluster, verb: str, *arguments: str) -> list[str]:
+    address = ["--address", cluster.job_address]
+    return [str(cluster.python), "-m", "ray.scripts.scripts", "job", verb, *address, *arguments]
+
+
+def submit(
+    cluster: RayCluster, environment: dict[str, str], job: str, *flags: str, and_leave: str | None = None
+) -> str:
+    """What a job has printed when it is done; or, with a name to go by, what submitting it has."""
+    leaving = [] if and_leave is None else ["--no-wait", "--submission-id", and_leave]
+    variables = json.dumps({"env_vars": environment})
+    command = ray_job(
+        cluster, "submit", "--working-dir", ".", "--runtime-env-json", variables, *leaving,
         "--", "python", f"jobs/{job}.py", *flags,
-    ]  # fmt: skip
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while True:
         done = subprocess.run(command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
@@ -30,8 +41,24 @@ def submit(cluster: RayCluster, environment: dict[str, str], job: str, *flags: s
         if "No available agent to submit job" not in output or time.monotonic() > deadline:
             break
         time.sleep(2)
-    assert done.returncode == 0 and "succeeded" in output, output[-6000:]
+    assert done.returncode == 0 and ("succeeded" in output or and_leave is not None), output[-6000:]
     return output
+
+
+def test_ray_job_stop_makes_a_checkpoint_first(ray_cluster: RayCluster, dataset: str, tmp_path: Path) -> None:
+    arguments = [*flags(tmp_path, dataset, steps=100_000), "--checkpoint-interval-steps", "50"]
+    submit(ray_cluster, {}, "train", *arguments, and_leave="to-be-stopped")
+    wait_until(lambda: bool(records(tmp_path / "run")))
+    stopped = subprocess.run(
+        ray_job(ray_cluster, "stop", "to-be-stopped"), env=ray_cluster.environment, capture_output=True, text=True
+    )
+    assert stopped.returncode == 0 and "was stopped" in stopped.stdout + stopped.stderr
+    last = records(tmp_path / "run")[-1]["step"]
+    assert int(str(last)) % 50, "later than the last periodic checkpoint"
+    (run,) = runs_in(tmp_path)
+    assert run.info.status == "KILLED"
+    assert run.data.tags["stopped"].startswith(f"at step {last}, checkpoint ") and "SIGTERM" in run.data.tags["stopped"]
+    assert json.loads((tmp_path / "run" / LEASE_KEY).read_bytes())["released"] is True
 
 
 def test_train_and_sample_on_a_cluster(

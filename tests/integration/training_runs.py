@@ -18,7 +18,7 @@ HYBRID = [
 ]  # fmt: skip
 # Everything that a checkpoint may hold.
 CHECKPOINTS = [
-    "--checkpoint-interval-steps", "5", "--keep-checkpoints", "20", "--post-hoc-ema.snapshot-interval-steps", "4",
+    "--checkpoint-interval-steps", "5", "--keep-checkpoints", "100", "--post-hoc-ema.snapshot-interval-steps", "4",
     "--optimizer.more-ema-halflives-images", "500", "--optimizer.ema-ramp-up-ratio", "0.05",
 ]  # fmt: skip
 NUM_STEPS = 60

@@ -83,6 +83,14 @@ WITH_FLAGS = {
     "--traceback": f"{_TRAIN} --traceback",
     "--tracking.uri": f"{_TRAIN} --tracking.uri sqlite:///artifacts/mlflow.db",
     "--gradient-checkpointing": f"{_TRAIN} --gradient-checkpointing",
+    "--workers.hang-timeout-s": f"{_TRAIN} --workers.hang-timeout-s 900",
+    "--workers.max-failures": f"{_TRAIN} --workers.max-failures 5",
+    "--workers.min-workers": f"{_TRAIN} --workers.min-workers 1",
+    "--workers.resize-interval-s": f"{_TRAIN} --workers.resize-interval-s 60",
+    "--stop-after": f"{_TRAIN} --stop-after 90min",
+    "--stop-after 4h": f"{_TRAIN} --stop-after 4h",
+    "--max-skipped-batches": f"{_TRAIN} --max-skipped-batches 10",
+    "--skip-window-steps": f"{_TRAIN} --skip-window-steps 100",
     "--network.name own --network.factory package.module:factory": (
         f"{_TRAIN} --network.name own --network.factory package.module:factory"
     ),

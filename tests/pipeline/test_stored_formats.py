@@ -33,7 +33,7 @@ from pipeline.stores.lease import LeaseRecord
 from pipeline.training.checkpoint_files import FileRecord
 from pipeline.training.checkpoint_records import CheckpointRecord, PinRecord
 from pipeline.training.ema_snapshots import SnapshotList, SnapshotRecord
-from pipeline.training.run_record import RunRecord
+from pipeline.training.run_record import RollbackRecord, RunRecord
 from pipeline.training.state_files import Position
 from pipeline.training.train_config import DataIdentity, OptimizerConfig, PostHocEmaIdentity, RunIdentity
 
@@ -105,6 +105,15 @@ RECORDS: dict[str, Any] = {
         run_key="0123456789abcdef",
         has_checkpoints=True,
         fork_digest=SHA,
+    ),
+    "run_that_went_back": RunRecord(
+        run_id="0123456789abcdef",
+        identity=IDENTITY,
+        run_key="0123456789abcdef",
+        has_checkpoints=True,
+        begun_at_s=1795997420.25,
+        num_restarts=3,
+        rollback=RollbackRecord(to_step=400, from_step=460, left_out_steps=(431, 440, 442), is_done=True),
     ),
     "lease": LeaseRecord(token="0123456789abcdef", holder="process 7 on h", duration_s=60.0, num_renewals=3),
     "checkpoint": CheckpointRecord(

@@ -1,0 +1,179 @@
+"""A run through the faults of a seed, at moments of that seed, ends as one that nothing happened to."""
+
+import contextlib
+import random
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from pipeline.stores.storage import join_uri, open_store
+from pipeline.training.checkpoints import CheckpointStore
+from tests.faulty_proxy import FaultyProxy, LoseAnswer, s3_error
+from tests.fixtures_s3 import S3Server
+from tests.fixtures_services import free_port, mlflow_server
+from tests.integration.nodes import Nodes, ending, start
+from tests.integration.training_runs import CHECKPOINTS, HYBRID, digests, flags, losses, wait_until
+from tests.processes import kill_with_its_machine
+
+pytestmark = [pytest.mark.services, pytest.mark.xdist_group("nodes")]
+
+KINDS = ("worker", "raylet", "store", "answers", "mlflow", "sigterm", "driver")
+INTERVAL = 5
+LONG = [
+    pytest.param(seed, 300, KINDS, is_elastic, marks=pytest.mark.slow)
+    for seed in range(10)
+    for is_elastic in (False, True)
+]
+
+
+class Torture:
+    """A run, and what is done to it."""
+
+    def __init__(
+        self, nodes: Nodes, proxy: FaultyProxy, folder: Path, place: str, port: int, arguments: Sequence[str]
+    ) -> None:
+        self._nodes, self._proxy, self._folder, self._arguments = nodes, proxy, folder, arguments
+        self.checkpoints = CheckpointStore.of_run(place, print)
+        self._mlflow, self._port = contextlib.ExitStack(), port
+        self._start_mlflow()
+        self._begin()
+
+    def _start_mlflow(self) -> None:
+        self._mlflow.enter_context(
+            mlflow_server(
+                f"sqlite:///{self._folder / 'mlflow.db'}", str(self._folder / "mlartifacts"), self._folder,
+                port=self._port,
+            )
+        )  # fmt: skip
+
+    def _begin(self, *more: str) -> None:
+        self.job, self.log = start(self._nodes, self._folder, *self._arguments, *more)
+
+    @property
+    def step(self) -> int:
+        newest = self.checkpoints.newest()
+        return newest.step if newest else 0
+
+    def reach(self, step: int) -> None:
+        """Wait until a checkpoint of that step, or a later one, stands."""
+        wait_until(lambda: self.step >= step or self.job.poll() is not None)
+        assert self.job.poll() is None, self.log.text
+
+    def strike(self, kind: str, *, is_elastic: bool) -> None:
+        match kind:
+            case "worker":
+                self._nodes.kill_worker()
+                self.log.wait_for("going on from step ")
+            case "raylet":
+                self._nodes.kill_raylet()
+                if is_elastic:
+                    self.log.wait_for("training with 1 of 2 workers")
+                    self.reach(self.step + INTERVAL)
+                    self._nodes.keep(1)
+                    self.log.wait_for("there is room for 2 workers")
+                else:
+                    self._nodes.keep(1)
+                self.log.wait_for("training with 2 of 2 workers")
+            case "store":
+                self._proxy.add(s3_error("SlowDown", 503), times=20)
+            case "answers":
+                self._proxy.add(LoseAnswer(), method="PUT", times=3)
+            case "mlflow":
+                self._mlflow.close()
+                self.reach(self.step + 2 * INTERVAL)
+                self._start_mlflow()
+            case "sigterm":
+                self.job.send_signal(signal.SIGTERM)
+                assert self.job.wait(120) == 3, self.log.text
+                self._begin("--resume")
+            case "driver":
+                kill_with_its_machine(self.job)
+                self._begin("--resume")
+
+    def finish(self) -> None:
+        assert self.job.wait(300) == 0, self.log.text
+
+    def close(self) -> None:
+        with ending(self.job):
+            self._mlflow.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(all_nodes: Nodes, dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The folder of a run of so many steps to which nothing happens."""
+    made = dict[int, Path]()
+
+    def folder_of(steps: int) -> Path:
+        if steps not in made:
+            all_nodes.keep(1)
+            folder = tmp_path_factory.mktemp("undisturbed")
+            job, log = start(all_nodes, folder, *flags(folder, dataset, steps=steps), *HYBRID, *CHECKPOINTS)
+            with ending(job):
+                assert job.wait(300) == 0, log.text
+            made[steps] = folder
+        return made[steps]
+
+    return folder_of
+
+
+@pytest.mark.parametrize(
+    ("seed", "steps", "kinds", "is_elastic"), [(0, 60, ("answers", "worker", "driver"), False), *LONG]
+)
+def test_a_run_through_faults_of_all_kinds(
+    seed: int, steps: int, kinds: Sequence[str], is_elastic: bool, nodes: Nodes, proxy: FaultyProxy,
+    storage: dict[str, str], s3_server: S3Server, dataset: str, undisturbed: Callable[[int], Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """With two workers throughout: the same weights, bit by bit. With one for a while: but for the order of sums."""
+    for name, value in storage.items():
+        monkeypatch.setenv(name, value)
+    alone = undisturbed(steps)
+    drawn = random.Random(seed)
+    moments = sorted(drawn.sample(range(INTERVAL, steps - 5 * INTERVAL), len(kinds)))
+    struck = list(zip(moments, drawn.sample(list(kinds), len(kinds))))
+    print(f"seed {seed}:", ", ".join(f"{kind} at {moment}" for moment, kind in struck))
+    port = free_port()
+    place = join_uri(s3_server.uri, f"torture-{steps}-{seed}-{is_elastic}")
+    arguments = [
+        *flags(tmp_path, dataset, steps=steps, output=place, tracking=f"http://127.0.0.1:{port}"),
+        *HYBRID,
+        *CHECKPOINTS,
+    ]
+    if is_elastic:
+        arguments += ["--workers.min-workers", "1", "--workers.resize-interval-s", "1"]
+    run = Torture(nodes, proxy, tmp_path, place, port, [*arguments, "--lease-s", "4"])
+    try:
+        for moment, kind in struck:
+            run.reach(moment)
+            run.strike(kind, is_elastic=is_elastic)
+        run.finish()
+    finally:
+        run.close()
+        proxy.clear()
+
+    newest = run.checkpoints.newest()
+    assert newest is not None
+    final = {file.name: file.sha256 for file in newest.files if file.name != "config.toml"}
+    if is_elastic:
+        (folder,) = (alone / "run" / "checkpoints").glob(f"step-{steps:09d}-*")
+        touched = safetensors.torch.load(run.checkpoints.read(newest, "train_weights.safetensors"))
+        untouched = safetensors.torch.load_file(folder / "train_weights.safetensors")
+        vectors = [torch.cat([t[name].double().flatten() for name in sorted(t)]) for t in (touched, untouched)]
+        difference = float((vectors[0] - vectors[1]).norm() / vectors[1].norm())
+        print(f"relative norm of the difference: {difference:.1e}")
+        assert difference <= 1e-4
+        losses(tmp_path, steps)
+    else:
+        assert final == digests(alone / "run")
+        np.testing.assert_array_equal(losses(tmp_path, steps), losses(alone, steps))
+    recorded = list(run.checkpoints.records())
+    for record in recorded:
+        run.checkpoints.verify(record)
+    named = {record.prefix for record in recorded}
+    left = {info.key.split("/")[0] for info in open_store(run.checkpoints.root).list("step-")} - named
+    assert len(left) <= sum(kind in ("driver", "worker", "raylet", "sigterm") for kind in kinds), "of those killed"
