@@ -36,6 +36,9 @@ DOORS = {
         "pipeline/generation/sampling_pool.py",
         "pipeline/training/worker_group.py",
         "pipeline/training/train_board.py",
+        "pipeline/training/group_control.py",
+        "pipeline/training/group_watch.py",
+        "pipeline/training/places.py",
         "pipeline/training/train_loop.py",
     },
 }

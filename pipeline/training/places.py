@@ -25,6 +25,12 @@ _SAY_INTERVAL_S = 60.0
 _NODE_LABEL = "ray.io/node-id"
 
 
+def whole_cluster() -> dict[str, float]:
+    """All that the cluster's nodes have, free or not, by Ray's names."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
 def silent_nodes() -> list[str]:
     """Ids of nodes that Ray counts as alive and that do not answer."""
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

@@ -7,9 +7,6 @@ what can only fail again, and end a group without notice to make it larger.
 
 import os
 
-import ray
-import ray.train
-
 from pipeline.errors import ConfigError, PipelineError, StoppedError, TrainingFailedError
 from pipeline.models.model_files import ModelFiles
 from pipeline.progress import Progress, say
@@ -20,14 +17,14 @@ from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.failures import MAX_LOSSES, Failure, FailureCount
 from pipeline.training.group_watch import GroupTerms, GroupWatch
 from pipeline.training.hang_timeout import hang_timeout_s
-from pipeline.training.places import gone_nodes, wait_for_places
+from pipeline.training.places import gone_nodes, wait_for_places, whole_cluster
 from pipeline.training.rollback import roll_back
 from pipeline.training.run_record import update_run_record
 from pipeline.training.stop_request import StopRequest
 from pipeline.training.train_board import BoardState
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_task import TrainTask
-from pipeline.training.worker_group import failure_of, found_no_room, resources_of, run_group
+from pipeline.training.worker_group import failure_of, found_no_room, resources_of, run_group, was_preempted
 
 
 class Supervisor:
@@ -157,7 +154,7 @@ class Supervisor:
         """Which of the machines was lost; None: that is not why the group ended."""
         if gone := gone_nodes(member.node_id for member in state.members.values()):
             return f"lost {len(gone)} of the nodes that trained ({', '.join(gone)[:60]})"
-        if isinstance(error, ray.train.PreemptionError):
+        if was_preempted(error):
             return "a node of the workers was taken away"
         if found_no_room(error):
             return "the room for the workers went before they had started"
@@ -189,7 +186,7 @@ def _check_embedded(config: TrainConfig) -> None:
     """A Ray of this process will never have more than it has: refuse at once what it cannot run."""
     if config.cluster.address is not None or "RAY_ADDRESS" in os.environ:
         return
-    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    there = whole_cluster()
     for kind, amount in resources_of(config.workers).items():
         if there.get(kind, 0) < amount * config.workers.fewest:
             raise ConfigError(

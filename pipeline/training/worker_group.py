@@ -77,6 +77,11 @@ def found_no_room(error: Exception) -> bool:
     return type(getattr(error, "controller_failure", None)).__name__.startswith("WorkerGroupStartup")
 
 
+def was_preempted(error: Exception) -> bool:
+    """Whether a group ended because a node that had given notice was taken away."""
+    return isinstance(error, ray.train.PreemptionError)
+
+
 def failure_of(error: Exception, state: BoardState) -> Failure:
     """Why a group failed: what a worker said first, or that its process was lost."""
     said, lost = state.failure, _lost_ranks(error)

@@ -41,6 +41,8 @@ NO_DRY_RUN = {
     "python -m pytest": "as pytest",
     ".ci/run": "is the checks themselves",
     "ray start": "is Ray's own, with flags of the cluster's makers",
+    "ray job stop": "tests/integration/test_submit.py stops one",
+    "ray drain-node": "tests/integration/test_failures.py drains one",
     "ray job submit": "what it runs is a command of its own here; tests/integration/test_submit.py submits one",
 }
 # What a reader fills in.
