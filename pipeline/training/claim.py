@@ -52,7 +52,6 @@ def claim(
             f"output: {store.uri} already holds a training run; pass --resume to go on with it, or name another output"
         )
     _refuse_changes(record.identity, asked, store.uri)
-    record = update_run_record(store, num_restarts=record.num_restarts + 1)
     if config.new_run:
         return _go_on_in_a_new_run(config, store, record)
     check = None if is_finished else _start_check(config)

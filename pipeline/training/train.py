@@ -26,7 +26,7 @@ from pipeline.training.checkpoint_records import CheckpointRecord
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.claim import claim
 from pipeline.training.rollback import finish_roll_back, with_rollback
-from pipeline.training.run_record import RunRecord, read_run_record, refuse_to_begin_again
+from pipeline.training.run_record import RunRecord, read_run_record, refuse_to_begin_again, update_run_record
 from pipeline.training.stop_request import StopRequest, parse_duration
 from pipeline.training.supervisor import Supervisor
 from pipeline.training.train_board import training_board
@@ -112,6 +112,8 @@ def _train(
     newest = checkpoints.newest()
     if newest is None:
         refuse_to_begin_again(record, config)
+    else:
+        update_run_record(open_store(config.output), num_restarts=record.num_restarts + 1)
     if record.run_key is None:  # of the time before there were pins
         _pin_registered(checkpoints, run)
     lease.confirm()
