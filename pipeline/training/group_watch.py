@@ -140,8 +140,8 @@ class GroupWatch:
         return {member.phase for member in self.state.members.values()} - {"returned"}
 
     def _leave(self, reason: str) -> None:
-        self.leaving = reason
         ray.get(self._board.order.remote(Orders.LEAVE), timeout=_ANSWER_TIMEOUT_S)
+        self.leaving = reason
 
     def _interrupt(self) -> None:
         """There is nothing to save yet: end the group's start, as Ctrl-C does."""

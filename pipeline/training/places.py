@@ -21,6 +21,7 @@ _CONNECT_TIMEOUT_S = 2.0
 _MAX_ASKED_AT_ONCE = 32
 _LOOK_INTERVAL_S = 0.2
 _SETTLED_S = 3.0
+_ASK_INTERVAL_S = 10.0
 _SAY_INTERVAL_S = 60.0
 _NODE_LABEL = "ray.io/node-id"
 
@@ -107,7 +108,7 @@ def wait_for_places(
     Returns:
         How many workers there is room for, at most `at_most`; ids of nodes that do not answer.
     """
-    started_s = changed_s = said_s = time.monotonic()
+    started_s = changed_s = said_s = asked_s = time.monotonic()
     avoided, before = silent_nodes(), -1
     places = Places(resources, at_most, avoided)
     try:
@@ -121,10 +122,12 @@ def wait_for_places(
             if now_s - said_s >= say_interval_s:
                 said_s = now_s
                 report(_waiting(resources, at_least, number, avoided, now_s - started_s))
-            if now_s - changed_s >= _SETTLED_S and (silent := silent_nodes()) != avoided:
-                avoided, before = silent, -1
-                places.release()
-                places = Places(resources, at_most, avoided)
+            if now_s - asked_s >= _ASK_INTERVAL_S:
+                asked_s = now_s
+                if (silent := silent_nodes()) != avoided:
+                    avoided, before = silent, -1
+                    places.release()
+                    places = Places(resources, at_most, avoided)
             time.sleep(_LOOK_INTERVAL_S)
     finally:
         places.release()

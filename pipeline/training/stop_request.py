@@ -44,7 +44,7 @@ class StopRequest:
         if self._signalled.is_set():
             return "SIGTERM"
         if self._after_s is not None and time.monotonic() - self._started_s >= self._after_s:
-            return f"its {format_duration(self._after_s)} are over"
+            return f"--stop-after ({format_duration(self._after_s)})"
         return None
 
     @contextlib.contextmanager

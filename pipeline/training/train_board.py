@@ -186,6 +186,7 @@ class Board:
     def want_stacks(self) -> None:
         """Ask each worker where its threads stand."""
         self._is_dump_wanted = True
+        self._state.stacks = {}
 
     def read(self) -> BoardState:
         """Everything, and each line once."""

@@ -26,7 +26,7 @@ def test_what_is_no_duration(text: str) -> None:
 def test_the_clock() -> None:
     assert StopRequest(None).reason is None
     assert StopRequest(3600).reason is None
-    assert StopRequest(1e-9).reason == "its 0.0 s are over"
+    assert StopRequest(1e-9).reason == "--stop-after (0.0 s)"
 
 
 def test_the_first_sigterm_is_a_request_and_the_second_is_not(capsys: pytest.CaptureFixture[str]) -> None:
