@@ -27,6 +27,10 @@ from pipeline.training.train_task import TrainTask
 from pipeline.training.worker_group import failure_of, found_no_room, resources_of, run_group, was_preempted
 
 
+RESTARTS_TAG = "ddpm.restarts"
+"""Of an MLflow run: how often its workers were started again, and its driver."""
+
+
 class Supervisor:
     """Trains to the last step, inside a Ray session.
 
@@ -85,7 +89,7 @@ class Supervisor:
         self._num_groups += 1
         if self._num_groups > 1:
             record = update_run_record(self._output, num_restarts=self._num_restarts() + 1)
-            self._task.run.tag("ddpm.restarts", str(record.num_restarts))
+            self._task.run.tag(RESTARTS_TAG, str(record.num_restarts))
         if num_workers < workers.num_workers or self._num_groups > 1:
             say(f"training with {num_workers} of {workers.num_workers} workers")
         self._task = self._task.of_group(self._num_groups)

@@ -28,7 +28,7 @@ from pipeline.training.claim import claim
 from pipeline.training.rollback import finish_roll_back, with_rollback
 from pipeline.training.run_record import RunRecord, read_run_record, refuse_to_begin_again, update_run_record
 from pipeline.training.stop_request import StopRequest, parse_duration
-from pipeline.training.supervisor import Supervisor
+from pipeline.training.supervisor import RESTARTS_TAG, Supervisor
 from pipeline.training.train_board import training_board
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_plan import TrainPlan, load_plan
@@ -87,6 +87,7 @@ def train(config: TrainConfig) -> TrainResult:
         except StoppedError as stopped:
             status = "KILLED"
             run.tag(STOPPED_TAG, str(stopped))
+            _tag_cost(run, read_run_record(store))
             raise
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
@@ -113,7 +114,8 @@ def _train(
     if newest is None:
         refuse_to_begin_again(record, config)
     else:
-        update_run_record(open_store(config.output), num_restarts=record.num_restarts + 1)
+        record = update_run_record(open_store(config.output), num_restarts=record.num_restarts + 1)
+        run.tag(RESTARTS_TAG, str(record.num_restarts))
     if record.run_key is None:  # of the time before there were pins
         _pin_registered(checkpoints, run)
     lease.confirm()
@@ -164,7 +166,7 @@ def _register(
 
 def _tag_cost(run: TrackingRun, record: RunRecord) -> None:
     """How often the run was started again, and how long it took on the wall's clock, waiting included."""
-    run.tag("ddpm.restarts", str(record.num_restarts))
+    run.tag(RESTARTS_TAG, str(record.num_restarts))
     if record.begun_at_s is not None:
         run.tag("ddpm.wall_time_s", f"{time.time() - record.begun_at_s:.0f}")
 
