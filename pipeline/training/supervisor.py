@@ -26,7 +26,6 @@ from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_task import TrainTask
 from pipeline.training.worker_group import failure_of, found_no_room, resources_of, run_group, was_preempted
 
-
 RESTARTS_TAG = "ddpm.restarts"
 """Of an MLflow run: how often its workers were started again, and its driver."""
 

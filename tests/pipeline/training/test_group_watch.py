@@ -9,22 +9,11 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline.training import group_control, group_watch
-from pipeline.training.group_control import GroupControl
+from pipeline.training import group_watch
 from pipeline.training.group_watch import GroupTerms, GroupWatch
 from pipeline.training.stop_request import StopRequest
 from pipeline.training.train_board import Board, Member, Orders
-from pipeline.training.train_config import WorkerConfig
-
-
-class Direct:
-    """A board in this process: `board.method.remote(...)` does it at once."""
-
-    def __init__(self, board: Board) -> None:
-        self.board = board
-
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=getattr(self.board, name))
+from tests.pipeline.training.boards import Direct
 
 
 def member(**changes: Any) -> Member:
@@ -109,24 +98,6 @@ def test_a_stop_interrupts_only_who_has_nothing_to_save(
     assert watch.has_interrupted == is_interrupted and watch.leaving == "SIGTERM"
     assert (board.beat(1, 0, 9, "training")[0] != 0) == (is_asked and bool(phases))
     assert signals_of(watch, monkeypatch) == [], "once"
-
-
-def test_a_worker_that_returns_is_not_taken_for_one_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    board = Board(0)
-    board.begin_group(1)
-    monkeypatch.setattr(group_control.ray, "get", lambda value, timeout=None: value)
-    context = SimpleNamespace(get_node_id=lambda: "n", current_actor=None)
-    monkeypatch.setattr(group_control.ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(group_control.dist, "new_group", lambda **_: None)
-    task: Any = SimpleNamespace(board=Direct(board), group=1, config=SimpleNamespace(workers=WorkerConfig()))
-    with GroupControl(task, 1) as control:
-        control._step, control._phase = 100, "training"
-        begun = threading.Event()
-        while board.read().members[1].phase != "training":
-            begun.wait(0.05)
-        control.end()
-        assert board.read().members[1].phase == "ending"
-    assert board.read().members[1].phase == "returned"
 
 
 def test_a_board_that_is_slow_once_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
