@@ -69,6 +69,5 @@ class SkipLimit:
             steps,
             f"step {last}: the loss or its gradient is not finite, for {len(steps)} of the last "
             f"{config.skip_window_steps} steps (max_skipped_batches is {config.max_skipped_batches}); highest loss at "
-            f"{worst_samples(gather_rows(summary[None])[:, 0])}; start anew with a lower optimizer.learning_rate, or "
-            "raise max_skipped_batches and --resume",
+            f"{worst_samples(gather_rows(summary[None])[:, 0])}",
         )

@@ -37,7 +37,10 @@ def roll_back(
         StorageError: If the store does not answer, or later checkpoints cannot be removed.
     """
     if read_run_record(output).rollback is not None:
-        raise TrainingDivergedError(f"{divergence.message}; the run has gone back to a checkpoint once before")
+        raise TrainingDivergedError(
+            f"{divergence.message}; the run has gone back to a checkpoint once before: start anew with a lower "
+            "optimizer.learning_rate, or raise max_skipped_batches and --resume"
+        )
     to_step = _step_to_go_back_to(divergence.steps, checkpoints)
     rollback = RollbackRecord(
         to_step=to_step, from_step=max(reached_step, max(divergence.steps) + 1), left_out_steps=divergence.steps

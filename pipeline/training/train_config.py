@@ -157,8 +157,8 @@ class TrainConfig:
     grid_sampler: AnySampler = field(default_factory=DDIM)
     """How the grids are sampled; may change on resume."""
     max_skipped_batches: int = 3
-    """Global batches of `skip_window_steps` with a loss or gradient that is not finite, left out before the run stops
-    with an error; may change on resume."""
+    """Global batches of `skip_window_steps` with a loss or gradient that is not finite that are only left out; with
+    more the run goes back to a checkpoint and past them, and the second time stops. May change on resume."""
     skip_window_steps: int = 1000
     """Steps over which `max_skipped_batches` counts, those up to the present one; may change on resume."""
     register_as: str = "ddpm"

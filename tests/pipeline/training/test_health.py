@@ -21,9 +21,9 @@ def test_the_window_ends_with_the_latest_skipped_step() -> None:
     with single_rank(), pytest.raises(TooManySkipped) as raised:
         limit.check((3, 13, 22), SUMMARY)  # and now 13 to 22
     assert raised.value.steps == (13, 22)
-    assert str(raised.value).startswith(
+    assert str(raised.value) == (
         "step 22: the loss or its gradient is not finite, for 2 of the last 10 steps (max_skipped_batches is 1); "
-        "highest loss at sample 8; start anew with a lower optimizer.learning_rate"
+        "highest loss at sample 8"
     )
 
 
