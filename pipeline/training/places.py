@@ -17,11 +17,14 @@ import ray
 from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from pipeline.progress import format_duration
+
 _CONNECT_TIMEOUT_S = 2.0
 _MAX_ASKED_AT_ONCE = 32
 _LOOK_INTERVAL_S = 0.2
 _SETTLED_S = 3.0
 _ASK_INTERVAL_S = 10.0
+_FIRST_SAY_S = 5.0
 _SAY_INTERVAL_S = 60.0
 _NODE_LABEL = "ray.io/node-id"
 
@@ -95,7 +98,7 @@ def wait_for_places(
     check: Callable[[], object] = lambda: None,
     say_interval_s: float = _SAY_INTERVAL_S,
 ) -> tuple[int, list[str]]:
-    """Wait until a cluster has room for enough workers; a line every minute says what is waited for.
+    """Wait until a cluster has room for enough workers; a line soon, and one every minute, say what is waited for.
 
     Args:
         resources: What one worker needs, by Ray's names.
@@ -108,7 +111,8 @@ def wait_for_places(
     Returns:
         How many workers there is room for, at most `at_most`; ids of nodes that do not answer.
     """
-    started_s = changed_s = said_s = asked_s = time.monotonic()
+    started_s = changed_s = asked_s = time.monotonic()
+    said_s = started_s - say_interval_s + min(_FIRST_SAY_S, say_interval_s)
     avoided, before = silent_nodes(), -1
     places = Places(resources, at_most, avoided)
     try:
@@ -138,7 +142,7 @@ def _waiting(resources: Mapping[str, float], at_least: int, number: int, avoided
     silent = f"; no answer from {len(avoided)} of its nodes" if avoided else ""
     return (
         f"waiting for {at_least} workers with {needs} each: Ray has room for {number}{silent}; "
-        f"{waited_s / 60:.0f} min so far"
+        f"{format_duration(waited_s)} so far"
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ddpm import ModelConfig, ScheduleConfig, UNetConfig, build_network
 from jobs import cli
 from tests.processes import environment
 
@@ -85,23 +86,28 @@ class ScaledNoise(nn.Module):
         return x_t * self.scale[index][:, None, None, None]
 
 
-class SlowNoise(ScaledNoise):
-    """As slow as one likes, and no other number."""
+class SlowUNet(nn.Module):
+    """A small U-Net, as slow as one likes."""
 
-    def __init__(self, num_classes: int | None, scale: float, delay_s: float) -> None:
-        super().__init__(num_classes, scale)
-        self.delay_s = delay_s
+    def __init__(self, config: ModelConfig, delay_s: float) -> None:
+        super().__init__()
+        self.unet, self.delay_s = build_network(config), delay_s
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         time.sleep(self.delay_s)
-        return super().forward(x_t, t, label)
+        answer: Tensor = self.unet(x_t, t, label)
+        return answer
 
 
-def slow_noise(
+def slow_unet(
     *, image_size: tuple[int, int], channels: int, num_classes: int | None, delay_s: float = 0.1
 ) -> nn.Module:
-    """Factory of `SlowNoise`."""
-    return SlowNoise(num_classes, 0.5, delay_s)
+    """Factory of `SlowUNet`."""
+    unet = UNetConfig(base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, num_groups=4)
+    config = ModelConfig(
+        network=unet, schedule=ScheduleConfig(), image_size=image_size, channels=channels, num_classes=num_classes
+    )
+    return SlowUNet(config, delay_s)
 
 
 class NoiseOrNan(ScaledNoise):
