@@ -22,7 +22,7 @@ def parse_duration(text: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*(h|min|m|s)", text)
     seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
     if "".join(number + unit for number, unit in parts) != "".join(text.split()) or not seconds > 0:
-        raise ValueError(f"a duration above 0 such as 4h, 1h30m or 45s, got {text!r}")
+        raise ValueError(f"must be a duration above 0, got {text!r}; write 4h, 1h30m or 45s")
     return seconds
 
 

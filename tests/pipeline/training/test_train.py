@@ -146,8 +146,8 @@ def test_the_main_path(config: TrainConfig) -> None:
 
 
 def test_a_driver_whose_time_is_over_before_its_workers_train_ends_at_once(config: TrainConfig) -> None:
-    """A longer run from where the main path ended: there is nothing to save yet."""
-    with pytest.raises(StoppedError, match=r"^at step 12, checkpoint .*, because of --stop-after \(1.0 s\)") as stopped:
+    """A longer run from where the test before ended: there is nothing to save yet."""
+    with pytest.raises(StoppedError, match=r"^at step 14, checkpoint .*, because of --stop-after \(1.0 s\)") as stopped:
         train(dataclasses.replace(config, steps=100_000, resume=True, stop_after="1s"))
     assert stopped.value.exit_code == 3
     run = connect(str(config.tracking.uri)).get_run(str(read_run_record(open_store(config.output)).run_id))
