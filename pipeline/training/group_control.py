@@ -63,13 +63,17 @@ class GroupControl:
             self.close()
             raise
 
+    def begin(self, step: int) -> None:
+        """The steps begin; the first one may still wait for its data."""
+        self._step, self._phase = step, "training"
+
     def agreed(self, step: int) -> Orders:
         """Collective, once before every step: the orders that all ranks follow now.
 
         Args:
             step: Steps that are behind this worker.
         """
-        self._step, self._phase = step, "training"
+        self._step = step
         orders = self._received()
         if Orders.LEAVE not in orders:
             with self._wanted_lock:

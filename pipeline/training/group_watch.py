@@ -26,7 +26,7 @@ _ANSWER_TIMEOUT_S = 10.0
 _NO_DEADLINE_S = 120.0  # what Ray Train assumes of a drain without one
 _LAST_MOMENT_S = 20.0
 _NUM_STACK_LINES = 24
-_ENDING_FACTOR = 2
+_START_AND_END_FACTOR = 2
 _ASK_AGAIN_S = 60.0
 
 
@@ -122,8 +122,8 @@ class GroupWatch:
             self._look_for_drain(self._terms)
         if self.leaving is None:
             self._look_for_room(self._terms)
-        # What is left to write at an end may take longer than a step.
-        limit_s = self._terms.hang_timeout_s * (_ENDING_FACTOR if self._phases() == {"ending"} else 1)
+        # A start imports, restores and compiles, and an end writes: both may take longer than a step.
+        limit_s = self._terms.hang_timeout_s * (1 if "training" in self._phases() else _START_AND_END_FACTOR)
         if self.hang is None and self._phases() and self.state.stuck_s > limit_s:
             self._end_hung()
 

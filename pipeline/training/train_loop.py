@@ -134,6 +134,7 @@ def _steps(
     clock, totals = StepClock(), LossTotals(task.model_config.schedule.num_timesteps, device)
     watch, left_out, grad_norm = LossWatch(), frozenset(task.left_out_steps), None
     first_step = state.step
+    control.begin(first_step)
 
     def report() -> None:
         """Collective."""

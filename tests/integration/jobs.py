@@ -103,7 +103,9 @@ def slow_unet(
     *, image_size: tuple[int, int], channels: int, num_classes: int | None, delay_s: float = 0.1
 ) -> nn.Module:
     """Factory of `SlowUNet`."""
-    unet = UNetConfig(base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, num_groups=4)
+    unet = UNetConfig(
+        base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, num_groups=4, attention_resolutions=()
+    )
     config = ModelConfig(
         network=unet, schedule=ScheduleConfig(), image_size=image_size, channels=channels, num_classes=num_classes
     )

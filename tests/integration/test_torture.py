@@ -61,7 +61,7 @@ class Torture:
 
     def reach(self, step: int) -> None:
         """Wait until a checkpoint of that step, or a later one, stands."""
-        wait_until(lambda: self.step >= step or self.job.poll() is not None)
+        wait_until(lambda: self.step >= step or self.job.poll() is not None, pause_s=0.1)
         assert self.job.poll() is None, self.log.text
 
     def strike(self, kind: str, *, is_elastic: bool) -> None:

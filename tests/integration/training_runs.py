@@ -72,6 +72,6 @@ def digests(run: Path) -> dict[str, str]:
     return {file["name"]: file["sha256"] for file in files if file["name"] != "config.toml"}
 
 
-def wait_until(event: Callable[[], bool]) -> None:
+def wait_until(event: Callable[[], bool], *, pause_s: float = 0.02) -> None:
     while not event():  # pytest's own limit ends a wait for nothing
-        time.sleep(0.02)
+        time.sleep(pause_s)

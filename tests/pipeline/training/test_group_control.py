@@ -1,5 +1,6 @@
 """A worker's part in its group: orders come once and to all, and it says where it stands and what ends it."""
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -53,6 +54,9 @@ def test_an_order_to_save_is_followed_once(board: Board) -> None:
 
 def test_after_the_order_to_leave_nothing_is_waited_for(board: Board) -> None:
     with control_of(board) as control:
+        control.begin(3)
+        while board.read().members[0] != dataclasses.replace(board.read().members[0], step=3, phase="training"):
+            pass
         board.order(Orders.LEAVE)
         assert Orders.LEAVE in orders_from(control, 0, 1)[0]
         control.end()

@@ -61,6 +61,8 @@ def hangs_of(watch: GroupWatch, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         (("training", "training"), 99, False),
         (("training", "training"), 101, True),
         (("starting", "training"), 101, True),
+        (("starting", "starting"), 101, False),
+        (("starting", "starting"), 201, True),
         (("ending", "training"), 101, True),
         (("ending", "returned"), 101, False),
         (("ending", "returned"), 201, True),

@@ -44,6 +44,9 @@ class Recorded:
 class NoOrders:
     """In the place of the group's control: nothing is asked."""
 
+    def begin(self, step: int) -> None:
+        pass
+
     def agreed(self, step: int) -> Orders:
         return Orders.NONE
 
