@@ -104,7 +104,12 @@ def slow_unet(
 ) -> nn.Module:
     """Factory of `SlowUNet`."""
     unet = UNetConfig(
-        base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, num_groups=4, attention_resolutions=()
+        base_channels=8,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        num_groups=4,
+        attention_resolutions=(),
+        dropout=0.0,
     )
     config = ModelConfig(
         network=unet, schedule=ScheduleConfig(), image_size=image_size, channels=channels, num_classes=num_classes
