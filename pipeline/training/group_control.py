@@ -63,6 +63,13 @@ class GroupControl:
             self.close()
             raise
 
+    def is_to_leave(self) -> bool:
+        """Collective, before anything is read: whether the driver has changed its mind since it started the group."""
+        orders, _ = ray.get(self._beat_once(), timeout=_ANSWER_TIMEOUT_S)
+        bits = torch.tensor([int(orders)], dtype=torch.int64)
+        dist.all_reduce(bits, group=self._ranks)
+        return Orders.LEAVE in Orders(int(bits.item()))
+
     def begin(self, step: int) -> None:
         """The steps begin; the first one may still wait for its data."""
         self._step, self._phase = step, "training"

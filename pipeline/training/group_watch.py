@@ -5,7 +5,6 @@ when the driver itself is to end. A group that makes no step for long is asked w
 """
 
 import contextlib
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -80,8 +79,6 @@ class GroupWatch:
         """Why the group was asked to leave; None: it was not."""
         self.hang: str | None = None
         """What was found of the group, if it made no step for long and was ended."""
-        self.has_interrupted = False
-        """Whether the main thread was interrupted, because the group had to end and had nothing to save."""
         self._drain: tuple[int, tuple[str, ...]] | None = None
         self._room: Places | None = None
         self._started_s = self._asked_s = time.monotonic()
@@ -128,12 +125,8 @@ class GroupWatch:
             self._end_hung()
 
     def _look_for_stop(self) -> None:
-        if self._stop.reason is None or self.has_interrupted:
-            return
-        if all(member.phase == "starting" for member in self.state.members.values()):
-            self._interrupt()
-        elif self.leaving is None:
-            self._leave(self._stop.reason)
+        if self.leaving is None and (reason := self._stop.reason) is not None:
+            self._leave(reason)
 
     def _phases(self) -> set[Phase]:
         """What the workers do that have not returned yet."""
@@ -142,13 +135,6 @@ class GroupWatch:
     def _leave(self, reason: str) -> None:
         ray.get(self._board.order.remote(Orders.LEAVE), timeout=_ANSWER_TIMEOUT_S)
         self.leaving = reason
-
-    def _interrupt(self) -> None:
-        """There is nothing to save yet: end the group's start, as Ctrl-C does."""
-        main = threading.main_thread().ident
-        assert main is not None
-        self.leaving, self.has_interrupted = self._stop.reason, True
-        signal.pthread_kill(main, signal.SIGINT)
 
     def _look_for_room(self, terms: GroupTerms) -> None:
         """Growing costs a restart: not before the group has trained for a while."""

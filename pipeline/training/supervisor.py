@@ -103,16 +103,10 @@ class Supervisor:
         )
         watch = GroupWatch(self._task.board, self._progress, self._stop, self._keep_stacks, terms, self._shown_step)
         watch.begin()
-        error: Exception | None = None
         try:
-            try:
-                error = run_group(self._task, num_workers, avoided)
-            finally:
-                watch.end()
-        except KeyboardInterrupt:
-            if not watch.has_interrupted:
-                raise
-            # The watch's own: the driver is to end, and the group had nothing to save yet.
+            error = run_group(self._task, num_workers, avoided)
+        finally:
+            watch.end()
         self._shown_step = watch.state.step
         return error, watch
 

@@ -85,7 +85,7 @@ class WorkerConfig:
     preemptions are not counted."""
     hang_timeout_s: float = 1800.0
     """Seconds without a step after which the workers are said to hang: it is logged where they stand, and they are
-    replaced. At least a minute longer than servers are waited for."""
+    replaced; twice as long for a start and an end. A tenth longer than servers are waited for, if that is more."""
 
     def __post_init__(self) -> None:
         _positive(self, "num_workers", "cpus_per_worker", "hang_timeout_s")

@@ -47,7 +47,8 @@ def train_worker(task: TrainTask) -> None:
     if rank == 0:
         send_lines_to(task.board.say.remote)  # among them that a store gives no answer
     with GroupControl(task, rank) as control:
-        _train(task, control, rank, world)
+        if not control.is_to_leave():
+            _train(task, control, rank, world)
 
 
 def _train(task: TrainTask, control: GroupControl, rank: int, world: int) -> None:

@@ -64,6 +64,14 @@ def test_after_the_order_to_leave_nothing_is_waited_for(board: Board) -> None:
     assert board.read().members[0].phase == "returned"
 
 
+def test_a_group_that_is_not_wanted_any_more_leaves_before_it_reads_anything(board: Board) -> None:
+    with control_of(board) as control:
+        assert not control.is_to_leave()
+        board.order(Orders.LEAVE)
+        assert control.is_to_leave()
+        control.end()
+
+
 def test_preemption_is_looked_for_now_and_then(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_control, "_PREEMPTION_INTERVAL_S", 0.0)
     with control_of(board) as control:

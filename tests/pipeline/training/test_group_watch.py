@@ -1,6 +1,5 @@
 """The driver's look at a group, every second: what it asks of it, and that nothing ends the looking."""
 
-import signal
 import threading
 import time
 from types import SimpleNamespace
@@ -39,14 +38,6 @@ def asked_to_stop() -> StopRequest:
     return stop
 
 
-def signals_of(watch: GroupWatch, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    sent = list[int]()
-    monkeypatch.setattr(group_watch.signal, "pthread_kill", lambda thread, signum: sent.append(signum))
-    watch._read()
-    watch._look_for_stop()
-    return sent
-
-
 def hangs_of(watch: GroupWatch, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     hung = list[bool]()
     monkeypatch.setattr(watch, "_end_hung", lambda: hung.append(True))
@@ -79,27 +70,15 @@ def test_who_hangs(monkeypatch: pytest.MonkeyPatch, phases: tuple[Any, ...], stu
     assert hangs_of(watch, monkeypatch) == [True] * is_hung
 
 
-@pytest.mark.parametrize(
-    ("phases", "is_interrupted", "is_asked"),
-    [
-        ((), True, False),
-        (("starting", "starting"), True, False),
-        (("starting", "training"), False, True),
-        (("training", "training"), False, True),
-        (("ending", "returned"), False, True),
-        (("returned", "returned"), False, True),
-    ],
-)
-def test_a_stop_interrupts_only_who_has_nothing_to_save(
-    monkeypatch: pytest.MonkeyPatch, phases: tuple[Any, ...], is_interrupted: bool, is_asked: bool
-) -> None:
+@pytest.mark.parametrize("phase", ["starting", "training", "ending"])
+def test_a_stop_asks_a_group_to_leave_whatever_it_does(monkeypatch: pytest.MonkeyPatch, phase: Any) -> None:
+    """Also one that has not come to its first step: it finds the order there."""
     board = Board(0)
     watch = watch_of(board, monkeypatch, asked_to_stop())
-    board._state.members = {rank: member(step=9, phase=phase) for rank, phase in enumerate(phases)}
-    assert signals_of(watch, monkeypatch) == [signal.SIGINT] * is_interrupted
-    assert watch.has_interrupted == is_interrupted and watch.leaving == "SIGTERM"
-    assert (board.beat(1, 0, 9, "training")[0] != 0) == (is_asked and bool(phases))
-    assert signals_of(watch, monkeypatch) == [], "once"
+    watch._look_for_stop()
+    board.join(1, 0, member(phase=phase))
+    assert watch.leaving == "SIGTERM"
+    assert board.beat(1, 0, 9, phase)[0] == Orders.LEAVE
 
 
 def test_a_board_that_is_slow_once_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:

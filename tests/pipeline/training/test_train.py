@@ -9,7 +9,7 @@ import pytest
 from ddpm import DDIM, OwnNetworkConfig, UNetConfig
 from pipeline.config_io import to_json
 from pipeline.data.prepare import PrepareConfig, prepare
-from pipeline.errors import ConfigError, DatasetMissingError, FormatVersionError, OutputExistsError
+from pipeline.errors import ConfigError, DatasetMissingError, FormatVersionError, OutputExistsError, StoppedError
 from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
 from pipeline.generation.sample import sample
 from pipeline.generation.sample_job import SampleConfig
@@ -143,6 +143,16 @@ def test_the_main_path(config: TrainConfig) -> None:
     assert Path(result.checkpoint_uri, "ema-500.safetensors").exists()
     assert (longer.steps, longer.version.uri) == (14, "models:/ddpm-digits/2")
     assert [record.step for record in RunAverages(config.output).snapshots] == [4, 8, 12, 14]
+
+
+def test_a_driver_whose_time_is_over_before_its_workers_train_makes_no_step(config: TrainConfig) -> None:
+    """A longer run from where the test before ended: its group leaves as soon as it has started."""
+    with pytest.raises(StoppedError, match=r"^at step 14, checkpoint .*, because of --stop-after \(1.0 s\)") as stopped:
+        train(dataclasses.replace(config, steps=100_000, resume=True, stop_after="1s"))
+    assert stopped.value.exit_code == 3
+    run = connect(str(config.tracking.uri)).get_run(str(read_run_record(open_store(config.output)).run_id))
+    assert run.info.status == "KILLED" and run.data.tags["stopped"] == str(stopped.value)
+    assert run.data.tags["ddpm.restarts"] == "2" and float(run.data.tags["ddpm.wall_time_s"]) > 0
 
 
 def test_a_plan_says_what_a_run_takes(config: TrainConfig) -> None:
