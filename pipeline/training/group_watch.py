@@ -91,7 +91,7 @@ class GroupWatch:
         ray.get(self._board.begin_group.remote(self._terms.number))
         self._thread.start()
 
-    def end(self) -> BoardState:
+    def end(self) -> None:
         """The group has ended: read what it left, and give back what was reserved for the next."""
         self._ended.set()
         self._thread.join()
@@ -99,7 +99,6 @@ class GroupWatch:
             self._read()
         if self._room is not None:
             self._room.release()
-        return self.state
 
     def _watch(self) -> None:
         while not self._ended.wait(_LOOK_INTERVAL_S):

@@ -19,7 +19,7 @@ from pipeline.training.group_watch import GroupTerms, GroupWatch
 from pipeline.training.hang_timeout import hang_timeout_s
 from pipeline.training.places import gone_nodes, wait_for_places, whole_cluster
 from pipeline.training.rollback import roll_back
-from pipeline.training.run_record import update_run_record
+from pipeline.training.run_record import read_run_record, update_run_record
 from pipeline.training.stop_request import StopRequest
 from pipeline.training.train_board import BoardState
 from pipeline.training.train_config import TrainConfig
@@ -87,7 +87,8 @@ class Supervisor:
         workers = self._workers
         self._num_groups += 1
         if self._num_groups > 1:
-            record = update_run_record(self._output, num_restarts=self._num_restarts() + 1)
+            num_before = read_run_record(self._output).num_restarts
+            record = update_run_record(self._output, num_restarts=num_before + 1)
             self._task.run.tag(RESTARTS_TAG, str(record.num_restarts))
         if num_workers < workers.num_workers or self._num_groups > 1:
             say(f"training with {num_workers} of {workers.num_workers} workers")
@@ -171,9 +172,6 @@ class Supervisor:
             f"at step {newest.step}, checkpoint {self._checkpoints.uri(newest)}" if newest else "before a checkpoint"
         )
         raise StoppedError(f"{where}, because of {reason}; the same command with --resume goes on")
-
-    def _num_restarts(self) -> int:
-        return update_run_record(self._output).num_restarts
 
     def _keep_stacks(self, text: str) -> None:
         self._task.run.log_text(text, f"hangs/group-{self._num_groups}.txt")
