@@ -42,6 +42,8 @@ class MetricPoint:
     """Training step."""
     time_ms: int
     """Milliseconds since 1970 (UTC)."""
+    is_resent: bool = False
+    """From a process before this one, which had queued it: sent whatever steps the server has."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -101,6 +103,11 @@ class MetricQueue:
         """Queue something else to do at the server, such as an upload; `name` is what a line calls it."""
         self._put(_Entry(task=task, name=name))
 
+    def unsent(self, last_step: int) -> list[MetricPoint]:
+        """The points of steps up to one that the server has not taken yet, as far as is known; they stay queued."""
+        with self._changed:
+            return [point for entry in self._entries for point in entry.points if point.step <= last_step]
+
     def count_lost(self, num: int, why: str) -> None:
         """Count something as lost and say why."""
         with self._changed:
@@ -144,8 +151,12 @@ class MetricQueue:
             self._hurry = False
             return self._num_points + self._num_tasks
 
-    def close(self, timeout_s: float) -> int:
+    def close(self, timeout_s: float, kept_to_step: int = -1) -> int:
         """Send what is queued, for as long as that takes up to `timeout_s`, and stop the thread.
+
+        Args:
+            timeout_s: Longest wait in seconds.
+            kept_to_step: Points of steps up to this one are not lost if they are not sent: somebody has kept them.
 
         Returns:
             How many points and tasks were lost, now or before.
@@ -156,7 +167,7 @@ class MetricQueue:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            self._num_lost += self._num_points + self._num_tasks
+            self._num_lost += self._num_points + self._num_tasks - len(self.unsent(kept_to_step))
             self.unsent_names = tuple(entry.name for entry in self._entries if entry.task)
             self._entries.clear()
             self._num_points = self._num_tasks = 0

@@ -20,6 +20,7 @@ from pipeline.stores.causes import (
     is_network_error,
     is_outage_status,
 )
+from pipeline.tracking.metric_queue import DeniedError, RefusedError
 
 MLFLOW_VARIABLES = "tracking.uri or MLFLOW_TRACKING_URI"
 
@@ -317,3 +318,10 @@ def explain(error: BaseException) -> str:
     failure = failure_of(error)
     cause = cause_of(failure, MLFLOW_CAUSES)
     return f"{cause.name} ({failure.reason}); {cause.advice}"
+
+
+def for_queue(error: BaseException) -> RefusedError | DeniedError | ConnectionError:
+    """The same failure as the metric queue knows it: never again, not as things are, or later."""
+    if refusal(error) or mlflow_cause(error) is TOO_LARGE:
+        return RefusedError(describe(error))
+    return ConnectionError(describe(error)) if is_outage(error) else DeniedError(explain(error))

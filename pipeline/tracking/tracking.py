@@ -18,8 +18,8 @@ from pipeline.redact import redact
 from pipeline.stores.cancellation import Cancellation
 from pipeline.stores.patience import said_if_slow
 from pipeline.tracking import run_requests
-from pipeline.tracking.metric_queue import DeniedError, MetricPoint, MetricQueue, RefusedError
-from pipeline.tracking.mlflow_causes import TOO_LARGE, describe, explain, is_outage, mlflow_cause, refusal
+from pipeline.tracking.metric_queue import MetricPoint, MetricQueue, RefusedError
+from pipeline.tracking.mlflow_causes import for_queue, is_outage
 from pipeline.tracking.mlflow_client import (
     TrackingConfig,
     check_server,
@@ -260,6 +260,14 @@ class TrackingRun:
                 self._queue.count_lost(1, f"metric {key!r} of step {step} is no number: {value!r}")
         self._queue.put_points(points)
 
+    def resend(self, points: Sequence[MetricPoint]) -> None:
+        """Queue what a process before this one had queued; of what the server has got meanwhile, nothing is twice."""
+        self._queue.put_points(points)
+
+    def unsent(self, last_step: int) -> list[MetricPoint]:
+        """Values of steps up to one that the server has not taken yet, as far as is known; they stay queued."""
+        return self._queue.unsent(last_step)
+
     def skip_logged_steps(self, redone: tuple[int, int] | None = None) -> None:
         """From now on drop values of steps up to the last one that the run already has.
 
@@ -315,13 +323,15 @@ class TrackingRun:
         """
         return self._queue.flush(timeout_s, waiting)
 
-    def close(self, timeout_s: float = _CLOSE_S) -> int:
+    def close(self, timeout_s: float = _CLOSE_S, kept_to_step: int = -1) -> int:
         """Send what is queued, trying for up to `timeout_s`, and stop; the run's status stays as it is.
+
+        Values of steps up to `kept_to_step` are kept elsewhere (see `unsent`), and so not lost.
 
         Returns:
             How many values and files were lost; a line says so if there are any.
         """
-        return self._close(timeout_s, lambda: None)
+        return self._close(timeout_s, lambda: None, kept_to_step)
 
     def finish(
         self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", timeout_s: float | None = None
@@ -342,7 +352,7 @@ class TrackingRun:
             lambda: self._put(name, lambda client: client.set_terminated(self.require_id(), status)),
         )
 
-    def _close(self, timeout_s: float, put_last: Callable[[], object]) -> int:
+    def _close(self, timeout_s: float, put_last: Callable[[], object], kept_to_step: int = -1) -> int:
         deadline_s = time.monotonic() + timeout_s
         waits = f"waiting for MLflow at {self.uri}, which has not taken all yet, for up to {timeout_s:.0f} s"
         with said_if_slow(waits, lambda line: say(line), after_s=_SILENT_S):
@@ -351,7 +361,7 @@ class TrackingRun:
                 opening.end(timeout_s)
             put_last()
             queue, self._queue = self._queue, self._new_queue()
-            num_lost = queue.close(max(0.0, deadline_s - time.monotonic()))
+            num_lost = queue.close(max(0.0, deadline_s - time.monotonic()), kept_to_step)
         if num_lost:
             names = f", among them {', '.join(queue.unsent_names[-3:])}" if queue.unsent_names else ""
             run = self.run_id or self.run_key
@@ -369,7 +379,7 @@ class TrackingRun:
                 lambda client: run_requests.last_logged_step(client, self.require_id(), self._redone)
             )
         last = self._last_skipped_step if self._last_skipped_step is not None else -1
-        metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in points if p.step > last or not self._skip_logged]
+        metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in points if p.is_resent or p.step > last]
         if metrics:
             self._ask(lambda client: client.log_batch(self.require_id(), metrics=metrics))
 
@@ -383,11 +393,7 @@ class TrackingRun:
         try:
             return request(connect(self.uri))
         except Exception as error:
-            if refusal(error) or mlflow_cause(error) is TOO_LARGE:
-                raise RefusedError(describe(error)) from error
-            if is_outage(error):
-                raise ConnectionError(describe(error)) from error
-            raise DeniedError(explain(error)) from error
+            raise for_queue(error) from error
 
 
 def _say_refused(error: Exception) -> None:

@@ -35,7 +35,7 @@ from pipeline.training.checkpoint_records import (
     step_of_key,
 )
 from pipeline.training.ema_snapshots import parse_snapshots
-from pipeline.training.state_files import SNAPSHOTS_JSON, STATE_JSON, Position, parse_position
+from pipeline.training.state_files import SNAPSHOTS_JSON, STATE_JSON, UNSENT_METRICS_JSON, Position, parse_position
 
 _PINNED = "_pinned/"
 LEFTOVER_AGE_S = 3600.0
@@ -261,7 +261,7 @@ class CheckpointStore:
 
     def _check_as_usable(self, theirs: CheckpointRecord, ours: CheckpointRecord) -> None:
         """Refuse a checkpoint that a run could not go on from as it can from ours."""
-        if missing := sorted(ours.names - theirs.names):
+        if missing := sorted(ours.names - theirs.names - {UNSENT_METRICS_JSON}):
             raise CheckpointError(f"{self.uri(theirs)}: has no {', '.join(missing)}")
         self.verify(theirs)
         if MODEL_JSON in ours.names:

@@ -26,10 +26,11 @@ from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
 from pipeline.training.host_copy import HostCopy
 from pipeline.training.run_record import update_run_record
 from pipeline.training.side_work import SideWork
-from pipeline.training.state_files import SNAPSHOTS_JSON, StateParts, encode_state
+from pipeline.training.state_files import SNAPSHOTS_JSON, UNSENT_METRICS_JSON, StateParts, encode_state
 from pipeline.training.telemetry import STALL_METRIC, Stall, Throughput
 from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
+from pipeline.training.unsent_metrics import encode_unsent, resend
 
 _GRID_ROWS, _GRID_COLUMNS = 4, 10
 _FLUSH_TIMEOUT_S = 5.0
@@ -61,12 +62,18 @@ class RankZero:
         checkpoints: The run's checkpoints.
         state: The state in training; read, never changed.
         device: Where the network lives.
+        restored: The checkpoint that the state is; None at step 0.
     """
 
     def __init__(
-        self, task: TrainTask, checkpoints: CheckpointStore, state: TrainingState, device: torch.device
+        self,
+        task: TrainTask,
+        checkpoints: CheckpointStore,
+        state: TrainingState,
+        device: torch.device,
+        restored: CheckpointRecord | None = None,
     ) -> None:
-        """Join the MLflow run; steps that it already holds are not logged again."""
+        """Join the MLflow run; steps that it already holds are not logged again, those that it lacks are sent."""
         self._task, self._checkpoints, self._state, self._device = task, checkpoints, state, device
         self._output, self._snapshots = open_store(task.config.output), SnapshotStore.of_run(task.config.output)
         self._writer, self._copy, self._stall = BackgroundWriter(say), HostCopy(), Stall()
@@ -83,6 +90,11 @@ class RankZero:
         self._writing: _Writing | None = None
         rollback = task.rollback
         task.run.skip_logged_steps(None if rollback is None else (rollback.to_step + 1, rollback.from_step))
+        self._kept_to_step = -1
+        """The step up to which a checkpoint holds what MLflow has not got."""
+        if restored is not None:
+            resend(task.run, checkpoints, restored)
+            self._kept_to_step = restored.step
 
     def log(self, metrics: dict[str, float], throughput: Throughput) -> None:
         """Log an interval's figures under the present step and show them on the driver's terminal."""
@@ -160,7 +172,8 @@ class RankZero:
         self._checkpoints.close()
         for side_work in (self._grids, self._tidying):
             side_work.sum_up()
-        self._task.run.close(max(_CLOSE_TIMEOUT_S, patience_s()) if self._has_finished else _CLOSE_TIMEOUT_S)
+        timeout_s = max(_CLOSE_TIMEOUT_S, patience_s()) if self._has_finished else _CLOSE_TIMEOUT_S
+        self._task.run.close(timeout_s, self._kept_to_step)
         with self._tidying.attempt(self._state.step):  # last: a request that hangs may take as long as there is left
             self._checkpoints.remove_cancelled(_CLOSE_TIMEOUT_S)
 
@@ -194,13 +207,20 @@ class RankZero:
         """Beside training: store a copy of the state, link it, and remove what is no longer kept."""
         task, step, parts = self._task, writing.step, writing.parts
         checkpoints = self._checkpoints.with_cancellation(writing.cancellation)
-        # What was logged before a checkpoint is not logged again by a run that goes on from it.
+        # What was logged before a checkpoint is not logged again by a run that goes on from it; what MLflow does not
+        # take now goes into the checkpoint.
         is_sent = self._send(step, writing.patience)
         # Snapshots are written by this thread, in order: here are those of the steps up to this one.
         snapshots = self._averages.snapshots if self._averages.is_tracking else None
         card = dataclasses.replace(self._card, train_step=step)
-        pieces = [*encode_state(parts, card, task.source, snapshots), self._config_piece]
+        pieces = [
+            *encode_state(parts, card, task.source, snapshots),
+            self._config_piece,
+            lambda: self._unsent_piece(step),
+        ]
         record = checkpoints.save(step, pieces, fence=lambda: self._fence(writing.cancellation))
+        if UNSENT_METRICS_JSON in record.names:
+            self._kept_to_step = step
         writing.stands.set_result(record)
         if not self._has_checkpoints:
             update_run_record(self._output, has_checkpoints=True)
@@ -221,13 +241,18 @@ class RankZero:
         if num_left and not self._is_unsent:
             say(
                 f"checkpoint of step {step}: MLflow has not got {num_left} metrics or files of the steps before it; "
-                "they are kept and sent later, and are lost if this process dies before"
+                "they are sent later, and the metrics are kept with the checkpoint; the files are lost if this process "
+                "dies before"
             )
         self._is_unsent = num_left > 0
         return True
 
     def _config_piece(self) -> dict[str, bytes]:
         return {"config.toml": write_section(self._task.config, "train").encode()}
+
+    def _unsent_piece(self, step: int) -> dict[str, bytes]:
+        points = self._task.run.unsent(step)
+        return {UNSENT_METRICS_JSON: encode_unsent(points)} if points else {}
 
     def _tidy(self, newest: CheckpointRecord, checkpoints: CheckpointStore, cancellation: Cancellation) -> None:
         """Side work: that it fails is no reason to end a run."""

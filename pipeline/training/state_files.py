@@ -26,6 +26,8 @@ IMPORTANCE = "importance.safetensors"
 STATE_JSON = "state.json"
 SNAPSHOTS_JSON = "ema_snapshots.json"
 """The checkpoint's file that names the snapshots behind it."""
+UNSENT_METRICS_JSON = "unsent_metrics.json"
+"""The checkpoint's file of what MLflow had not taken; there is none where it had taken everything."""
 MAX_FILE_BYTES = 2**30
 """Most bytes of a file of what only training needs; a larger tensor is a file of its own."""
 _HEADER_BYTES, _TENSOR_HEADER_BYTES = 16, 200  # of a safetensors file; more than it takes

@@ -33,6 +33,7 @@ from pipeline.training.train_board import training_board
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_plan import TrainPlan, load_plan
 from pipeline.training.train_task import TrainTask
+from pipeline.training.unsent_metrics import resend
 
 STOPPED_TAG = "stopped"
 """Of an MLflow run whose driver was asked to end: why, and where the run stands."""
@@ -81,6 +82,7 @@ def train(config: TrainConfig) -> TrainResult:
         try:
             if finished is None:
                 finished = _train(config, plan, checkpoints, record, run, lease, stop)
+            resend(run, checkpoints, finished[0])
             result = _register(config, checkpoints, *finished, run, lease)
             _tag_cost(run, read_run_record(store))
             status = "FINISHED"

@@ -67,7 +67,7 @@ def _train(task: TrainTask, control: GroupControl, rank: int, world: int) -> Non
     if restored is None and rank == 0:  # DDP gives rank 0's weights to the others
         refuse_to_begin_again(read_run_record(open_store(config.output)), config)
         state = _initial_state(task, device, keep_ema=True, begin=True)
-    rank_zero = RankZero(task, checkpoints, state, device) if rank == 0 else None
+    rank_zero = RankZero(task, checkpoints, state, device, restored) if rank == 0 else None
     batches = rank_batches(
         config.dataset,
         task.manifest,

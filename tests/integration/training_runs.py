@@ -1,6 +1,5 @@
 """Training runs of the integration tests: their flags, and what is compared of them."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.tracking.mlflow_client import connect
+from pipeline.training.checkpoint_records import CheckpointRecord, parse_record
+from pipeline.training.state_files import UNSENT_METRICS_JSON
 from tests.integration.jobs import EVERY_STEP, TINY
 
 # The choice of t by importance has a state: it must be the same for any number of workers, and kept in checkpoints.
@@ -66,10 +67,15 @@ def losses(folder: Path, num_steps: int) -> np.ndarray:
 
 
 def digests(run: Path) -> dict[str, str]:
-    """The digest of each file of a run's last checkpoint, but for config.toml, which names the run's folder."""
+    """What `state_digests` gives for the last checkpoint of a run in a local folder."""
     last = max((run / "checkpoints" / "_records").glob("*.json"))
-    files = json.loads(last.read_text())["files"]
-    return {file["name"]: file["sha256"] for file in files if file["name"] != "config.toml"}
+    return state_digests(parse_record(last.read_bytes(), int(last.stem.removeprefix("step-")), str(last)))
+
+
+def state_digests(record: CheckpointRecord) -> dict[str, str]:
+    """The digest of each file of a checkpoint, but for those that tell of its surroundings: its folder, and MLflow."""
+    of_surroundings = ("config.toml", UNSENT_METRICS_JSON)
+    return {file.name: file.sha256 for file in record.files if file.name not in of_surroundings}
 
 
 def wait_until(event: Callable[[], bool], *, pause_s: float = 0.02) -> None:

@@ -36,6 +36,7 @@ from pipeline.training.ema_snapshots import SnapshotList, SnapshotRecord
 from pipeline.training.run_record import RollbackRecord, RunRecord
 from pipeline.training.state_files import Position
 from pipeline.training.train_config import DataIdentity, OptimizerConfig, PostHocEmaIdentity, RunIdentity
+from pipeline.training.unsent_metrics import UnsentMetrics, UnsentPoint
 
 FOLDER = Path(__file__).with_name("stored")
 SHA = hashlib.sha256(b"").hexdigest()
@@ -123,6 +124,12 @@ RECORDS: dict[str, Any] = {
     ),
     "pin": PinRecord(prefix="step-000000400-01234567", registered_as="ddpm"),
     "position": Position(step=400, skipped_steps=(17,), num_averaged_images=51_072),
+    "unsent_metrics": UnsentMetrics(
+        points=(
+            UnsentPoint(key="loss", value="0.30000000000000004", step=50, time_ms=1795997420250),
+            UnsentPoint(key="grad_norm", value="nan", step=50, time_ms=1795997420250),
+        )
+    ),
     "snapshots": SnapshotList(
         snapshots=(
             SnapshotRecord(

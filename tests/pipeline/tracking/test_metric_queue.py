@@ -125,6 +125,23 @@ def test_what_is_left_at_the_end_is_counted() -> None:
     assert queue.close(0.1) == 16, "what comes after the end is lost and counted, not an error"
 
 
+def test_what_somebody_has_kept_is_not_lost() -> None:
+    recorder = Recorder()
+    recorder.away = True
+    queue = recorder.queue()
+    for step in range(7):
+        queue.put_points(points(step, 2))
+    queue.put_task("a picture", lambda: None)
+    assert queue.unsent(4) == [point for step in range(5) for point in points(step, 2)]
+    recorder.away = False
+    assert queue.flush(10) == 0 and queue.unsent(7) == []
+    recorder.away = True
+    for step in range(7, 10):
+        queue.put_points(points(step, 2))
+    queue.put_task("another picture", recorder.ping)
+    assert queue.close(0.1, kept_to_step=8) == 3
+
+
 @settings(max_examples=40, deadline=None)
 @given(num=st.integers(1, 40), refused=st.sets(st.integers(0, 39), max_size=5))
 def test_a_refused_point_takes_no_other_with_it(num: int, refused: set[int]) -> None:

@@ -21,9 +21,11 @@ def make(database: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     runs, lines = list[Run](), list[str]()
     monkeypatch.setattr(progress, "_send", lines.append)
 
-    def make(*, tracking: TrackingRun | None = None, lease_token: str = "ours", **changes: Any) -> Run:
+    def make(
+        *, tracking: TrackingRun | None = None, lease_token: str = "ours", goes_on: bool = False, **changes: Any
+    ) -> Run:
         tracking = tracking or TrackingRun.open(database, new_run_key(), "test")
-        runs.append(Run(tmp_path, tracking, lines, lease_token, **changes))
+        runs.append(Run(tmp_path, tracking, lines, lease_token, goes_on=goes_on, **changes))
         return runs[-1]
 
     yield make

@@ -57,9 +57,14 @@ class GatedStore(LocalStore):
 
 
 class Run:
-    """Rank 0 of a run on random gradients, without Ray."""
+    """Rank 0 of a run on random gradients, without Ray.
 
-    def __init__(self, folder: Path, tracking: TrackingRun, lines: list[str], lease_token: str, **changes: Any) -> None:
+    With `goes_on` it counts on from the newest checkpoint; the weights are new ones.
+    """
+
+    def __init__(
+        self, folder: Path, tracking: TrackingRun, lines: list[str], lease_token: str, *, goes_on: bool, **changes: Any
+    ) -> None:
         self.lines = lines
         board = SimpleNamespace(update=SimpleNamespace(remote=lambda *_: None))
         config = TrainConfig(
@@ -84,7 +89,9 @@ class Run:
         )
         self.store = GatedStore(folder / "checkpoints")
         self.checkpoints = CheckpointStore(self.store)
-        self.rank_zero = RankZero(task, self.checkpoints, self.state, torch.device("cpu"))
+        restored = self.checkpoints.newest() if goes_on else None
+        self.state.step = restored.step if restored else 0
+        self.rank_zero = RankZero(task, self.checkpoints, self.state, torch.device("cpu"), restored)
 
     def step(self, number: int = 1) -> None:
         for _ in range(number):

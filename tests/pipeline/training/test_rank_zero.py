@@ -211,7 +211,7 @@ def test_at_the_end_of_training_mlflow_is_waited_for(
     run.store.open.set()
     run.step(4)
     run.wait_for_writer()
-    said = [line for line in run.lines if "are lost if this process dies before" in line]
+    said = [line for line in run.lines if "the metrics are kept with the checkpoint" in line]
     assert len(said) == 1 and said[0].startswith("checkpoint of step 2: MLflow has not got ")
     if has_finished:
         run.rank_zero.finish()
