@@ -87,20 +87,21 @@ class ScaledNoise(nn.Module):
 
 
 class SlowUNet(nn.Module):
-    """A small U-Net, as slow as one likes."""
+    """A small U-Net, slow while a file is there."""
 
-    def __init__(self, config: ModelConfig, delay_s: float) -> None:
+    def __init__(self, config: ModelConfig, slow_file: Path) -> None:
         super().__init__()
-        self.unet, self.delay_s = build_network(config), delay_s
+        self.unet, self.slow_file = build_network(config), slow_file
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        time.sleep(self.delay_s)
+        if self.slow_file.exists():
+            time.sleep(0.1)
         answer: Tensor = self.unet(x_t, t, label)
         return answer
 
 
 def slow_unet(
-    *, image_size: tuple[int, int], channels: int, num_classes: int | None, delay_s: float = 0.1
+    *, image_size: tuple[int, int], channels: int, num_classes: int | None, slow_file: str = "no such file"
 ) -> nn.Module:
     """Factory of `SlowUNet`."""
     unet = UNetConfig(
@@ -114,7 +115,7 @@ def slow_unet(
     config = ModelConfig(
         network=unet, schedule=ScheduleConfig(), image_size=image_size, channels=channels, num_classes=num_classes
     )
-    return SlowUNet(config, delay_s)
+    return SlowUNet(config, Path(slow_file))
 
 
 class NoiseOrNan(ScaledNoise):

@@ -1,5 +1,6 @@
 """Training runs of the integration tests: their flags, and what is compared of them."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,6 +57,15 @@ def metric(folder: Path, key: str) -> dict[int, list[float]]:
     for entry in client.get_metric_history(run.info.run_id, key):
         values.setdefault(entry.step, []).append(entry.value)
     return values
+
+
+def trained_to(folder: Path) -> int:
+    """The last step that MLflow has a loss of; 0 before there is one."""
+    record = folder / "run" / "run.json"
+    if not record.exists() or (run_id := json.loads(record.read_bytes())["run_id"]) is None:
+        return 0  # the database may be on its way: another process would make it too
+    history = connect(f"sqlite:///{folder / 'mlflow.db'}").get_metric_history(run_id, "loss")
+    return max((entry.step for entry in history), default=0)
 
 
 def losses(folder: Path, num_steps: int) -> np.ndarray:
