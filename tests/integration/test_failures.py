@@ -111,13 +111,14 @@ def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, tmp
     assert run.info.status == "KILLED" and f"at step {stopped}" in run.data.tags["stopped"]
 
     is_slow.unlink()
+    num_groups = log.text.count("training with ") + 1  # a busy machine may lose a group that starts
     last, log = start(nodes, tmp_path, *arguments, "--resume")
     with ending(last):
         assert last.wait(300) == 0, log.text
     assert [record["step"] for record in records(tmp_path / "run")] == [grown_at, drained_at, stopped, steps]
     (run,) = runs_in(tmp_path)
     assert run.info.status == "FINISHED" and "stopped" not in run.data.tags
-    assert int(run.data.tags["ddpm.restarts"]) == 4 and float(run.data.tags["ddpm.wall_time_s"]) > 0
+    assert int(run.data.tags["ddpm.restarts"]) == num_groups >= 4 and float(run.data.tags["ddpm.wall_time_s"]) > 0
     losses(tmp_path, steps)  # one run, every step once, and none lost to a worker that came or left
     print("gaps between two logged steps:", gaps_of(tmp_path))
 
@@ -140,7 +141,7 @@ def test_a_read_that_hangs_and_losses_that_are_not_finite(nodes: Nodes, dataset:
     network = ["--network.name", "own", "--network.factory", "tests.integration.jobs:noise_or_nan",
                "--network.options", "nan_file", str(bad)]  # fmt: skip
     arguments = flags(tmp_path, str(copied), steps=100_000, network=network)
-    arguments += ["--workers.hang-timeout-s", "15", "--checkpoint-interval-steps", "25", "--max-skipped-batches", "2"]
+    arguments += ["--workers.hang-timeout-s", "30", "--checkpoint-interval-steps", "25", "--max-skipped-batches", "2"]
     job, log = start(nodes, tmp_path, *arguments)
     with ending(job):
         log.wait_for("ending the workers; this is where they stand")
@@ -160,6 +161,7 @@ def test_a_read_that_hangs_and_losses_that_are_not_finite(nodes: Nodes, dataset:
         assert job.wait(120) == 1, (tmp_path / "log").read_text()
     ended = (tmp_path / "log").read_text().splitlines()[-1]
     assert ended.startswith("error: step ") and "highest loss at sample" in ended and "once before" in ended
+    assert "learning_rate" in ended
 
     first, last = min(rollback["left_out_steps"]), max(rollback["left_out_steps"])
     assert len(rollback["left_out_steps"]) == 3 and rollback["to_step"] <= first <= last < rollback["from_step"]

@@ -15,7 +15,7 @@ from tests.integration.jobs import EVERY_STEP, ROOT, TINY, records
 from tests.integration.training_runs import flags, runs_in, trained_to, wait_until
 from tests.pipeline.webdataset_reader import read_with_webdataset
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.xdist_group("submit")]  # one cluster for all
 
 
 def ray_job(cluster: RayCluster, verb: str, *arguments: str) -> list[str]:

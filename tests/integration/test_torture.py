@@ -23,9 +23,8 @@ from tests.processes import kill_with_its_machine
 pytestmark = [pytest.mark.services, pytest.mark.xdist_group("nodes")]
 
 KINDS = ("worker", "raylet", "store", "answers", "mlflow", "sigterm", "driver")
-INTERVAL = 5
 LONG = [
-    pytest.param(seed, 300, KINDS, is_elastic, marks=pytest.mark.slow)
+    pytest.param(seed, 300, 10, KINDS, is_elastic, marks=pytest.mark.slow)
     for seed in range(10)
     for is_elastic in (False, True)
 ]
@@ -35,9 +34,18 @@ class Torture:
     """A run, and what is done to it."""
 
     def __init__(
-        self, nodes: Nodes, proxy: FaultyProxy, folder: Path, place: str, port: int, arguments: Sequence[str]
+        self,
+        nodes: Nodes,
+        proxy: FaultyProxy,
+        folder: Path,
+        place: str,
+        port: int,
+        interval: int,
+        arguments: Sequence[str],
     ) -> None:
-        self._nodes, self._proxy, self._folder, self._arguments = nodes, proxy, folder, arguments
+        self._nodes, self._proxy, self._folder = nodes, proxy, folder
+        self._interval = interval
+        self._arguments = [*arguments, "--checkpoint-interval-steps", str(interval), "--lease-s", "4"]
         self.checkpoints = CheckpointStore.of_run(place, print)
         self._mlflow, self._port = contextlib.ExitStack(), port
         self._start_mlflow()
@@ -73,7 +81,7 @@ class Torture:
                 self._nodes.kill_raylet()
                 if is_elastic:
                     self.log.wait_for("training with 1 of 2 workers")
-                    self.reach(self.step + INTERVAL)
+                    self.reach(self.step + self._interval)
                     self._nodes.keep(1)
                     self.log.wait_for("there is room for 2 workers")
                 else:
@@ -85,15 +93,30 @@ class Torture:
                 self._proxy.add(LoseAnswer(), method="PUT", times=3)
             case "mlflow":
                 self._mlflow.close()
-                self.reach(self.step + 2 * INTERVAL)
+                self.reach(self.step + 2 * self._interval)
                 self._start_mlflow()
             case "sigterm":
                 self.job.send_signal(signal.SIGTERM)
                 assert self.job.wait(120) == 3, self.log.text
                 self._begin("--resume")
             case "driver":
-                kill_with_its_machine(self.job)
+                killed = self.job
+                kill_with_its_machine(killed)
+                damaged = self._damage_newest()
                 self._begin("--resume")
+                self.log.wait_for(f"process {killed.pid} on ")
+                self.log.wait_for("has not renewed its lease for 4 s; taking over")
+                self.log.wait_for(f"checkpoint of step {damaged} is damaged")
+
+    def _damage_newest(self) -> int:
+        """Alter the last bit of the newest checkpoint: a run goes on from the one before."""
+        newest, store = self.checkpoints.newest(), open_store(self.checkpoints.root)
+        assert newest is not None
+        key = f"{newest.prefix}/train_weights.safetensors"
+        data = bytearray(store.read(key))
+        data[-1] ^= 1
+        store.write(key, bytes(data))
+        return newest.step
 
     def finish(self) -> None:
         assert self.job.wait(300) == 0, self.log.text
@@ -122,10 +145,10 @@ def undisturbed(all_nodes: Nodes, dataset: str, tmp_path_factory: pytest.TempPat
 
 
 @pytest.mark.parametrize(
-    ("seed", "steps", "kinds", "is_elastic"), [(0, 60, ("answers", "worker", "driver"), False), *LONG]
+    ("seed", "steps", "interval", "kinds", "is_elastic"), [(0, 60, 5, ("answers", "worker", "driver"), False), *LONG]
 )
 def test_a_run_through_faults_of_all_kinds(
-    seed: int, steps: int, kinds: Sequence[str], is_elastic: bool, nodes: Nodes, proxy: FaultyProxy,
+    seed: int, steps: int, interval: int, kinds: Sequence[str], is_elastic: bool, nodes: Nodes, proxy: FaultyProxy,
     storage: dict[str, str], s3_server: S3Server, dataset: str, undisturbed: Callable[[int], Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -134,7 +157,7 @@ def test_a_run_through_faults_of_all_kinds(
         monkeypatch.setenv(name, value)
     alone = undisturbed(steps)
     drawn = random.Random(seed)
-    moments = sorted(drawn.sample(range(INTERVAL, steps - 5 * INTERVAL), len(kinds)))
+    moments = sorted(drawn.sample(range(2 * interval, steps - 5 * interval), len(kinds)))
     struck = list(zip(moments, drawn.sample(list(kinds), len(kinds))))
     print(f"seed {seed}:", ", ".join(f"{kind} at {moment}" for moment, kind in struck))
     port = free_port()
@@ -146,7 +169,7 @@ def test_a_run_through_faults_of_all_kinds(
     ]
     if is_elastic:
         arguments += ["--workers.min-workers", "1", "--workers.resize-interval-s", "1"]
-    run = Torture(nodes, proxy, tmp_path, place, port, [*arguments, "--lease-s", "4"])
+    run = Torture(nodes, proxy, tmp_path, place, port, interval, arguments)
     try:
         for moment, kind in struck:
             run.reach(moment)
@@ -158,6 +181,7 @@ def test_a_run_through_faults_of_all_kinds(
 
     newest = run.checkpoints.newest()
     assert newest is not None
+    final = state_digests(newest)
     if is_elastic:
         (folder,) = (alone / "run" / "checkpoints").glob(f"step-{steps:09d}-*")
         touched = safetensors.torch.load(run.checkpoints.read(newest, "train_weights.safetensors"))
@@ -168,11 +192,16 @@ def test_a_run_through_faults_of_all_kinds(
         assert difference <= 1e-4
         losses(tmp_path, steps)
     else:
-        assert state_digests(newest) == digests(alone / "run")
+        assert {"train_weights.safetensors", "ema-500.safetensors", "power-ema-0.1.safetensors"} < final.keys()
+        assert final == digests(alone / "run")
+        snapshots = {info.key.split("/")[0] for info in open_store(join_uri(place, "ema_snapshots")).list()}
+        assert snapshots == {path.name for path in (alone / "run" / "ema_snapshots").iterdir()}
+        assert len(snapshots) == steps / 4
         np.testing.assert_array_equal(losses(tmp_path, steps), losses(alone, steps))
     recorded = list(run.checkpoints.records())
     for record in recorded:
         run.checkpoints.verify(record)
     named = {record.prefix for record in recorded}
     left = {info.key.split("/")[0] for info in open_store(run.checkpoints.root).list("step-")} - named
-    assert len(left) <= sum(kind in ("driver", "worker", "raylet", "sigterm") for kind in kinds), "of those killed"
+    killed = sum(kind in ("driver", "worker", "raylet", "sigterm") for kind in kinds)
+    assert len(left) <= killed + ("driver" in kinds), "of those killed, and the one that was damaged"

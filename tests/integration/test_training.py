@@ -17,79 +17,31 @@ from tests.integration.training_runs import (
     CHECKPOINTS,
     HYBRID,
     NUM_STEPS,
-    digests,
     flags,
     losses,
     runs_in,
     wait_until,
 )
-from tests.processes import kill_with_its_machine
 
 pytestmark = pytest.mark.services
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_one_and_two_workers_train_alike(dataset: str, tmp_path: Path) -> None:
-    curves = []
-    for workers in (1, 2):
-        folder = tmp_path / str(workers)
-        folder.mkdir()
-        run_job("train", *flags(folder, dataset, steps=50, workers=workers))
-        curves.append(losses(folder, 50))
-    difference = np.abs(curves[0] / curves[1] - 1).max()
+def test_one_and_two_workers_train_alike(dataset: str, unbroken: Path, tmp_path: Path) -> None:
+    """With a learned variance, and t chosen by a state that all ranks share."""
+    run_job("train", *flags(tmp_path, dataset, steps=50, workers=1), *HYBRID)
+    alone, together = losses(tmp_path, 50), losses(unbroken, NUM_STEPS)[:50]
+    difference = np.abs(alone / together - 1).max()
     print(f"largest relative difference of 50 losses: {difference:.2e}")
     assert difference <= 1e-5
-    assert curves[0][-10:].mean() < 0.9 * curves[0][:10].mean()
+    assert alone[-10:].mean() < 0.9 * alone[:10].mean()
 
 
-def test_a_learned_variance_with_chosen_t_trains_alike_too(dataset: str, unbroken: Path, tmp_path: Path) -> None:
-    run_job("train", *flags(tmp_path, dataset, steps=30, workers=1), *HYBRID)
-    np.testing.assert_allclose(losses(tmp_path, 30), losses(unbroken, NUM_STEPS)[:30], rtol=1e-4)
-
-
-def test_killed_and_resumed_equals_unbroken(dataset: str, unbroken: Path, tmp_path: Path) -> None:
-    again = [*flags(tmp_path, dataset, steps=NUM_STEPS), *HYBRID, *CHECKPOINTS, "--lease-s", "4"]
-    job = start_job("train", *again)
-    wait_until(lambda: len(records(tmp_path / "run")) >= 3 or job.poll() is not None)
-    kill_with_its_machine(job)
-    reached = records(tmp_path / "run")
-    assert 3 <= len(reached) < NUM_STEPS / 5, "killed in mid-run"
-
-    # The newest checkpoint is altered too: the run must go on from the one before it, and say so.
-    victim = tmp_path / "run" / "checkpoints" / str(reached[-1]["prefix"]) / "train_weights.safetensors"
-    data = bytearray(victim.read_bytes())
-    data[-1] ^= 1
-    victim.write_bytes(data)
-    resumed = run_job("train", *again, "--resume")
-    assert f"checkpoint of step {reached[-1]['step']} is damaged" in resumed.stdout
-    assert (
-        f"process {job.pid} on " in resumed.stdout
-        and "has not renewed its lease for 4 s; taking over" in resumed.stdout
-    )
-
-    final = [digests(folder / "run") for folder in (unbroken, tmp_path)]
-    assert {"train_weights.safetensors", "ema-500.safetensors", "power-ema-0.1.safetensors"} < final[0].keys()
-    assert final[0] == final[1], "of all files but config.toml, which names the folder"
-    taken = [
-        sorted(path.name for path in (folder / "run" / "ema_snapshots").iterdir()) for folder in (unbroken, tmp_path)
-    ]
-    assert len(taken[0]) == NUM_STEPS / 4 and taken[0] == taken[1]
-    np.testing.assert_array_equal(losses(tmp_path, NUM_STEPS), losses(unbroken, NUM_STEPS))
-
+def test_a_run_that_is_there_is_gone_on_with_as_it_was_or_not_at_all(dataset: str, unbroken: Path) -> None:
+    again = [*flags(unbroken, dataset, steps=NUM_STEPS), *HYBRID, *CHECKPOINTS]
     refused = run_job("train", *again, check=False)
     assert refused.returncode == 2 and "--resume" in refused.stderr
     changed = run_job("train", *again, "--resume", "--seed", "5", check=False)
     assert changed.returncode == 2 and changed.stderr.startswith("error: seed: the run in")
-
-
-def test_a_diverging_run_stops_and_says_where(dataset: str, tmp_path: Path, ray_address: str) -> None:
-    failed = run_job_process(
-        "train", *flags(tmp_path, dataset, steps=50), "--optimizer.learning-rate", "1e30",
-        "--optimizer.warmup-steps", "0", check=False, address=ray_address,
-    )  # fmt: skip
-    assert failed.returncode == 1
-    (line,) = failed.stderr.strip().splitlines()
-    assert line.startswith("error: step ") and "not finite" in line and "learning_rate" in line
 
 
 def test_a_network_of_ones_own(dataset: str, tmp_path: Path, ray_address: str) -> None:

@@ -37,10 +37,16 @@ def test_an_outage_is_told_while_nothing_comes(
 
 
 def test_slow_workers_are_no_outage(s3_store: S3Store, proxy: FaultyProxy, capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(told_of_outages(slow(2.0), [s3_store], "shard")) == [1, 2]
-    assert len(proxy.requests) > 1
+    def as_slow_as_two_more_requests() -> Iterator[int]:
+        num_before = len(proxy.requests)
+        yield 1
+        while len(proxy.requests) < num_before + 2:
+            time.sleep(0.05)
+        yield 2
+
+    assert list(told_of_outages(as_slow_as_two_more_requests(), [s3_store], "shard")) == [1, 2]
     proxy.add(s3_error("AccessDenied", 403))
-    assert list(told_of_outages(slow(2.0), [s3_store], "shard")) == [1, 2]
+    assert list(told_of_outages(as_slow_as_two_more_requests(), [s3_store], "shard")) == [1, 2]
     assert capsys.readouterr().out == ""
 
 
