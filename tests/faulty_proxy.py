@@ -171,6 +171,8 @@ class FaultyProxy:
 
     def __init__(self, upstream: str) -> None:
         parts = urlsplit(upstream)
+        self.upstream = upstream
+        """The server itself, for whoever goes round the proxy."""
         self._upstream = (str(parts.hostname), int(parts.port or 80))
         # bound and never listening: nobody else gets the port while the proxy is down
         self._reserved = socket.socket()

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from pipeline.stores.lease import LEASE_KEY
 from pipeline.tracking.mlflow_client import connect
-from tests.integration.jobs import records
+from tests.integration.jobs import records, run_job_process
 from tests.integration.nodes import Nodes, ending, start
 from tests.integration.training_runs import (
     flags,
@@ -67,7 +69,7 @@ def last_weights(folder: Path) -> torch.Tensor:
 def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, tmp_path: Path) -> None:
     """2 -> 1 -> 2 workers, then a node that gives notice, then SIGTERM, then the rest: as a run that nobody touched.
 
-    There are no periodic checkpoints: each one was asked for.
+    There are no periodic checkpoints: each one was asked for. A second driver that comes by leaves at once.
     """
     is_slow, steps = tmp_path / "slow", 400
     is_slow.touch()
@@ -88,12 +90,17 @@ def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, tmp
         train_on(10)
 
         nodes.keep(1)
-        waited_s.append(log.seconds_to("there is room for 2 workers"))
-        log.wait_for("the workers have left at step ")
+        waited_s.append(log.seconds_to("there is room for 2 workers"))  # said when they have left
         grown_at = last_step(tmp_path)
         nodes.keep(2)
         waited_s.append(log.seconds_to("training with 2 of 2 workers"))
         train_on(10)
+        with tempfile.TemporaryDirectory(prefix="ray-") as place_of_ray:
+            second = run_job_process(
+                "train", *arguments, "--resume", check=False, variables={"RAY_TMPDIR": place_of_ray}
+            )
+            assert not list(Path(place_of_ray).iterdir()), "no Ray was started"
+        assert second.returncode == 1 and f"process {job.pid} on " in second.stderr and "works here" in second.stderr
 
         nodes.drain(deadline_s=300)
         log.wait_for("a node of the workers goes in ")
@@ -109,6 +116,7 @@ def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, tmp
     assert log.text.splitlines()[-1].startswith(f"stopped: at step {stopped}, checkpoint ")
     (run,) = runs_in(tmp_path)
     assert run.info.status == "KILLED" and f"at step {stopped}" in run.data.tags["stopped"]
+    assert json.loads((tmp_path / "run" / LEASE_KEY).read_bytes())["released"] is True
 
     is_slow.unlink()
     num_groups = log.text.count("training with ") + 1  # a busy machine may lose a group that starts

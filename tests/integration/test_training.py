@@ -1,9 +1,6 @@
-"""Training for real: worker counts, kills, damaged checkpoints, refusals."""
+"""Training for real: worker counts, refusals, networks of one's own, forks."""
 
-import json
 import os
-import signal
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +8,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.stores.lease import LEASE_KEY
-from tests.integration.jobs import records, run_job, run_job_process, start_job
+from tests.integration.jobs import run_job, run_job_process
 from tests.integration.training_runs import (
     CHECKPOINTS,
     HYBRID,
     NUM_STEPS,
     flags,
     losses,
-    runs_in,
-    wait_until,
 )
 
 pytestmark = pytest.mark.services
@@ -55,23 +49,6 @@ def test_a_network_of_ones_own(dataset: str, tmp_path: Path, ray_address: str) -
         "--num-actors", "1", "--trust-model-code", cwd=tmp_path, address=ray_address,
     )  # fmt: skip
     assert "20 images" in made.stdout
-
-
-def test_a_second_driver_leaves_and_sigterm_gives_the_lease_back(dataset: str, tmp_path: Path) -> None:
-    again = [*flags(tmp_path, dataset, steps=100_000), *CHECKPOINTS, "--lease-s", "8"]
-    job = start_job("train", *again, log=tmp_path / "log")
-    wait_until(lambda: records(tmp_path / "run") or job.poll() is not None)
-    with tempfile.TemporaryDirectory(prefix="ray-") as place_of_ray:
-        second = run_job_process("train", *again, "--resume", check=False, variables={"RAY_TMPDIR": place_of_ray})
-        assert not list(Path(place_of_ray).iterdir()), "no Ray was started"
-    assert second.returncode == 1 and f"process {job.pid} on " in second.stderr and "works here" in second.stderr
-    job.send_signal(signal.SIGTERM)
-    assert job.wait(60) == 3
-    last = records(tmp_path / "run")[-1]["step"]
-    assert (tmp_path / "log").read_text().splitlines()[-1].startswith(f"stopped: at step {last}, checkpoint ")
-    assert json.loads((tmp_path / "run" / LEASE_KEY).read_bytes())["released"] is True
-    (run,) = runs_in(tmp_path)
-    assert run.info.status == "KILLED" and "SIGTERM" in run.data.tags["stopped"]
 
 
 @pytest.mark.usefixtures("ray_session")

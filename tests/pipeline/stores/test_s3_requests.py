@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import boto3
 import pytest
 
 from pipeline.errors import StorageAccessError, StorageError
@@ -198,17 +199,20 @@ def test_a_body_that_breaks_off_is_gone_on_with(s3_store: S3Store, proxy: Faulty
 def test_another_version_in_the_middle_is_read_from_its_start(s3_store: S3Store, proxy: FaultyProxy) -> None:
     old, new = os.urandom(300_000), os.urandom(300_000)
     s3_store.write("key", old)
-    direct = S3Store(s3_store.uri.split("/")[2], s3_store.uri.split("/")[3])
+    direct = boto3.client("s3", endpoint_url=proxy.upstream, region_name=os.environ["AWS_REGION"])
+    _, _, bucket, prefix = s3_store.uri.split("/")
 
     class Overtaken(Answer):
         def suits(self, request: object) -> bool:
-            direct.write("key", new)  # between the first part and the request for the rest
+            direct.put_object(
+                Bucket=bucket, Key=f"{prefix}/key", Body=new
+            )  # between the first part and the request for the rest
             return True
 
     proxy.add(Cut(after_bytes=100_000), method="GET", times=1)
     proxy.add(Overtaken(503, s3_error("SlowDown", 503).body), method="GET", times=1)
     found = s3_store.read_versioned("key")
-    assert found == direct.read_versioned("key") and found.data == new
+    assert found == s3_store.read_versioned("key") and found.data == new
     assert proxy.count(Cut) == 1 and proxy.count(Answer) == 1
 
 

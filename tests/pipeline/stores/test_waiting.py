@@ -28,11 +28,20 @@ def slow(seconds: float) -> Iterator[int]:
 def test_an_outage_is_told_while_nothing_comes(
     s3_store: S3Store, proxy: FaultyProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stores = [LocalStore(tmp_path), s3_store]
+    stores, said, said_s = [LocalStore(tmp_path), s3_store], list[str](), list[float]()
+
+    def until_told_twice() -> Iterator[int]:
+        yield 1
+        while len(said) < 2:
+            time.sleep(0.05)
+            lines = capsys.readouterr().out.splitlines()
+            said.extend(lines)
+            said_s.extend([time.monotonic()] * len(lines))
+        yield 2
+
     with proxy.down():
-        assert list(told_of_outages(slow(1.8), stores, "shard")) == [1, 2]
-    said = capsys.readouterr().out.splitlines()
-    assert 1 <= len(said) <= 2
+        assert list(told_of_outages(until_told_twice(), stores, "shard")) == [1, 2]
+    assert len(said) == 2 and said_s[1] - said_s[0] > 0.8, "an interval of 1 s lies between them"
     assert said[0].startswith("no shard has come for ") and s3_store.uri in said[0] and proxy.endpoint in said[0]
 
 
