@@ -199,14 +199,13 @@ def test_a_body_that_breaks_off_is_gone_on_with(s3_store: S3Store, proxy: Faulty
 def test_another_version_in_the_middle_is_read_from_its_start(s3_store: S3Store, proxy: FaultyProxy) -> None:
     old, new = os.urandom(300_000), os.urandom(300_000)
     s3_store.write("key", old)
-    direct = boto3.client("s3", endpoint_url=proxy.upstream, region_name=os.environ["AWS_REGION"])
+    direct = boto3.session.Session().client("s3", endpoint_url=proxy.upstream, region_name=os.environ["AWS_REGION"])
     _, _, bucket, prefix = s3_store.uri.split("/")
 
     class Overtaken(Answer):
         def suits(self, request: object) -> bool:
-            direct.put_object(
-                Bucket=bucket, Key=f"{prefix}/key", Body=new
-            )  # between the first part and the request for the rest
+            # Between the first part and the request for the rest.
+            direct.put_object(Bucket=bucket, Key=f"{prefix}/key", Body=new)
             return True
 
     proxy.add(Cut(after_bytes=100_000), method="GET", times=1)
