@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.services, pytest.mark.xdist_group("nodes")]
 
 KINDS = ("worker", "raylet", "store", "answers", "mlflow", "sigterm", "driver")
 LONG = [
-    pytest.param(seed, 300, 10, KINDS, is_elastic, marks=pytest.mark.slow)
+    pytest.param(seed, 300, 10, KINDS, is_elastic, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
     for seed in range(10)
     for is_elastic in (False, True)
 ]
