@@ -13,13 +13,12 @@ from unittest.mock import patch
 import psutil
 from ray.cluster_utils import Cluster
 
+from pipeline.stores.patience import PATIENCE_VARIABLE
 from tests.fixtures_services import free_port
 from tests.integration.jobs import start_job
 from tests.integration.training_runs import wait_until
 from tests.processes import environment
 
-# Ray looks for notices of a drain every so many seconds; a hang must take longer than servers are waited for.
-QUICK = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", "DDPM_PATIENCE_MINUTES": "0.1"}
 _WORKER = "ray::RayTrainWorker"
 
 
@@ -78,10 +77,16 @@ class Nodes:
         }  # fmt: skip
 
 
-def start(nodes: Nodes, folder: Path, *arguments: str) -> "tuple[subprocess.Popen[str], Log]":
-    """Start training on the nodes; what it prints goes to `log` in the folder."""
+def start(
+    nodes: Nodes, folder: Path, *arguments: str, patience_minutes: float = 0.1
+) -> "tuple[subprocess.Popen[str], Log]":
+    """Start training on the nodes; what it prints goes to `log` in the folder.
+
+    A hang must take longer than the patience with which servers are waited for.
+    """
     log = folder / "log"
-    job = start_job("train", *arguments, log=log, variables={"RAY_ADDRESS": nodes.address, **QUICK})
+    quick = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", PATIENCE_VARIABLE: str(patience_minutes)}
+    job = start_job("train", *arguments, log=log, variables={"RAY_ADDRESS": nodes.address, **quick})
     return job, Log(job, log)
 
 

@@ -149,7 +149,7 @@ def test_a_read_that_hangs_and_losses_that_are_not_finite(nodes: Nodes, dataset:
     network = ["--network.name", "own", "--network.factory", "tests.integration.jobs:noise_or_nan",
                "--network.options", "nan_file", str(bad)]  # fmt: skip
     arguments = flags(tmp_path, str(copied), steps=100_000, network=network)
-    arguments += ["--workers.hang-timeout-s", "30", "--checkpoint-interval-steps", "25", "--max-skipped-batches", "2"]
+    arguments += ["--workers.hang-timeout-s", "20", "--checkpoint-interval-steps", "25", "--max-skipped-batches", "2"]
     job, log = start(nodes, tmp_path, *arguments)
     with ending(job):
         log.wait_for("ending the workers; this is where they stand")
