@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> TrainResult:
         try:
             if finished is None:
                 finished = _train(config, plan, checkpoints, record, run, lease, stop)
-            resend(run, checkpoints, finished[0])
+            resend(run, checkpoints, finished[0])  # no worker goes on from it
             result = _register(config, checkpoints, *finished, run, lease)
             _tag_cost(run, read_run_record(store))
             status = "FINISHED"

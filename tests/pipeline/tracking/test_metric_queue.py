@@ -47,6 +47,16 @@ def points(step: int, num: int = 1) -> list[MetricPoint]:
     return [MetricPoint(key=f"k{index}", value=1.0, step=step, time_ms=0) for index in range(num)]
 
 
+def queue_without_a_server(recorder: Recorder) -> MetricQueue:
+    """Fourteen points of seven steps, and a picture, wait in it."""
+    recorder.away = True
+    queue = recorder.queue()
+    for step in range(7):
+        queue.put_points(points(step, 2))
+    queue.put_task("a picture", lambda: None)
+    return queue
+
+
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(metric_queue, "_FIRST_PAUSE_S", 0.02)
@@ -114,11 +124,7 @@ def test_what_does_not_fit_is_counted() -> None:
 
 def test_what_is_left_at_the_end_is_counted() -> None:
     recorder = Recorder()
-    recorder.away = True
-    queue = recorder.queue()
-    for step in range(7):
-        queue.put_points(points(step, 2))
-    queue.put_task("a picture", lambda: None)
+    queue = queue_without_a_server(recorder)
     assert queue.close(0.4) == 15
     assert recorder.num_refused_calls > 1, "it tries again for as long as it may"
     queue.put_points(points(8))
@@ -127,11 +133,7 @@ def test_what_is_left_at_the_end_is_counted() -> None:
 
 def test_what_somebody_has_kept_is_not_lost() -> None:
     recorder = Recorder()
-    recorder.away = True
-    queue = recorder.queue()
-    for step in range(7):
-        queue.put_points(points(step, 2))
-    queue.put_task("a picture", lambda: None)
+    queue = queue_without_a_server(recorder)
     assert queue.unsent(4) == [point for step in range(5) for point in points(step, 2)]
     recorder.away = False
     assert queue.flush(10) == 0 and queue.unsent(7) == []

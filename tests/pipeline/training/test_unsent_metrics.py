@@ -31,6 +31,11 @@ def away(database: TrackingConfig) -> TrackingRun:
     return TrackingRun(str(database.uri), None, experiment=database.experiment, run_key=new_run_key())
 
 
+def another(run: TrackingRun) -> TrackingRun:
+    """The same run in another process, which has none of what waits in this one."""
+    return TrackingRun(run.uri, None, experiment=run.experiment, run_key=run.run_key)
+
+
 def train(run: Run, steps: int) -> None:
     """Log a value in every step; a checkpoint stands after every second one."""
     for _ in range(steps):
@@ -76,7 +81,7 @@ def test_a_process_killed_while_mlflow_is_away_loses_no_value(
     train(first, 5)
     assert unsent_steps(first) == [1, 2, 3, 4], "of its own steps, and not of those after it"
 
-    again = TrackingRun(away.uri, None, experiment=away.experiment, run_key=away.run_key)
+    again = another(away)
     second = make(tracking=again, goes_on=True)
     second.store.open.set()
     train(second, 3)
@@ -105,7 +110,7 @@ def test_what_a_checkpoint_holds_is_not_called_lost(make: Callable[..., Run], aw
     assert ": 1 metrics or files of run " in line and "among them the link to " in line, "no metric"
 
     run.lines.clear()
-    other = make(tracking=TrackingRun(away.uri, None, experiment=away.experiment, run_key=away.run_key), goes_on=True)
+    other = make(tracking=another(away), goes_on=True)
     other.store.open.set()
     train(other, 1)
     other.rank_zero.close()
@@ -121,7 +126,7 @@ def test_a_damaged_file_of_metrics_is_said_and_ends_no_run(
     train(run, 2)
     (file,) = tmp_path.glob(f"checkpoints/step-*/{UNSENT_METRICS_JSON}")
     file.write_bytes(file.read_bytes().replace(b"loss", b"lass"))
-    other = make(tracking=TrackingRun(away.uri, None, experiment=away.experiment, run_key=away.run_key), goes_on=True)
+    other = make(tracking=another(away), goes_on=True)
     (line,) = [line for line in run.lines if "are lost: " in line]
     assert line.startswith("metrics that MLflow had not got before step 2 are lost: ") and str(file) in line
     assert other.state.step == 2
