@@ -71,8 +71,8 @@ class GroupControl:
         return Orders.LEAVE in Orders(int(bits.item()))
 
     def begin(self, step: int) -> None:
-        """The steps begin; the first one may still wait for its data."""
-        self._step, self._phase = step, "training"
+        """Everything is made and restored; the first step may still wait for the data's readers to start."""
+        self._step = step
 
     def agreed(self, step: int) -> Orders:
         """Collective, once before every step: the orders that all ranks follow now.
@@ -80,7 +80,8 @@ class GroupControl:
         Args:
             step: Steps that are behind this worker.
         """
-        self._step = step
+        if step > self._step:
+            self._phase, self._step = "training", step  # in this order: signs of life read the step first
         orders = self._received()
         if Orders.LEAVE not in orders:
             with self._wanted_lock:

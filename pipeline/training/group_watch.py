@@ -118,7 +118,7 @@ class GroupWatch:
             self._look_for_drain(self._terms)
         if self.leaving is None:
             self._look_for_room(self._terms)
-        # A start imports, restores and compiles, and an end writes: both may take longer than a step.
+        # A start imports, restores, compiles and waits for the first batch, and an end writes: longer than a step.
         limit_s = self._terms.hang_timeout_s * (1 if "training" in self._phases() else _START_AND_END_FACTOR)
         if self.hang is None and self._phases() and self.state.stuck_s > limit_s:
             self._end_hung()

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.errors import PipelineError
 
 Phase = Literal["starting", "training", "ending", "returned"]
-"""What a worker does: it ends when it makes no more steps, and may still have to write."""
+"""What a worker does: it starts until its first step is behind it, and ends, and may have to write, after its last."""
 
 
 class Orders(enum.IntFlag):

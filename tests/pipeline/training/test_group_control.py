@@ -1,6 +1,5 @@
 """A worker's part in its group: orders come once and to all, and it says where it stands and what ends it."""
 
-import dataclasses
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -52,11 +51,27 @@ def test_an_order_to_save_is_followed_once(board: Board) -> None:
         control.end()
 
 
+def test_a_worker_starts_until_its_first_step_is_behind_it(board: Board) -> None:
+    """The first step waits for the data's readers to start, and may compile."""
+
+    def wait_for(step: int, phase: str) -> None:
+        while (shown := board.read().members[0]).step != step:
+            pass
+        assert shown.phase == phase
+
+    with control_of(board) as control:
+        wait_for(-1, "starting")
+        control.begin(3)
+        wait_for(3, "starting")
+        control.agreed(3)
+        assert control._phase == "starting"
+        control.agreed(4)
+        wait_for(4, "training")
+        control.end()
+
+
 def test_after_the_order_to_leave_nothing_is_waited_for(board: Board) -> None:
     with control_of(board) as control:
-        control.begin(3)
-        while board.read().members[0] != dataclasses.replace(board.read().members[0], step=3, phase="training"):
-            pass
         board.order(Orders.LEAVE)
         assert Orders.LEAVE in orders_from(control, 0, 1)[0]
         control.end()
