@@ -1,6 +1,6 @@
-"""The dataset and the undisturbed run that integration tests share."""
+"""What integration tests share: a dataset, nodes, and runs that nothing happens to."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,8 +8,7 @@ import pytest
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
 from tests.faulty_proxy import FaultyProxy
 from tests.fixtures_s3 import S3Server
-from tests.integration.jobs import run_job
-from tests.integration.nodes import Nodes
+from tests.integration.nodes import Nodes, ending, start
 from tests.integration.training_runs import CHECKPOINTS, HYBRID, NUM_STEPS, flags
 
 
@@ -18,14 +17,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = PrepareConfig(source="digits", dataset=str(tmp_path_factory.mktemp("digits") / "dataset"))
     prepare_source(config, open_source(config), map)
     return config.dataset
-
-
-@pytest.fixture(scope="session")
-def unbroken(dataset: str, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
-    """Two workers that nothing happens to."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    run_job("train", *flags(folder, dataset, steps=NUM_STEPS), *HYBRID, *CHECKPOINTS)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +43,27 @@ def nodes(all_nodes: Nodes) -> Nodes:
     """Two nodes with room for one worker each."""
     all_nodes.keep(1)
     return all_nodes
+
+
+@pytest.fixture(scope="session")
+def undisturbed(all_nodes: Nodes, dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The folder of a run of so many steps, of two workers that nothing happens to."""
+    made = dict[int, Path]()
+
+    def folder_of(steps: int) -> Path:
+        if steps not in made:
+            all_nodes.keep(1)
+            folder = tmp_path_factory.mktemp("undisturbed")
+            job, log = start(all_nodes, folder, *flags(folder, dataset, steps=steps), *HYBRID, *CHECKPOINTS)
+            with ending(job):
+                assert job.wait(300) == 0, log.text
+            made[steps] = folder
+        return made[steps]
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def unbroken(undisturbed: Callable[[int], Path]) -> Path:
+    """The one of `NUM_STEPS`; its first steps are those of any shorter run."""
+    return undisturbed(NUM_STEPS)

@@ -87,35 +87,46 @@ class ScaledNoise(nn.Module):
 
 
 class SlowUNet(nn.Module):
-    """A small U-Net, slow while a file is there."""
+    """The network of `TINY`; each pass takes as many seconds longer as a file says, while it is there."""
 
     def __init__(self, config: ModelConfig, slow_file: Path) -> None:
         super().__init__()
         self.unet, self.slow_file = build_network(config), slow_file
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        if self.slow_file.exists():
-            time.sleep(0.1)
+        with contextlib.suppress(FileNotFoundError):
+            time.sleep(float(self.slow_file.read_text()))
         answer: Tensor = self.unet(x_t, t, label)
         return answer
 
 
-def slow_unet(
-    *, image_size: tuple[int, int], channels: int, num_classes: int | None, slow_file: str = "no such file"
-) -> nn.Module:
-    """Factory of `SlowUNet`."""
+def slow_unet(*, image_size: tuple[int, int], channels: int, num_classes: int | None, slow_file: str) -> nn.Module:
+    """Factory of `SlowUNet` for `training_runs.HYBRID`: with a learned variance, and for 30 timesteps."""
     unet = UNetConfig(
         base_channels=8,
         channel_multipliers=(1, 2),
         num_res_blocks=1,
         num_groups=4,
-        attention_resolutions=(),
+        attention_resolutions=(4,),
         dropout=0.0,
+        learned_variance=True,
     )
     config = ModelConfig(
-        network=unet, schedule=ScheduleConfig(), image_size=image_size, channels=channels, num_classes=num_classes
+        network=unet,
+        schedule=ScheduleConfig(num_timesteps=30),
+        image_size=image_size,
+        channels=channels,
+        num_classes=num_classes,
     )
     return SlowUNet(config, Path(slow_file))
+
+
+def slow_tiny(slow_file: Path) -> list[str]:
+    """Flags of a `SlowUNet`."""
+    return [
+        "--network.name", "own", "--network.factory", "tests.integration.jobs:slow_unet",
+        "--network.options", "slow_file", str(slow_file),
+    ]  # fmt: skip
 
 
 class NoiseOrNan(ScaledNoise):

@@ -78,15 +78,20 @@ class Nodes:
 
 
 def start(
-    nodes: Nodes, folder: Path, *arguments: str, patience_minutes: float = 0.1
+    nodes: Nodes,
+    folder: Path,
+    *arguments: str,
+    patience_minutes: float = 0.1,
+    variables: Mapping[str, str] | None = None,
 ) -> "tuple[subprocess.Popen[str], Log]":
-    """Start training on the nodes; what it prints goes to `log` in the folder.
+    """Start training on the nodes, with variables; what it prints goes to `log` in the folder.
 
     A hang must take longer than the patience with which servers are waited for.
     """
     log = folder / "log"
     quick = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", PATIENCE_VARIABLE: str(patience_minutes)}
-    job = start_job("train", *arguments, log=log, variables={"RAY_ADDRESS": nodes.address, **quick})
+    here = {"RAY_ADDRESS": nodes.address, **quick, **(variables or {})}
+    job = start_job("train", *arguments, log=log, variables=here)
     return job, Log(job, log)
 
 

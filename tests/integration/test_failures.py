@@ -16,9 +16,12 @@ import torch
 
 from pipeline.stores.lease import LEASE_KEY
 from pipeline.tracking.mlflow_client import connect
-from tests.integration.jobs import records, run_job_process
+from tests.integration.jobs import records, run_job_process, slow_tiny
 from tests.integration.nodes import Nodes, ending, start
 from tests.integration.training_runs import (
+    HYBRID,
+    NO_PERIODIC_CHECKPOINTS,
+    NUM_STEPS,
     flags,
     losses,
     metric,
@@ -28,18 +31,6 @@ from tests.integration.training_runs import (
 )
 
 pytestmark = [pytest.mark.services, pytest.mark.xdist_group("nodes")]
-
-
-NO_PERIODIC_CHECKPOINTS = ["--checkpoint-interval-steps", "100000"]
-
-
-def undisturbed(nodes: Nodes, folder: Path, *arguments: str) -> Path:
-    """The same run, to which nothing happens."""
-    folder.mkdir()
-    job, _ = start(nodes, folder, *arguments)
-    with ending(job):
-        assert job.wait(300) == 0, (folder / "log").read_text()
-    return folder
 
 
 def last_step(folder: Path) -> int:
@@ -60,22 +51,21 @@ def rollback_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def last_weights(folder: Path) -> torch.Tensor:
-    (place,) = (folder / "run" / "checkpoints").glob(f"step-{last_step(folder):09d}-*")
+def weights_of(folder: Path, step: int) -> torch.Tensor:
+    (place,) = (folder / "run" / "checkpoints").glob(f"step-{step:09d}-*")
     tensors = safetensors.torch.load_file(place / "train_weights.safetensors")
     return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
 
 
-def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, tmp_path: Path) -> None:
+def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, unbroken: Path, tmp_path: Path) -> None:
     """2 -> 1 -> 2 workers, then a node that gives notice, then SIGTERM, then the rest: as a run that nobody touched.
 
     There are no periodic checkpoints: each one was asked for. A second driver that comes by leaves at once.
     """
-    is_slow, steps = tmp_path / "slow", 400
-    is_slow.touch()
-    network = ["--network.name", "own", "--network.factory", "tests.integration.jobs:slow_unet"]
-    network += ["--network.options", "slow_file", str(is_slow)]
-    arguments = [*flags(tmp_path, dataset, steps=steps, network=network), *NO_PERIODIC_CHECKPOINTS]
+    slow_file = tmp_path / "slow"
+    slow_file.write_text("1")  # as many steps as there are must last for all that happens
+    arguments = [*flags(tmp_path, dataset, steps=NUM_STEPS, network=slow_tiny(slow_file)), *HYBRID]
+    arguments += NO_PERIODIC_CHECKPOINTS
     arguments += ["--workers.min-workers", "1", "--workers.resize-interval-s", "3", "--keep-checkpoints", "100"]
     job, log = start(nodes, tmp_path, *arguments)
 
@@ -84,16 +74,16 @@ def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, tmp
         wait_until(lambda: trained_to(tmp_path) >= reached or job.poll() is not None, pause_s=0.2)
 
     with ending(job):
-        train_on(15)
+        train_on(5)
         nodes.kill_raylet()
         waited_s = [log.seconds_to("training with 1 of 2 workers")]
-        train_on(10)
+        train_on(5)
 
         nodes.keep(1)
         waited_s.append(log.seconds_to("there is room for 2 workers"))  # said when they have left
         grown_at = last_step(tmp_path)
         waited_s.append(log.seconds_to("training with 2 of 2 workers"))
-        train_on(10)
+        train_on(5)
         nodes.keep(2)  # not before: the group would be free to start there, and not on the node that is drained
         with tempfile.TemporaryDirectory(prefix="ray-") as place_of_ray:
             second = run_job_process(
@@ -107,7 +97,7 @@ def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, tmp
         log.wait_for("the workers have left at step ")
         drained_at = last_step(tmp_path)
         waited_s.append(log.seconds_to("training with 2 of 2 workers"))
-        train_on(10)
+        train_on(5)
         print("seconds to: shrunk, room seen, two again, drained:", np.round(waited_s, 1))
 
         job.send_signal(signal.SIGTERM)
@@ -118,21 +108,19 @@ def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, tmp
     assert run.info.status == "KILLED" and f"at step {stopped}" in run.data.tags["stopped"]
     assert json.loads((tmp_path / "run" / LEASE_KEY).read_bytes())["released"] is True
 
-    is_slow.unlink()
+    slow_file.unlink()
     num_groups = log.text.count("training with ") + 1  # a busy machine may lose a group that starts
     last, log = start(nodes, tmp_path, *arguments, "--resume")
     with ending(last):
         assert last.wait(300) == 0, log.text
-    assert [record["step"] for record in records(tmp_path / "run")] == [grown_at, drained_at, stopped, steps]
+    assert [record["step"] for record in records(tmp_path / "run")] == [grown_at, drained_at, stopped, NUM_STEPS]
     (run,) = runs_in(tmp_path)
     assert run.info.status == "FINISHED" and "stopped" not in run.data.tags
     assert int(run.data.tags["ddpm.restarts"]) == num_groups >= 4 and float(run.data.tags["ddpm.wall_time_s"]) > 0
-    losses(tmp_path, steps)  # one run, every step once, and none lost to a worker that came or left
+    losses(tmp_path, NUM_STEPS)  # one run, every step once, and none lost to a worker that came or left
     print("gaps between two logged steps:", gaps_of(tmp_path))
 
-    alone = tmp_path / "alone"
-    undisturbed(nodes, alone, *flags(alone, dataset, steps=steps, network=network), *NO_PERIODIC_CHECKPOINTS)
-    touched, untouched = last_weights(tmp_path), last_weights(alone)
+    touched, untouched = (weights_of(folder, NUM_STEPS) for folder in (tmp_path, unbroken))
     difference = float((touched - untouched).norm() / untouched.norm())
     print(f"relative norm of the difference: {difference:.1e}")
     assert 0 < difference <= 1e-4, "sums of one worker are in another order than those of two"

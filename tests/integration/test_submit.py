@@ -12,7 +12,7 @@ from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
 from tests.fixtures_services import RayCluster, mlflow_server
 from tests.integration.jobs import EVERY_STEP, ROOT, TINY, records
-from tests.integration.training_runs import flags, runs_in, trained_to, wait_until
+from tests.integration.training_runs import NO_PERIODIC_CHECKPOINTS, flags, runs_in, trained_to, wait_until
 from tests.pipeline.webdataset_reader import read_with_webdataset
 
 pytestmark = [pytest.mark.services, pytest.mark.xdist_group("submit")]  # one cluster for all
@@ -46,7 +46,7 @@ def submit(
 
 
 def test_ray_job_stop_makes_a_checkpoint_first(ray_cluster: RayCluster, dataset: str, tmp_path: Path) -> None:
-    arguments = [*flags(tmp_path, dataset, steps=100_000), "--checkpoint-interval-steps", "100000"]
+    arguments = [*flags(tmp_path, dataset, steps=100_000), *NO_PERIODIC_CHECKPOINTS]
     submit(ray_cluster, {}, "train", *arguments, and_leave="to-be-stopped")
     wait_until(lambda: trained_to(tmp_path) > 5, pause_s=0.2)
     stopped = subprocess.run(

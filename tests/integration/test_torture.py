@@ -3,7 +3,7 @@
 import contextlib
 import random
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,18 @@ from pipeline.training.checkpoints import CheckpointStore
 from tests.faulty_proxy import FaultyProxy, LoseAnswer, s3_error
 from tests.fixtures_s3 import S3Server
 from tests.fixtures_services import free_port, mlflow_server
+from tests.integration.jobs import TINY, slow_tiny
 from tests.integration.nodes import Nodes, ending, start
-from tests.integration.training_runs import CHECKPOINTS, HYBRID, digests, flags, losses, state_digests, wait_until
+from tests.integration.training_runs import (
+    CHECKPOINTS,
+    HYBRID,
+    NUM_STEPS,
+    digests,
+    flags,
+    losses,
+    state_digests,
+    wait_until,
+)
 from tests.processes import kill_with_its_machine
 
 pytestmark = [pytest.mark.services, pytest.mark.xdist_group("nodes")]
@@ -43,12 +53,14 @@ class Torture:
         port: int,
         interval: int,
         arguments: Sequence[str],
+        storage: Mapping[str, str],
     ) -> None:
-        self._nodes, self._proxy, self._folder = nodes, proxy, folder
+        self._nodes, self._proxy, self._folder, self._storage = nodes, proxy, folder, storage
         self._interval = interval
         self._arguments = [*arguments, "--checkpoint-interval-steps", str(interval), "--lease-s", "4"]
         self.checkpoints = CheckpointStore.of_run(place, print)
         self.damaged: CheckpointRecord | None = None
+        self._slow_file = folder / "slow"
         self._mlflow, self._port = contextlib.ExitStack(), port
         self._start_mlflow()
         self._begin()
@@ -62,7 +74,9 @@ class Torture:
         )  # fmt: skip
 
     def _begin(self, *more: str) -> None:
-        self.job, self.log = start(self._nodes, self._folder, *self._arguments, *more, patience_minutes=2)
+        self.job, self.log = start(
+            self._nodes, self._folder, *self._arguments, *more, patience_minutes=2, variables=self._storage
+        )
 
     @property
     def step(self) -> int:
@@ -80,6 +94,8 @@ class Torture:
                 self._nodes.kill_worker()
                 self.log.wait_for("going on from step ")
             case "raylet":
+                if is_elastic:
+                    self._slow_file.write_text("0.5")  # or the run may end before the node is back
                 self._nodes.kill_raylet()
                 if is_elastic:
                     self.log.wait_for("training with 1 of 2 workers")
@@ -89,6 +105,7 @@ class Torture:
                 else:
                     self._nodes.keep(1)
                 self.log.wait_for("training with 2 of 2 workers")
+                self._slow_file.unlink(missing_ok=True)
             case "store":
                 self._proxy.add(s3_error("SlowDown", 503), times=20)
             case "answers":
@@ -128,26 +145,9 @@ class Torture:
             self._mlflow.close()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(all_nodes: Nodes, dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """The folder of a run of so many steps to which nothing happens."""
-    made = dict[int, Path]()
-
-    def folder_of(steps: int) -> Path:
-        if steps not in made:
-            all_nodes.keep(1)
-            folder = tmp_path_factory.mktemp("undisturbed")
-            job, log = start(all_nodes, folder, *flags(folder, dataset, steps=steps), *HYBRID, *CHECKPOINTS)
-            with ending(job):
-                assert job.wait(300) == 0, log.text
-            made[steps] = folder
-        return made[steps]
-
-    return folder_of
-
-
 @pytest.mark.parametrize(
-    ("seed", "steps", "interval", "kinds", "is_elastic"), [(0, 60, 5, ("answers", "worker", "driver"), False), *LONG]
+    ("seed", "steps", "interval", "kinds", "is_elastic"),
+    [(0, NUM_STEPS, 5, ("answers", "worker", "driver"), False), *LONG],
 )
 def test_a_run_through_faults_of_all_kinds(
     seed: int, steps: int, interval: int, kinds: Sequence[str], is_elastic: bool, nodes: Nodes, proxy: FaultyProxy,
@@ -155,7 +155,7 @@ def test_a_run_through_faults_of_all_kinds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """With two workers throughout: the same weights, bit by bit. With one for a while: but for the order of sums."""
-    for name, value in storage.items():
+    for name, value in s3_server.environment.items():  # the run alone goes by way of the proxy
         monkeypatch.setenv(name, value)
     alone = undisturbed(steps)
     drawn = random.Random(seed)
@@ -164,14 +164,15 @@ def test_a_run_through_faults_of_all_kinds(
     print(f"seed {seed}:", ", ".join(f"{kind} at {moment}" for moment, kind in struck))
     port = free_port()
     place = join_uri(s3_server.uri, f"torture-{steps}-{seed}-{is_elastic}")
+    network = slow_tiny(tmp_path / "slow") if is_elastic else TINY
     arguments = [
-        *flags(tmp_path, dataset, steps=steps, output=place, tracking=f"http://127.0.0.1:{port}"),
+        *flags(tmp_path, dataset, steps=steps, network=network, output=place, tracking=f"http://127.0.0.1:{port}"),
         *HYBRID,
         *CHECKPOINTS,
     ]
     if is_elastic:
         arguments += ["--workers.min-workers", "1", "--workers.resize-interval-s", "1"]
-    run = Torture(nodes, proxy, tmp_path, place, port, interval, arguments)
+    run = Torture(nodes, proxy, tmp_path, place, port, interval, arguments, storage)
     try:
         for moment, kind in struck:
             run.reach(moment)
@@ -195,7 +196,7 @@ def test_a_run_through_faults_of_all_kinds(
         losses(tmp_path, steps)
     else:
         assert {"train_weights.safetensors", "ema-500.safetensors", "power-ema-0.1.safetensors"} < final.keys()
-        assert final == digests(alone / "run")
+        assert final == digests(alone / "run", steps)
         snapshots = {info.key.split("/")[0] for info in open_store(join_uri(place, "ema_snapshots")).list()}
         assert snapshots == {path.name for path in (alone / "run" / "ema_snapshots").iterdir()}
         assert len(snapshots) == steps / 4

@@ -23,7 +23,8 @@ CHECKPOINTS = [
     "--checkpoint-interval-steps", "5", "--keep-checkpoints", "100", "--post-hoc-ema.snapshot-interval-steps", "4",
     "--optimizer.more-ema-halflives-images", "500", "--optimizer.ema-ramp-up-ratio", "0.05",
 ]  # fmt: skip
-NUM_STEPS = 60
+NUM_STEPS = 100
+NO_PERIODIC_CHECKPOINTS = ["--checkpoint-interval-steps", "100000"]
 
 
 def flags(
@@ -76,10 +77,10 @@ def losses(folder: Path, num_steps: int) -> np.ndarray:
     return np.array([logged[step][0] for step in range(1, num_steps + 1)])
 
 
-def digests(run: Path) -> dict[str, str]:
-    """What `state_digests` gives for the last checkpoint of a run in a local folder."""
-    last = max((run / "checkpoints" / "_records").glob("*.json"))
-    return state_digests(parse_record(last.read_bytes(), int(last.stem.removeprefix("step-")), str(last)))
+def digests(run: Path, step: int) -> dict[str, str]:
+    """What `state_digests` gives for a checkpoint of a run in a local folder."""
+    record = run / "checkpoints" / "_records" / f"step-{step:09d}.json"
+    return state_digests(parse_record(record.read_bytes(), step, str(record)))
 
 
 def state_digests(record: CheckpointRecord) -> dict[str, str]:
