@@ -47,13 +47,14 @@ def importance_probabilities(
     """
     root, T = second_moment.sqrt(), len(second_moment)
     total = root.sum()
-    share = root / total if bool(total > 0) else torch.full_like(root, 1 / T)
+    share = torch.where(total > 0, root / total, 1 / T)  # where, because a bool would have the host wait
     return (1 - uniform_share) * share + uniform_share / T
 
 
 def timestep_of_word(probabilities: Float64[Tensor, " T"], word: Int[Tensor, "*n"]) -> Int64[Tensor, "*n"]:
     """The t in which a uniform word in [0, 2^32) falls when [0, 1) is cut in proportion to the probabilities [T]."""
-    upper_end = probabilities.cumsum(0)
-    u = (word.to(torch.float64) + 0.5) * 2.0**-32
+    # In units of 2^-52: a device may add floats in any order, and two ranks must cut alike.
+    upper_end = (probabilities * 2.0**52).round().to(torch.int64).cumsum(0)
+    middle = (word.to(torch.int64) << 20) + (1 << 19)
     # Rounding may leave the last end below 1.
-    return torch.searchsorted(upper_end, u, right=True).clamp(max=len(probabilities) - 1)
+    return torch.searchsorted(upper_end, middle, right=True).clamp(max=len(probabilities) - 1)

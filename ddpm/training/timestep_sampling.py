@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from ddpm.noise import Stream, random_integers, random_words
@@ -82,12 +82,14 @@ def stratified_timesteps(
 class ImportanceSampler:
     """Draws t by the second moment of its latest losses; uniformly until every t has its history.
 
-    The state is float64 on the CPU and equal on every rank, if every rank calls update with the same numbers.
+    The state is float64, and equal on every rank if every rank calls update with the same numbers. It never has the
+    host wait for its device.
 
     Args:
         num_timesteps: T.
         history: Losses remembered for each t.
         uniform_share: As in importance_probabilities.
+        device: Where the state is kept, and t drawn.
 
     Raises:
         ValueError: If num_timesteps or history is below 1, or uniform_share outside [0, 1].
@@ -96,7 +98,14 @@ class ImportanceSampler:
         Nichol and Dhariwal 2021 (arXiv:2102.09672), section 3.3.
     """
 
-    def __init__(self, num_timesteps: int, *, history: int = 10, uniform_share: float = 0.001) -> None:
+    def __init__(
+        self,
+        num_timesteps: int,
+        *,
+        history: int = 10,
+        uniform_share: float = 0.001,
+        device: torch.device | str = "cpu",
+    ) -> None:
         """Start with no history."""
         if num_timesteps < 1:
             raise ValueError(f"num_timesteps: must be at least 1, got {num_timesteps}; give the chain's length")
@@ -105,16 +114,20 @@ class ImportanceSampler:
         if not 0.0 <= uniform_share <= 1.0:
             raise ValueError(f"uniform_share: must be in [0, 1], got {uniform_share}; 0.001 is a good start")
         self.uniform_share = uniform_share
-        self._losses = torch.zeros(num_timesteps, history, dtype=torch.float64)
-        self._counts = torch.zeros(num_timesteps, dtype=torch.int64)
+        # The last row is scratch: what is not to be remembered is written there.
+        self._rows = torch.zeros(num_timesteps + 1, history, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(num_timesteps, dtype=torch.int64, device=device)
 
     @property
     def probabilities(self) -> Float64[Tensor, " T"]:
         """p(t) of the next draw, float64 [T]."""
-        num_timesteps, history = self._losses.shape
-        if bool((self._counts < history).any()):
-            return torch.full((num_timesteps,), 1 / num_timesteps, dtype=torch.float64)
-        return importance_probabilities(self._losses.square().mean(dim=1), self.uniform_share)
+        losses = self._rows[:-1]
+        num_timesteps, history = losses.shape
+        return torch.where(
+            (self._counts >= history).all(),
+            importance_probabilities(losses.square().mean(dim=1), self.uniform_share),
+            1 / num_timesteps,
+        )
 
     def draw(self, *, seed: int, step: int, slots: Int[Tensor, " b"]) -> ChosenTimesteps:
         """Draw the t of some slots of a global step.
@@ -122,42 +135,39 @@ class ImportanceSampler:
         Args:
             seed: Key of the run, in [0, 2^64).
             step: Global step, in [0, 2^32).
-            slots: Places in the global batch [B], those of this rank; t and weight come on their device.
+            slots: Places in the global batch [B], those of this rank, on the sampler's device.
         """
         probabilities = self.probabilities
-        word = random_words(seed, Stream.TRAIN_T_SLOT, slots.cpu(), step, 2)[:, 1]
-        t = timestep_of_word(probabilities, word)
+        t = timestep_of_word(probabilities, random_words(seed, Stream.TRAIN_T_SLOT, slots, step, 2)[:, 1])
         weight = 1 / (len(probabilities) * probabilities[t])
-        return ChosenTimesteps(t=t.to(slots.device), weight=weight.to(slots.device, torch.float32))
+        return ChosenTimesteps(t=t, weight=weight.to(torch.float32))
 
-    def update(self, t: Int[Tensor, " n"], losses: Float[Tensor, " n"]) -> None:
-        """Take in the losses of a whole global batch.
-
-        Leave it out for a step that is skipped because its loss is not finite.
+    def update(
+        self, t: Int[Tensor, " n"], losses: Float[Tensor, " n"], *, is_trained: Bool[Tensor, ""] | None = None
+    ) -> None:
+        """Take in the losses of a whole global batch; one with a loss that is not finite changes nothing.
 
         Args:
-            t: Step indices [N], in the order of the slots.
+            t: Step indices [N], in the order of the slots, on the sampler's device.
             losses: Their losses [N], without the factor `weight`.
-
-        Raises:
-            ValueError: If a loss is not finite: it would stay in the state, and in every checkpoint after it.
+            is_trained: 0-dim, on that device: False leaves this batch out, as the step that is skipped. None: True.
         """
-        losses = losses.detach().to("cpu", torch.float64)
-        if not bool(losses.isfinite().all()):
-            raise ValueError("losses: must be finite, got NaN or infinity; skip the update together with the step")
-        num_timesteps, history = self._losses.shape
-        order = t.cpu().argsort(stable=True)
-        t, losses = t.cpu()[order], losses[order]
-        so_far = torch.arange(len(t)) - torch.searchsorted(t, t)  # how often the same t came before, in this batch
-        new = torch.bincount(t, minlength=num_timesteps)
-        kept = so_far >= new[t] - history  # only the last: two writes to one place have no defined order
-        place = (self._counts[t] + so_far) % history
-        self._losses[t[kept], place[kept]] = losses[kept]
-        self._counts += new
+        num_timesteps, history = len(self._counts), self._rows.shape[1]
+        losses = losses.detach().to(torch.float64)
+        is_kept = losses.isfinite().all()
+        if is_trained is not None:
+            is_kept = is_kept & is_trained
+        t, order = t.sort(stable=True)
+        new = torch.zeros_like(self._counts).index_add_(0, t, torch.ones_like(t))
+        so_far = torch.arange(len(t), device=t.device) - torch.searchsorted(t, t)  # the same t before, in this batch
+        # Only the last are remembered: two writes to one place have no defined order.
+        row = torch.where(is_kept & (so_far >= new[t] - history), t, num_timesteps)
+        self._rows[row, (self._counts[t] + so_far) % history] = losses[order]
+        self._counts += new * is_kept
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of the state: `losses` float64 [T, history] and `counts` int64 [T]."""
-        return {"losses": self._losses.clone(), "counts": self._counts.clone()}
+        return {"losses": self._rows[:-1].clone(), "counts": self._counts.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a stored state.
@@ -169,8 +179,8 @@ class ImportanceSampler:
         if {name: tensor.shape for name, tensor in state.items()} != {name: own[name].shape for name in own}:
             found = {name: list(tensor.shape) for name, tensor in state.items()}
             raise ValueError(
-                f"state: must hold losses {list(self._losses.shape)} and counts {list(self._counts.shape)}, "
+                f"state: must hold losses {list(own['losses'].shape)} and counts {list(self._counts.shape)}, "
                 f"got {found}; load the state of a sampler with the same number of steps and history"
             )
-        self._losses.copy_(state["losses"])
+        self._rows[:-1].copy_(state["losses"])
         self._counts.copy_(state["counts"])

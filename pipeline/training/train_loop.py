@@ -90,7 +90,7 @@ def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool, beg
         begin_with_fork(config, network, task.fork_digest)
     importance = None
     if config.objective.t_choice == "importance":
-        importance = ImportanceSampler(task.model_config.schedule.num_timesteps)
+        importance = ImportanceSampler(task.model_config.schedule.num_timesteps, device=device)
     return TrainingState(
         network.to(device),
         config.optimizer,

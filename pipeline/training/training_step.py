@@ -91,9 +91,8 @@ class TrainingStep:
         self._summary = summary_of(losses, sample_ids)
         totals.add(noised.t, losses, is_finite)
         watch.add(step, self._summary, is_finite)
-        # The next draw of t depends on these losses, on the host: here it has to wait in every step anyway.
-        if state.importance is not None and step not in state.skipped_steps[-1:]:
-            state.importance.update(*self._gather_in_slot_order(noised.t, losses))
+        if state.importance is not None:
+            state.importance.update(*self._gather_in_slot_order(noised.t, losses), is_trained=is_finite)
         return grad_norm
 
     def settle(self) -> None:

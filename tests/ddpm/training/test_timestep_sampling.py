@@ -171,13 +171,23 @@ def test_state_round_trip_goes_on_as_if_nothing_had_happened() -> None:
     assert torch.equal(*drawn)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_losses_that_are_not_finite_are_refused_and_change_nothing(bad: float) -> None:
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
+def test_a_batch_that_is_not_finite_or_skipped_changes_nothing(bad: float | None) -> None:
     sampler = filled(torch.ones(3, dtype=torch.float64))
     before = sampler.state_dict()
-    with pytest.raises(ValueError, match=r"^losses: "):
-        sampler.update(torch.tensor([0, 1]), torch.tensor([1.0, bad]))
+    losses = torch.tensor([1.0, 2.0 if bad is None else bad])
+    sampler.update(torch.tensor([0, 1]), losses, is_trained=torch.tensor(bad is not None))
     assert all(torch.equal(before[name], tensor) for name, tensor in sampler.state_dict().items())
+    sampler.update(torch.tensor([0, 1]), torch.tensor([1.0, 2.0]), is_trained=torch.tensor(True))
+    assert sampler.state_dict()["counts"].tolist() == [5, 5, 4]
+
+
+def test_nothing_is_read_from_the_device() -> None:
+    """The device "meta" has no numbers that could be read."""
+    sampler = ImportanceSampler(7, device="meta")
+    chosen = sampler.draw(seed=SEED, step=1, slots=torch.arange(5, device="meta"))
+    sampler.update(chosen.t, chosen.weight, is_trained=chosen.weight.sum() > 0)
+    assert chosen.t.device.type == chosen.weight.device.type == "meta"
 
 
 def test_impossible_samplers_and_foreign_states_are_refused() -> None:

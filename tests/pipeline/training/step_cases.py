@@ -64,7 +64,9 @@ def rollback_of(left_out_steps: tuple[int, ...]) -> RollbackRecord | None:
 
 def make_state(task: TrainTask, device: torch.device = CPU) -> TrainingState:
     """Step 0 of a task."""
-    importance = ImportanceSampler(20, history=1) if task.config.objective.t_choice == "importance" else None
+    importance = None
+    if task.config.objective.t_choice == "importance":
+        importance = ImportanceSampler(20, history=1, device=device)
     network = build_network(MODEL, seed=1)
     for parameter in network.parameters():
         if not parameter.detach().any():  # a last layer of zeros would keep most gradients at zero

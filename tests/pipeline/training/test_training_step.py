@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm import ObjectiveConfig
+from ddpm import ImportanceSampler, ObjectiveConfig
 from pipeline.training import training_step
 from pipeline.training.health import TooManySkipped
 from pipeline.training.loss_watch import LossWatch
@@ -202,14 +202,17 @@ def test_the_host_reads_nothing_from_apply_gradient_but_the_flag_of_the_step_bef
     assert apply() == [], "it was settled before"
 
 
-@pytest.mark.parametrize("t_choice", ["uniform", "stratified"])
+@pytest.mark.parametrize("t_choice", ["uniform", "stratified", "importance"])
 def test_the_host_waits_for_nothing_in_a_step(t_choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the device "meta", from which nothing can be read: there is no number on it. Neither DDP nor the optimiser
-    knows it, and they are left out here; the test before has the optimiser."""
+    """On the device "meta", from which nothing can be read: there is no number on it. DDP, gloo and the optimiser do
+    not know it, and are left out here; the test before has the optimiser."""
     monkeypatch.setattr(training_step, "DistributedDataParallel", lambda network, **_: network)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
     task = make_task(objective=ObjectiveConfig(t_choice=t_choice), horizontal_flip=True, label_drop=0.1)
     state, meta = make_state(task), torch.device("meta")
     state.network.to(meta)
+    if state.importance is not None:
+        state.importance = ImportanceSampler(20, device=meta)
     monkeypatch.setattr(state._optimizer, "step", lambda: None)
     trainer = Trainer(task, state, meta)
     with WaitsOfTheHost() as waits:
