@@ -8,7 +8,11 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
+from jaxtyping import Float64, Int64
 from torch import Tensor, nn
+
+_TENSORS_AT_ONCE = 64
+"""Whose differences are in memory at the same time."""
 
 
 class WeightAverage(abc.ABC):
@@ -20,29 +24,44 @@ class WeightAverage(abc.ABC):
         model: The network; its present weights are the first average.
     """
 
-    num_images: int
-    """Images taken in so far. It is not part of the state; load_state_dict is told."""
-
     def __init__(self, model: nn.Module) -> None:
         """Start from the model's weights."""
-        self.num_images = 0
         self._averaged = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self._state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        device = next(iter(self._state.values())).device
+        self._num_images = torch.zeros((), dtype=torch.int64, device=device)
+
+    @property
+    def num_images(self) -> int:
+        """Images taken in so far; to read it waits for the device.
+
+        It is not part of the state; load_state_dict is told.
+        """
+        return int(self._num_images)
 
     @abc.abstractmethod
-    def _share(self, num_images: int) -> float:
+    def _share(self, num_images: Int64[Tensor, ""]) -> Float64[Tensor, ""]:
         """Share of the present weights in the average after a step on num_images images; the rest is the old one's."""
 
     @torch.no_grad()
-    def update(self, model: nn.Module, num_images: int) -> None:
-        """Take in the model's weights after a step on num_images images."""
-        share = self._share(num_images)
-        for name, tensor in model.state_dict().items():
-            if name in self._averaged:
-                self._state[name].lerp_(tensor, share)
-            else:
-                self._state[name].copy_(tensor)
-        self.num_images += num_images
+    def update(self, model: nn.Module, num_images: int | Int64[Tensor, ""]) -> None:
+        """Take in the model's weights after a step on num_images images; nothing waits for the device.
+
+        Args:
+            model: The network.
+            num_images: 0 after a step that was skipped: nothing changes then, whatever the model's buffers hold. Where
+                the device alone knows whether it was, a 0-dim tensor there.
+        """
+        if not isinstance(num_images, Tensor):
+            num_images = torch.full_like(self._num_images, num_images)
+        is_step = num_images > 0
+        share = torch.where(is_step, self._share(num_images), 0.0)
+        present = model.state_dict()
+        averaged = [name for name in present if name in self._averaged]
+        _lerp([self._state[name] for name in averaged], [present[name] for name in averaged], share)
+        for name in present.keys() - self._averaged:
+            self._state[name].copy_(torch.where(is_step, present[name], self._state[name]))
+        self._num_images += num_images
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights under the model's own names; not copies, later updates change them."""
@@ -61,11 +80,29 @@ class WeightAverage(abc.ABC):
         check_state(state, self._state)
         for name, tensor in state.items():
             self._state[name].copy_(tensor)
-        self.num_images = num_images
+        self._num_images.fill_(num_images)
 
     def copy_to(self, model: nn.Module) -> None:
         """Write the averaged weights into a model of the same architecture."""
         model.load_state_dict(self._state)
+
+
+def _lerp(averages: list[Tensor], weights: list[Tensor], share: Float64[Tensor, ""]) -> None:
+    """Averages + share (weights - averages), in their place."""
+    if share.device.type != "cpu":
+        _lerp_many(averages, weights, share)
+        return
+    for average, weight in zip(averages, weights):
+        average.lerp_(weight, share.to(average.dtype))  # one pass over the memory
+
+
+def _lerp_many(averages: list[Tensor], weights: list[Tensor], share: Float64[Tensor, ""]) -> None:
+    """The same for an accelerator, where hundreds of tensors would be hundreds of kernels."""
+    for first in range(0, len(averages), _TENSORS_AT_ONCE):
+        some = averages[first : first + _TENSORS_AT_ONCE]
+        differences = torch._foreach_sub(weights[first : first + _TENSORS_AT_ONCE], some)
+        torch._foreach_mul_(differences, share.to(some[0].dtype))
+        torch._foreach_add_(some, differences)
 
 
 def check_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
@@ -111,13 +148,13 @@ class Ema(WeightAverage):
         self.halflife_images = halflife_images
         self.ramp_up_ratio = ramp_up_ratio
 
-    def _share(self, num_images: int) -> float:
+    def _share(self, num_images: Int64[Tensor, ""]) -> Float64[Tensor, ""]:
         """1 - 0.5 ** (num_images / halflife_images), with a shorter half-life while it ramps up; 1 at first."""
-        halflife_images = self.halflife_images
+        halflife_images = torch.full_like(num_images, self.halflife_images, dtype=torch.float64)
         if self.ramp_up_ratio is not None:
-            halflife_images = min(halflife_images, self.ramp_up_ratio * self.num_images)
-        # without cancellation
-        return -math.expm1(-math.log(2) * num_images / halflife_images) if halflife_images > 0 else 1.0
+            halflife_images = (self.ramp_up_ratio * self._num_images.double()).clamp(max=self.halflife_images)
+        # expm1: without cancellation. Of a half-life of 0 it is that of minus infinity.
+        return -torch.expm1(-math.log(2) * num_images.double() / halflife_images)
 
 
 class EmaBank:
@@ -156,7 +193,7 @@ class EmaBank:
         """
         return self._averages[halflife_images]
 
-    def update(self, model: nn.Module, num_images: int) -> None:
+    def update(self, model: nn.Module, num_images: int | Int64[Tensor, ""]) -> None:
         """Update every average, as Ema.update does."""
         for average in self._averages.values():
             average.update(model, num_images)

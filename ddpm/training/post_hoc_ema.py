@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
 from ddpm.training.ema import WeightAverage, check_state
@@ -71,11 +71,10 @@ class PowerEma(WeightAverage):
         super().__init__(model)
         self.sigma_rel = sigma_rel
 
-    def _share(self, num_images: int) -> float:
+    def _share(self, num_images: Int64[Tensor, ""]) -> Float64[Tensor, ""]:
         """1 - (before / after)^(gamma + 1) in images: the integral of the profile over the step; 1 at first."""
-        if self.num_images == 0:
-            return 1.0
-        return -math.expm1((self.gamma + 1) * math.log1p(-num_images / (self.num_images + num_images)))
+        # log1p: without cancellation. At first it is that of -1, and the share 1 - exp(-infinity).
+        return -torch.expm1((self.gamma + 1) * torch.log1p(-num_images / (self._num_images + num_images).double()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,11 +41,11 @@ class Averages:
 
     @property
     def num_images(self) -> int:
-        """Images taken in so far: those of the steps that were made, without skipped batches."""
+        """Images taken in so far, without skipped batches; to read it waits for the device."""
         return self.registered.num_images
 
-    def update(self, network: nn.Module, num_images: int) -> None:
-        """Take in the network's weights after a step on num_images images."""
+    def update(self, network: nn.Module, num_images: Tensor) -> None:
+        """Take in the network's weights after a step on num_images images (0-dim), 0 of a skipped one; no waiting."""
         self._bank.update(network, num_images)
         for average in self._tracked.values():
             average.update(network, num_images)

@@ -3,7 +3,7 @@
 Every rank comes to the same answer at the same step, with the same words.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ class TooManySkipped(Exception):
     It tells the training loop, not the operator: training may go back to a checkpoint and leave these batches out.
 
     Args:
-        steps: Global batches of the window that were skipped, in order.
+        steps: Global batches of the window that were skipped, in order, and any after it.
         message: What the operator is told where there is no going back.
     """
 
@@ -25,7 +25,7 @@ class TooManySkipped(Exception):
         """Keep both."""
         super().__init__(steps, message)
         self.steps = steps
-        """Global batches of the window that were skipped, in order."""
+        """Global batches of the window that were skipped, in order, and any after it."""
 
     def __str__(self) -> str:
         message: str = self.args[1]
@@ -45,29 +45,25 @@ class SkipLimit:
         """Begin with what a checkpoint knows."""
         self._config, self._left_out, self._num_known = config, frozenset(left_out_steps), len(skipped_steps)
 
-    def check(self, skipped_steps: Sequence[int], summary: Tensor | None) -> None:
+    def check(self, skipped_steps: Sequence[int], summaries: Mapping[int, Tensor]) -> None:
         """Look at what was skipped since the last call; collective if that is too much.
 
         Args:
             skipped_steps: Global batches that were not trained on, in order; equal on every rank.
-            summary: `summary_of` this rank's part of the latest step that was tried.
+            summaries: `summary_of` this rank's part of each step that was tried since the last call.
 
         Raises:
             TooManySkipped: On every rank alike.
         """
-        config = self._config
-        new = set(skipped_steps[self._num_known :]) - self._left_out
+        config, tried = self._config, [step for step in skipped_steps if step not in self._left_out]
+        new = [step for step in skipped_steps[self._num_known :] if step not in self._left_out]
         self._num_known = len(skipped_steps)
-        if not new:
-            return
-        last = max(new)
-        steps = tuple(s for s in skipped_steps if s > last - config.skip_window_steps and s not in self._left_out)
-        if len(steps) <= config.max_skipped_batches:
-            return
-        assert summary is not None, "a step was tried before it was skipped"
-        raise TooManySkipped(
-            steps,
-            f"step {last}: the loss or its gradient is not finite, for {len(steps)} of the last "
-            f"{config.skip_window_steps} steps (max_skipped_batches is {config.max_skipped_batches}); highest loss at "
-            f"{worst_samples(gather_rows(summary[None])[:, 0])}",
-        )
+        for step in new:
+            window = [other for other in tried if step - config.skip_window_steps < other <= step]
+            if len(window) > config.max_skipped_batches:
+                raise TooManySkipped(
+                    (*window, *(other for other in new if other > step)),
+                    f"step {step}: the loss or its gradient is not finite, for {len(window)} of the last "
+                    f"{config.skip_window_steps} steps (max_skipped_batches is {config.max_skipped_batches}); highest "
+                    f"loss at {worst_samples(gather_rows(summaries[step][None])[:, 0])}",
+                )

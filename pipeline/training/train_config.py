@@ -160,7 +160,8 @@ class TrainConfig:
     """Global batches of `skip_window_steps` with a loss or gradient that is not finite that are only left out; with
     more the run goes back to a checkpoint and past them, and the second time stops. May change on resume."""
     skip_window_steps: int = 1000
-    """Steps over which `max_skipped_batches` counts, those up to the present one; may change on resume."""
+    """Steps over which `max_skipped_batches` counts, those up to each skipped one, looked at when losses are logged and
+    before a checkpoint; may change on resume."""
     register_as: str = "ddpm"
     """Name in the model registry; the version gets the alias `candidate`. May change on resume."""
     run_name: str = "train"

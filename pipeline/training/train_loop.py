@@ -138,8 +138,7 @@ def _steps(
     control.begin(first_step)
 
     def report() -> None:
-        """Collective."""
-        step.settle()
+        """Collective; waits for the device."""
         losses, throughput = totals.reduce(), clock.interval()
         watch.report()
         if rank_zero is not None:
@@ -151,6 +150,8 @@ def _steps(
         orders = control.agreed(state.step)
         if Orders.LEAVE in orders and state.step % config.log_interval_steps and state.step > first_step:
             report()  # what was trained since the last report, which nobody trains again
+        if Orders.LEAVE in orders or Orders.SAVE in orders:
+            step.check_skips()
         if _follow(orders, control, rank_zero):
             return False
         if state.step in left_out:
@@ -158,7 +159,11 @@ def _steps(
         else:
             grad_norm = step(batch, totals, watch)
             clock.stepped(config.global_batch)
-        if state.step % config.log_interval_steps == 0 or state.step == config.steps:
+        is_last = state.step == config.steps
+        is_logged = is_last or state.step % config.log_interval_steps == 0
+        if is_logged or state.step % config.checkpoint_interval_steps == 0:
+            step.check_skips()  # before the checkpoint: one that is gone back to is none of a run that has diverged
+        if is_logged:
             report()
         if rank_zero is not None and rank_zero.after_step():
             clock.interval()  # grids and checkpoints are not training's throughput

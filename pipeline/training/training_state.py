@@ -1,12 +1,11 @@
 """What a training run consists of between two steps: weights, optimiser, moving averages, position.
 
-Whether a step was finite is known to the device first. The optimiser leaves a step out on the device itself, and the
-host goes on. Only when the next step's gradient is queued does it ask (`TrainingState.settle`), and takes the weights
-into the averages or notes the step as skipped: the device has work all the time.
+Whether a step was finite is known to the device alone. Optimiser and averages leave a step out there, and the host goes
+on. Which steps were skipped it learns when somebody asks (`TrainingState.skipped_steps`), of all since the last time at
+once: the device has work all the time.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +14,9 @@ from ddpm import Ema, ImportanceSampler
 from pipeline.errors import CheckpointError
 from pipeline.training.averages import Averages
 from pipeline.training.ema_snapshots import SnapshotRecord
-from pipeline.training.host_copy import HostFlag, Tensors
+from pipeline.training.host_copy import Tensors
 from pipeline.training.state_files import IMPORTANCE, OPTIMIZER, TRAIN_WEIGHTS, Position, StateParts
 from pipeline.training.train_config import OptimizerConfig
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Unsettled:
-    """A step of which the host does not know yet whether it was skipped."""
-
-    step: int
-    """Its index."""
-    num_images: int
-    """Images of its global batch."""
 
 
 class TrainingState:
@@ -54,26 +43,25 @@ class TrainingState:
         self.network, self.importance = network, importance
         self.step = 0
         self._skipped_steps: list[int] = []
-        self._averages = Averages(network, config, sigma_rels) if keep_ema else None
+        self._are_finite: dict[int, Tensor] = {}  # of steps that were not asked about yet
+        self.averages = Averages(network, config, sigma_rels) if keep_ema else None
         self._config = config
         # Of Adam's implementations the fused one alone can leave a step out by a flag on the device.
         self._optimizer = torch.optim.Adam(
             network.parameters(), lr=config.learning_rate, betas=(config.beta_1, config.beta_2), fused=True
         )
-        self._is_finite = HostFlag()
-        self._unsettled: _Unsettled | None = None
 
     @property
     def skipped_steps(self) -> tuple[int, ...]:
-        """Global batches that were not trained on, in order: the gradient was not finite, or they were left out."""
-        self.settle()
-        return tuple(self._skipped_steps)
+        """Global batches that were not trained on, in order: the gradient was not finite, or they were left out.
 
-    @property
-    def averages(self) -> Averages | None:
-        """The moving averages, of every step up to now, where they are kept."""
-        self.settle()
-        return self._averages
+        To read it waits for the device.
+        """
+        if self._are_finite:
+            are_finite = torch.stack(list(self._are_finite.values())).tolist()
+            self._skipped_steps += [step for step, is_finite in zip(self._are_finite, are_finite) if not is_finite]
+            self._are_finite = {}
+        return tuple(self._skipped_steps)
 
     @property
     def ema(self) -> Ema | None:
@@ -89,46 +77,35 @@ class TrainingState:
     def apply_gradient(self, num_images: int) -> Tensor:
         """Clip the gradient and step, unless it is not finite; the position moves on either way.
 
-        The norm is the same on every rank, since the gradient was averaged over them: all step, or none does. The host
-        waits for nothing but the step before.
+        The norm is the same on every rank, since the gradient was averaged over them: all step, or none does. Nothing
+        waits for the device.
 
         Args:
             num_images: Images of the global batch, the unit of the moving averages.
 
         Returns:
-            The gradient's norm before clipping, 0-dim on its device; where it is not finite the weights, the moments
-            and Adam's count of steps are untouched.
+            The gradient's norm before clipping, 0-dim on its device; where it is not finite the weights, the moments,
+            Adam's count of steps and the averages are untouched.
         """
         parameters = list(self.network.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self._config.grad_clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self._config.grad_clip_norm, norm)
-        self.settle()  # while the weights are still those of the step before
         is_finite = norm.isfinite()
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate  # a tensor would give other last bits than a number
         self._optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._is_finite.send(is_finite)
-        self._unsettled = _Unsettled(step=self.step, num_images=num_images)
+        if self.averages is not None:
+            self.averages.update(self.network, torch.where(is_finite, num_images, 0))
+        self._are_finite[self.step] = is_finite
         self.step += 1
         return norm
 
-    def settle(self) -> None:
-        """Take the latest step into the averages, or note that it was skipped; waits until the device knows which."""
-        latest, self._unsettled = self._unsettled, None
-        if latest is None:
-            return
-        if not self._is_finite.wait():
-            self._skipped_steps.append(latest.step)
-        elif self._averages is not None:
-            self._averages.update(self.network, latest.num_images)
-
     def leave_out(self) -> None:
         """Move on past the next global batch without training on it; noted as skipped."""
-        self.settle()
-        self._skipped_steps.append(self.step)
+        self._skipped_steps = [*self.skipped_steps, self.step]  # in order: this waits, as few steps do
         self.step += 1
 
     def parts(self) -> StateParts:
@@ -154,7 +131,7 @@ class TrainingState:
     @property
     def own_files(self) -> tuple[str, ...]:
         """Names, as in `StateParts.tensors`, of what only this rank has: the moving averages, if it keeps them."""
-        return () if self._averages is None else tuple(self._averages.tensors())
+        return () if self.averages is None else tuple(self.averages.tensors())
 
     def restore(self, position: Position, tensors: Tensors, snapshots: Sequence[SnapshotRecord] = ()) -> None:
         """Take over a stored state.
@@ -172,13 +149,12 @@ class TrainingState:
             self._restore_optimizer(tensors[OPTIMIZER])
             if self.importance is not None:
                 self.importance.load_state_dict(tensors[IMPORTANCE])
-            if self._averages is not None:
-                self._averages.restore(tensors, snapshots, num_images=position.num_averaged_images)
+            if self.averages is not None:
+                self.averages.restore(tensors, snapshots, num_images=position.num_averaged_images)
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"checkpoint does not fit the configured network ({reason})") from error
-        self.step, self._skipped_steps = position.step, list(position.skipped_steps)
-        self._unsettled = None
+        self.step, self._skipped_steps, self._are_finite = position.step, list(position.skipped_steps), {}
 
     def _shared_tensors(self) -> dict[str, dict[str, Tensor]]:
         moments = {

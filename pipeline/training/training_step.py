@@ -53,16 +53,13 @@ class TrainingStep:
             lanes.start * order.lane_rows_per_step, lanes.stop * order.lane_rows_per_step, device=device
         )
         self._skip_limit = SkipLimit(task.config, task.left_out_steps, state.skipped_steps)
-        self._summary: Tensor | None = None
+        self._summaries: dict[int, Tensor] = {}  # of this rank's part of the steps since the last look
 
     def __call__(self, batch: RankBatch, totals: "LossTotals", watch: LossWatch) -> Tensor:
-        """Train on this rank's part of a global batch; waits for the device only to know how the step before went.
+        """Train on this rank's part of a global batch; nothing waits for the device.
 
         Returns:
             The norm of the whole gradient before clipping, 0-dim on the device.
-
-        Raises:
-            TooManySkipped: If the step before was skipped, and too many were.
         """
         config, state, step = self._config, self._state, self._state.step
         sample_ids = self._on_device(batch.sample_ids)
@@ -85,23 +82,23 @@ class TrainingStep:
         loss = (losses * noised.weight).sum() * (self._world / config.global_batch)
         # An infinite loss may have a finite gradient: NaN in its place reaches every rank with DDP's average.
         torch.autograd.backward(loss, torch.where(loss.isfinite(), torch.ones_like(loss), torch.nan))
-        self.settle()
         grad_norm = state.apply_gradient(config.global_batch)
         is_finite, losses = grad_norm.isfinite(), losses.detach()
-        self._summary = summary_of(losses, sample_ids)
+        self._summaries[step] = summary = summary_of(losses, sample_ids)
         totals.add(noised.t, losses, is_finite)
-        watch.add(step, self._summary, is_finite)
+        watch.add(step, summary, is_finite)
         if state.importance is not None:
             state.importance.update(*self._gather_in_slot_order(noised.t, losses), is_trained=is_finite)
         return grad_norm
 
-    def settle(self) -> None:
-        """Learn how the latest step went; every rank calls it after the same step.
+    def check_skips(self) -> None:
+        """Learn which steps were skipped since the last call; every rank calls it after the same step.
 
         Raises:
-            TooManySkipped: If it was skipped, and too many were.
+            TooManySkipped: If too many were.
         """
-        self._skip_limit.check(self._state.skipped_steps, self._summary)
+        summaries, self._summaries = self._summaries, {}
+        self._skip_limit.check(self._state.skipped_steps, summaries)
 
     def _choose_t(self, step: int) -> ChosenTimesteps | None:
         """The t of this rank's slots; None where each sample draws its own."""

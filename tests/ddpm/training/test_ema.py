@@ -1,6 +1,7 @@
 """The closed form of an exponential average, and what is not averaged."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ddpm import Ema, EmaBank
+from ddpm import Ema, EmaBank, PowerEma
+from ddpm.training.ema import WeightAverage, _lerp_many
 
 
 def constant(value: float) -> nn.Linear:
@@ -56,6 +58,42 @@ def test_buffers_are_copied_and_the_model_is_left_alone() -> None:
     assert torch.equal(state["1.running_mean"], model.state_dict()["1.running_mean"])
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(tensor.requires_grad for tensor in state.values())
+
+
+@pytest.mark.parametrize("make", [
+    lambda model: Ema(model, 100),
+    lambda model: Ema(model, 100, ramp_up_ratio=0.1),
+    lambda model: PowerEma(model, 0.1),
+])  # fmt: skip
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_skipped_step_changes_nothing(make: Callable[[nn.Module], WeightAverage], is_first: bool) -> None:
+    """Told as a number or by the device; a batch that is not finite has spoilt the buffers of its network."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = make(model)
+    if not is_first:
+        average.update(model, 8)
+    before = copy.deepcopy(average.state_dict())
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    model(torch.full((8, 2), torch.nan))
+    for none in (0, torch.tensor(0)):
+        average.update(model, none)
+        assert all(torch.equal(before[name], tensor) for name, tensor in average.state_dict().items())
+    assert average.num_images == 8 * (not is_first)
+
+
+def test_an_accelerator_averages_alike_and_nothing_is_read_from_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    averages, weights = ([torch.randn(50, generator=generator) for _ in range(70)] for _ in range(2))
+    expected = [average.double().lerp(weight.double(), 0.3) for average, weight in zip(averages, weights)]
+    _lerp_many(averages, weights, torch.tensor(0.3, dtype=torch.float64))
+    torch.testing.assert_close(averages, [tensor.float() for tensor in expected], rtol=0, atol=1e-6)
+    model = nn.Linear(3, 2, device="meta")  # a device without numbers
+    for average in (Ema(model, 100, ramp_up_ratio=0.1), PowerEma(model, 0.1)):
+        average.update(model, 8)
+        average.update(model, torch.tensor(8, device="meta"))
+        with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+            _ = average.num_images
 
 
 def test_tied_parameters_are_averaged_under_both_names() -> None:

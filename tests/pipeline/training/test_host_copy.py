@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.training.host_copy import HostCopy, HostFlag
+from pipeline.training.host_copy import HostCopy
 
 
 def test_what_changes_later_is_not_in_the_copy() -> None:
@@ -34,12 +34,3 @@ def test_from_a_gpu_the_copy_is_pinned_and_complete() -> None:
     copy = HostCopy().take({"f": {"t": tensor}})["f"]["t"]
     tensor.zero_()
     assert copy.is_pinned() and torch.equal(copy, before)
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_flag_arrives_as_it_was_when_it_was_sent(device: str) -> None:
-    sent, number = HostFlag(), torch.tensor(1.0, device=device)
-    for expected in (True, False, True):
-        sent.send((number > 0) == expected)
-        number = number * 1.0
-        assert sent.wait() is expected

@@ -96,7 +96,7 @@ def save(
 def summary(state: TrainingState) -> dict[str, str]:
     """What a rank has, by digests of the files that it would be written as."""
     if state.averages is None:
-        state._averages = trained(1).averages  # to be written; not compared
+        state.averages = trained(1).averages  # to be written; not compared
     return {name: hashlib.sha256(data).hexdigest() for name, data in to_files(state, CARD).items()}
 
 

@@ -102,20 +102,12 @@ def test_a_skipped_step_leaves_the_moments_and_adams_count(limit: float | None) 
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
 
 
-def test_a_step_is_taken_into_the_averages_before_the_weights_change_or_when_somebody_looks() -> None:
+def test_each_step_is_in_the_averages_at_once() -> None:
     state = make_state()
-    step(state)
-    assert state._averages is not None
-    assert state._averages.num_images == 0, "the device may still be at work"
-    step(state)
-    assert state._averages.num_images == 16
-    for look in (lambda: state.averages, lambda: state.ema, lambda: state.skipped_steps, lambda: state.parts()):
-        before = state._averages.num_images
-        look()
-        assert state._averages.num_images == before + 16
-        look()
-        assert state._averages.num_images == before + 16, "once"
-        step(state)
+    assert state.averages is not None
+    for number, scale in enumerate((1.0, math.nan, 1.0)):
+        step(state, scale)
+        assert state.averages.num_images == (16, 16, 32)[number]
 
 
 class ByTheBook:
