@@ -31,7 +31,7 @@ from pipeline.training.stop_request import StopRequest, parse_duration
 from pipeline.training.supervisor import RESTARTS_TAG, Supervisor
 from pipeline.training.train_board import training_board
 from pipeline.training.train_config import TrainConfig
-from pipeline.training.train_plan import TrainPlan, load_plan
+from pipeline.training.train_plan import TrainPlan, load_plan, noisy_average
 from pipeline.training.train_task import TrainTask
 from pipeline.training.unsent_metrics import resend
 
@@ -79,6 +79,8 @@ def train(config: TrainConfig) -> TrainResult:
         finished = checkpoints.read_finished(config.steps) if config.resume else None
         record, run = claim(config, plan, store, lease, is_finished=finished is not None)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        if note := noisy_average(config):
+            say(note)
         try:
             if finished is None:
                 finished = _train(config, plan, checkpoints, record, run, lease, stop)

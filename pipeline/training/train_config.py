@@ -63,6 +63,11 @@ class OptimizerConfig:
         """Every half-life, the registered average's first."""
         return (self.ema_halflife_images, *self.more_ema_halflives_images)
 
+    def share_of_first_weights(self, num_images: int) -> float:
+        """How much of the registered average are the weights before training, after so many images; 0 to 1."""
+        # With a ramp-up the first step takes the place of all that was before.
+        return 0.5 ** (num_images / self.ema_halflife_images) if self.ema_ramp_up_ratio is None else 0.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerConfig:

@@ -16,6 +16,9 @@ from pipeline.tracking.tracking import resolve_tracking
 from pipeline.training.fork import check_fork
 from pipeline.training.train_config import TrainConfig, data_order, model_config
 
+_SHARE_OF_NOISE = 0.01
+"""Of random weights in an average, above which it is said."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainPlan:
@@ -81,9 +84,22 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
         ("shards", f"{len(split.shards)}, {format_bytes(sum(shard.size_bytes for shard in split.shards))}"),
         ("read buffer", f"about {format_bytes(buffer_bytes)} per worker"),
         ("MLflow", str(resolve_tracking(config.tracking).uri)),
+        *([("average", note)] if (note := noisy_average(config)) else []),
         ("checkpoints", f"{-(-config.steps // config.checkpoint_interval_steps)}, {kept}"),
         *_snapshot_plan(config, parameters),
     ]
+
+
+def noisy_average(config: TrainConfig) -> str | None:
+    """What is to be said of a run whose registered average remembers the random weights it began with."""
+    share = config.optimizer.share_of_first_weights(config.steps * config.global_batch)
+    if share <= _SHARE_OF_NOISE or config.fork_from is not None:
+        return None
+    return (
+        f"{share:.0%} of the registered average are the random weights before training, at the end of this run, which "
+        "shows as noise: give --optimizer.ema-ramp-up-ratio 0.05, or an --optimizer.ema-halflife-images far below "
+        f"the {config.steps * config.global_batch:,} images trained on (it is {config.optimizer.ema_halflife_images:,})"
+    )
 
 
 def _snapshot_plan(config: TrainConfig, parameters: int) -> list[tuple[str, str]]:

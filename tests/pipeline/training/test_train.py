@@ -27,8 +27,8 @@ from pipeline.training.post_hoc_ema import ReconstructConfig, RunAverages, recon
 from pipeline.training.run_record import RUN_RECORD, RunRecord, read_run_record
 from pipeline.training.telemetry import STALL_METRIC
 from pipeline.training.train import _pin_registered, train
-from pipeline.training.train_config import RunIdentity, TrainConfig
-from pipeline.training.train_plan import describe_plan
+from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig
+from pipeline.training.train_plan import describe_plan, noisy_average
 from tests.pipeline.registered_models import download_artifacts
 from tests.pipeline.tiny_models import write_own_model
 from tests.pipeline.training.small_runs import make_run, manifest
@@ -160,6 +160,21 @@ def test_a_plan_says_what_a_run_takes(config: TrainConfig) -> None:
     assert plan["images"].startswith("1,536 (1.0 epochs of 1,500")
     assert plan["shards"].startswith("6, ")
     assert plan["EMA snapshots"].startswith("3 of 2 averages")
+
+
+def test_an_average_that_remembers_the_random_weights_is_named(config: TrainConfig) -> None:
+    def averaging(steps: int, **changes: object) -> TrainConfig:
+        optimizer = OptimizerConfig(ema_halflife_images=1000, **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(config, steps=steps, global_batch=64, optimizer=optimizer)
+
+    few = averaging(31)
+    note = noisy_average(few)
+    assert note is not None and note.startswith("25% of the registered average") and "(it is 1,000)" in note
+    assert dict(describe_plan(few))["average"] == note
+    assert noisy_average(averaging(104)) is None, "6,656 images: a hundredth"
+    assert (noisy_average(averaging(103)) or "").startswith("1% ")
+    assert noisy_average(averaging(31, ema_ramp_up_ratio=0.05)) is None
+    assert noisy_average(dataclasses.replace(few, fork_from="models:/other/1")) is None
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(
