@@ -134,6 +134,9 @@ class TrainConfig:
     """Optimiser steps in all; may change on resume."""
     global_batch: int = 128
     """Images per optimiser step over all workers."""
+    micro_batch: int | None = None
+    """Images of a worker that pass through the network at once; the gradients of such parts add up to that of the
+    global batch, which takes less memory. None: all of a worker's. May change on resume."""
     seed: int = 0
     """Seed of the weights, the data order and the noise."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -199,6 +202,8 @@ class TrainConfig:
         check_model_uris(self, "fork_from")
         _positive(self, "steps", "global_batch", "checkpoint_interval_steps", "keep_checkpoints")
         _positive(self, "log_interval_steps", "skip_window_steps", "lease_s")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch: at least 1, got {self.micro_batch}; leave it out for all at once")
         if self.stop_after is not None:
             try:
                 parse_duration(self.stop_after)

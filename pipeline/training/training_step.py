@@ -1,14 +1,17 @@
 """One optimiser step on one rank, and the losses since the last report.
 
 The global batch and all of its noise are functions of the step, so nothing here depends on the number of workers except
-the order of floating-point sums; dropout alone is seeded by step and rank.
+the order of floating-point sums, and dropout, whose masks are drawn for each micro-batch by its place in the global
+batch.
 """
 
+import contextlib
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm import (
@@ -41,17 +44,16 @@ class TrainingStep:
     def __init__(self, task: TrainTask, state: TrainingState, device: torch.device) -> None:
         """Wrap the network for DDP."""
         self._config, self._state, self._device = task.config, state, device
-        ddp = DistributedDataParallel(
-            state.network.train(), device_ids=[device.index] if device.type == "cuda" else None
-        )
-        self._model = DiffusionModel.of(task.model_config, ddp)
         self._rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self._network = self._wrapped(state.network.train())
+        self._model = DiffusionModel.of(task.model_config, self._network)
         order = data_order(task.config, task.manifest)
         # A lane's place in the global batch is the same whoever reads it: that is what a slot is.
-        lanes = order.rank_lanes(self._rank, self._world)
-        self._slots = torch.arange(
-            lanes.start * order.lane_rows_per_step, lanes.stop * order.lane_rows_per_step, device=device
-        )
+        lanes = [order.rank_lanes(rank, self._world) for rank in range(self._world)]
+        rows = [len(own) * order.lane_rows_per_step for own in lanes]
+        self._first_slot = first = lanes[self._rank].start * order.lane_rows_per_step
+        self._slots = torch.arange(first, first + rows[self._rank], device=device)
+        self._micro_batches = micro_batches(rows[self._rank], max(rows), task.config.micro_batch)
         self._skip_limit = SkipLimit(task.config, task.left_out_steps, state.skipped_steps)
         self._summaries: dict[int, Tensor] = {}  # of this rank's part of the steps since the last look
 
@@ -62,33 +64,39 @@ class TrainingStep:
             The norm of the whole gradient before clipping, 0-dim on the device.
         """
         config, state, step = self._config, self._state, self._state.step
-        sample_ids = self._on_device(batch.sample_ids)
+        sample_ids, epochs = self._on_device(batch.sample_ids), self._on_device(batch.epochs)
+        images = self._on_device(batch.images)
         label = None if batch.labels is None or self._model.null_label is None else self._on_device(batch.labels)
         chosen = self._choose_t(step)
-        noised = make_training_batch(
-            self._model,
-            images_to_x_0(self._on_device(batch.images), self._model.num_levels),
-            label,
-            seed=config.seed,
-            sample_ids=sample_ids,
-            epochs=self._on_device(batch.epochs),
-            flip=config.horizontal_flip,
-            label_drop=config.label_drop,
-            timesteps=chosen,
-        )
-        torch.manual_seed(((config.seed * 1_000_003 + step) * 65_537 + self._rank) % 2**63)  # dropout only
-        losses = per_sample_loss(self._model, noised, objective=config.objective)
-        # DDP averages gradients over ranks; ranks may hold different numbers of images.
-        loss = (losses * noised.weight).sum() * (self._world / config.global_batch)
-        # An infinite loss may have a finite gradient: NaN in its place reaches every rank with DDP's average.
-        torch.autograd.backward(loss, torch.where(loss.isfinite(), torch.ones_like(loss), torch.nan))
+        parts: list[tuple[Tensor, Tensor]] = []
+        for rows in self._micro_batches:
+            noised = make_training_batch(
+                self._model,
+                images_to_x_0(images[rows], self._model.num_levels),
+                None if label is None else label[rows],
+                seed=config.seed,
+                sample_ids=sample_ids[rows],
+                epochs=epochs[rows],
+                flip=config.horizontal_flip,
+                label_drop=config.label_drop,
+                timesteps=None if chosen is None else ChosenTimesteps(t=chosen.t[rows], weight=chosen.weight[rows]),
+            )
+            with self._summed_over_ranks(is_last=rows is self._micro_batches[-1]):
+                self._seed_dropout(step, rows)
+                losses = per_sample_loss(self._model, noised, objective=config.objective)
+                # DDP averages gradients over ranks; ranks may hold different numbers of images.
+                loss = (losses * noised.weight).sum() * (self._world / config.global_batch)
+                # An infinite loss may have a finite gradient: NaN in its place reaches every rank with DDP's average.
+                torch.autograd.backward(loss, torch.where(loss.isfinite(), torch.ones_like(loss), torch.nan))
+            parts.append((noised.t, losses.detach()))
+        t, losses = (torch.cat(column) for column in zip(*parts))
         grad_norm = state.apply_gradient(config.global_batch)
-        is_finite, losses = grad_norm.isfinite(), losses.detach()
+        is_finite = grad_norm.isfinite()
         self._summaries[step] = summary = summary_of(losses, sample_ids)
-        totals.add(noised.t, losses, is_finite)
+        totals.add(t, losses, is_finite)
         watch.add(step, summary, is_finite)
         if state.importance is not None:
-            state.importance.update(*self._gather_in_slot_order(noised.t, losses), is_trained=is_finite)
+            state.importance.update(*self._gather_in_slot_order(t, losses), is_trained=is_finite)
         return grad_norm
 
     def check_skips(self) -> None:
@@ -99,6 +107,24 @@ class TrainingStep:
         """
         summaries, self._summaries = self._summaries, {}
         self._skip_limit.check(self._state.skipped_steps, summaries)
+
+    def _wrapped(self, network: nn.Module) -> nn.Module:
+        """The network for DDP; one worker has nobody to share its gradient with."""
+        if self._world == 1:
+            return network
+        device_ids = [self._device.index] if self._device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
+
+    def _summed_over_ranks(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Ranks share their gradients after the last micro-batch alone; forward and backward pass go inside."""
+        if is_last or not isinstance(self._network, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self._network.no_sync()
+
+    def _seed_dropout(self, step: int, rows: slice) -> None:
+        """By the step and the micro-batch's place in the global batch, whichever rank has it."""
+        first = int(rows.start) + self._first_slot
+        torch.manual_seed(((self._config.seed * 1_000_003 + step) * 2**31 + first) % 2**63)
 
     def _choose_t(self, step: int) -> ChosenTimesteps | None:
         """The t of this rank's slots; None where each sample draws its own."""
@@ -130,6 +156,22 @@ class TrainingStep:
         if self._device.type == "cuda":  # from pageable memory a copy may wait for what the device has to do
             tensor = tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)
+
+
+def micro_batches(num_rows: int, most_rows: int, size: int | None) -> list[slice]:
+    """Cut a rank's rows into parts that pass through the network one after the other.
+
+    Args:
+        num_rows: Rows of this rank, at least 1.
+        most_rows: Rows of the rank that has the most.
+        size: Rows of a part at most; None for all at once.
+
+    Returns:
+        Parts in order, as equal as can be, and equally many on every rank unless it has fewer rows than that.
+    """
+    number = 1 if size is None else -(-most_rows // size)
+    ends = [num_rows * part // number for part in range(number + 1)]
+    return [slice(begin, end) for begin, end in pairwise(ends) if begin < end]
 
 
 class LossTotals:

@@ -122,8 +122,12 @@ class Torture:
                 self._start_mlflow()
             case "sigterm":
                 self.job.send_signal(signal.SIGTERM)
-                assert self.job.wait(120) == 3, self.log.text
-                self._go_on()
+                code = self.job.wait(120)
+                if code == 0 and self.log.text.splitlines()[-1].startswith("done: "):
+                    print("SIGTERM came too late: the faults before it took so long that the run was done")
+                else:
+                    assert code == 3, self.log.text
+                    self._go_on()
             case "driver":
                 killed = self.job
                 kill_with_its_machine(killed)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddpm import ImportanceSampler, ObjectiveConfig, build_network
+from ddpm import ImportanceSampler, ModelConfig, ObjectiveConfig, build_network
 from pipeline.data.batch_cutter import RankBatch
 from pipeline.data.data_order import DataConfig
 from pipeline.data.manifest import ShardRecord, Split
@@ -62,23 +62,29 @@ def rollback_of(left_out_steps: tuple[int, ...]) -> RollbackRecord | None:
     return RollbackRecord(to_step=0, from_step=0, left_out_steps=left_out_steps) if left_out_steps else None
 
 
+def make_network(config: ModelConfig) -> nn.Module:
+    """Without the layers of zeros that a new network ends in: they would keep most gradients at zero."""
+    network = build_network(config, seed=1)
+    for parameter in network.parameters():
+        if not parameter.detach().any():
+            nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(3))
+    return network
+
+
 def make_state(task: TrainTask, device: torch.device = CPU) -> TrainingState:
     """Step 0 of a task."""
     importance = None
     if task.config.objective.t_choice == "importance":
         importance = ImportanceSampler(20, history=1, device=device)
-    network = build_network(MODEL, seed=1)
-    for parameter in network.parameters():
-        if not parameter.detach().any():  # a last layer of zeros would keep most gradients at zero
-            nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(3))
     return TrainingState(
-        network.to(device), task.config.optimizer, keep_ema=True, sigma_rels=(0.05,), importance=importance
+        make_network(MODEL).to(device), task.config.optimizer, keep_ema=True, sigma_rels=(0.05,), importance=importance
     )
 
 
-def batch_of(step: int, rank: int = 0, world: int = 1) -> RankBatch:
-    """A rank's part of the global batch of a step."""
-    places = np.arange(GLOBAL_BATCH)[rank * GLOBAL_BATCH // world : (rank + 1) * GLOBAL_BATCH // world]
+def batch_of(step: int, rank: int = 0, world: int = 1, lanes: int = 2) -> RankBatch:
+    """A rank's part of the global batch of a step: that of its lanes."""
+    first, end = (number * lanes // world * (GLOBAL_BATCH // lanes) for number in (rank, rank + 1))
+    places = np.arange(first, end)
     ids = (step * GLOBAL_BATCH + places) % 100
     return RankBatch(
         images=np.stack([np.random.default_rng(i).integers(0, 256, (8, 8, 1), dtype=np.uint8) for i in ids]),
