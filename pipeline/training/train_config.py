@@ -141,6 +141,13 @@ class TrainConfig:
     """Seed of the weights, the data order and the noise."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Adam, warm-up, clipping, EMA."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """How the network is evaluated: float32; tf32, where a GPU rounds to 10 bits what it multiplies; bf16, in which
+    most operations compute. Weights, optimiser, averages, noise and losses are float32 in all of them. May change on
+    resume."""
+    channels_last: bool = False
+    """Keep images and convolutions' weights with the channels innermost, which GPUs multiply faster, bf16 above all;
+    dropout's masks are others then. May change on resume."""
     gradient_checkpointing: bool = False
     """Keep a block's input only and compute the block again in the backward pass: a fraction of the memory for about a
     third more time, and the same numbers; may change on resume."""

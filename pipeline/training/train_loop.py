@@ -23,6 +23,7 @@ from pipeline.training.fork import begin_with_fork
 from pipeline.training.group_control import GroupControl
 from pipeline.training.health import TooManySkipped
 from pipeline.training.loss_watch import LossWatch
+from pipeline.training.network_pass import laid_out
 from pipeline.training.rank_zero import RankZero
 from pipeline.training.restore import restore_newest
 from pipeline.training.run_record import read_run_record, refuse_to_begin_again
@@ -92,7 +93,7 @@ def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool, beg
     if config.objective.t_choice == "importance":
         importance = ImportanceSampler(task.model_config.schedule.num_timesteps, device=device)
     return TrainingState(
-        network.to(device),
+        laid_out(network, config, device),
         config.optimizer,
         keep_ema=keep_ema,
         sigma_rels=config.post_hoc_ema.tracked,

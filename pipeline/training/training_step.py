@@ -5,14 +5,12 @@ the order of floating-point sums, and dropout, whose masks are drawn for each mi
 batch.
 """
 
-import contextlib
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from ddpm import (
     ChosenTimesteps,
@@ -25,6 +23,7 @@ from ddpm import (
 from pipeline.data.ingest import RankBatch
 from pipeline.training.health import SkipLimit
 from pipeline.training.loss_watch import LossWatch, summary_of
+from pipeline.training.network_pass import NetworkPass
 from pipeline.training.train_config import data_order
 from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
@@ -42,10 +41,10 @@ class TrainingStep:
     """
 
     def __init__(self, task: TrainTask, state: TrainingState, device: torch.device) -> None:
-        """Wrap the network for DDP."""
+        """Prepare the network for this rank's part of the batch."""
         self._config, self._state, self._device = task.config, state, device
         self._rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self._network = self._wrapped(state.network.train())
+        self._network = NetworkPass(state.network.train(), task.config, device)
         self._model = DiffusionModel.of(task.model_config, self._network)
         order = data_order(task.config, task.manifest)
         # A lane's place in the global batch is the same whoever reads it: that is what a slot is.
@@ -81,7 +80,7 @@ class TrainingStep:
                 label_drop=config.label_drop,
                 timesteps=None if chosen is None else ChosenTimesteps(t=chosen.t[rows], weight=chosen.weight[rows]),
             )
-            with self._summed_over_ranks(is_last=rows is self._micro_batches[-1]):
+            with self._network.shared(is_last=rows is self._micro_batches[-1]):
                 self._seed_dropout(step, rows)
                 losses = per_sample_loss(self._model, noised, objective=config.objective)
                 # DDP averages gradients over ranks; ranks may hold different numbers of images.
@@ -107,19 +106,6 @@ class TrainingStep:
         """
         summaries, self._summaries = self._summaries, {}
         self._skip_limit.check(self._state.skipped_steps, summaries)
-
-    def _wrapped(self, network: nn.Module) -> nn.Module:
-        """The network for DDP; one worker has nobody to share its gradient with."""
-        if self._world == 1:
-            return network
-        device_ids = [self._device.index] if self._device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
-
-    def _summed_over_ranks(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Ranks share their gradients after the last micro-batch alone; forward and backward pass go inside."""
-        if is_last or not isinstance(self._network, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self._network.no_sync()
 
     def _seed_dropout(self, step: int, rows: slice) -> None:
         """By the step and the micro-batch's place in the global batch, whichever rank has it."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ddpm import ImportanceSampler, ObjectiveConfig
-from pipeline.training import training_step
 from pipeline.training.averages import Averages
 from pipeline.training.health import TooManySkipped
 from pipeline.training.loss_watch import LossWatch
@@ -186,9 +185,8 @@ def test_the_host_reads_nothing_until_it_asks_what_was_skipped() -> None:
 @pytest.mark.parametrize("name", ["simple", "vlb"])
 @pytest.mark.parametrize("t_choice", ["uniform", "stratified", "importance"])
 def test_the_host_waits_for_nothing_in_a_step(t_choice: Any, name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the device "meta", from which nothing can be read: there is no number on it. DDP, gloo and the optimiser do
-    not know it, and are left out here; the test before has the optimiser."""
-    monkeypatch.setattr(training_step, "DistributedDataParallel", lambda network, **_: network)
+    """On the device "meta", from which nothing can be read: there is no number on it. Gloo and the optimiser do not
+    know it, and are left out here; the test before has the optimiser."""
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
     task = make_task(objective=ObjectiveConfig(name=name, t_choice=t_choice), horizontal_flip=True, label_drop=0.1)
     state, meta = make_state(task), torch.device("meta")
