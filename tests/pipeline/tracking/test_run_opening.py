@@ -1,6 +1,7 @@
 """A run is opened once, whatever answers are lost, now or when the server is back; nothing logged meanwhile is lost."""
 
 import copy
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -48,6 +49,15 @@ def test_a_key_is_one_run(config: TrackingConfig) -> None:
     assert {stored.data.tags[name] for name in (RUN_KEY_TAG, "ddpm.output")} == {key, "out"}
     other = TrackingRun.open(config, new_run_key())
     assert len({first.run_id, other.run_id}) == 2
+
+
+def test_a_new_experiment_is_one_of_models_in_training_and_an_old_one_is_left_as_it_is(config: TrackingConfig) -> None:
+    old = connect(str(config.uri)).create_experiment("old")
+    for name in ("new", "old"):
+        TrackingRun.open(dataclasses.replace(config, experiment=name), new_run_key())
+    new, found = (connect(str(config.uri)).get_experiment_by_name(name) for name in ("new", "old"))
+    assert new.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert found.experiment_id == old and "mlflow.experimentKind" not in found.tags
 
 
 def test_only_the_driver_makes_a_run_and_a_worker_waits_for_it(config: TrackingConfig, lines: list[str]) -> None:
