@@ -88,6 +88,7 @@ WITH_FLAGS = {
     "--workers.hang-timeout-s": f"{_TRAIN} --workers.hang-timeout-s 900",
     "--workers.max-failures": f"{_TRAIN} --workers.max-failures 5",
     "--workers.min-workers": f"{_TRAIN} --workers.min-workers 1",
+    "--micro-batch": f"{_TRAIN} --micro-batch 8",
     "--workers.resize-interval-s": f"{_TRAIN} --workers.resize-interval-s 60",
     "--stop-after": f"{_TRAIN} --stop-after 90min",
     "--stop-after 4h": f"{_TRAIN} --stop-after 4h",
