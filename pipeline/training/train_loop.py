@@ -149,10 +149,10 @@ def _steps(
     for batch, waited_s in _timed(batches):
         clock.waited(waited_s)
         orders = control.agreed(state.step)
-        if Orders.LEAVE in orders and state.step % config.log_interval_steps and state.step > first_step:
-            report()  # what was trained since the last report, which nobody trains again
         if Orders.LEAVE in orders or Orders.SAVE in orders:
             step.check_skips()
+        if Orders.LEAVE in orders and state.step % config.log_interval_steps and state.step > first_step:
+            report()  # what was trained since the last report, which nobody trains again
         if _follow(orders, control, rank_zero):
             return False
         if state.step in left_out:

@@ -43,16 +43,16 @@ class TrainingStep:
     def __init__(self, task: TrainTask, state: TrainingState, device: torch.device) -> None:
         """Prepare the network for this rank's part of the batch."""
         self._config, self._state, self._device = task.config, state, device
-        self._rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._network = NetworkPass(state.network.train(), task.config, device)
         self._model = DiffusionModel.of(task.model_config, self._network)
         order = data_order(task.config, task.manifest)
         # A lane's place in the global batch is the same whoever reads it: that is what a slot is.
-        lanes = [order.rank_lanes(rank, self._world) for rank in range(self._world)]
+        lanes = [order.rank_lanes(of, self._world) for of in range(self._world)]
         rows = [len(own) * order.lane_rows_per_step for own in lanes]
-        self._first_slot = first = lanes[self._rank].start * order.lane_rows_per_step
-        self._slots = torch.arange(first, first + rows[self._rank], device=device)
-        self._micro_batches = micro_batches(rows[self._rank], max(rows), task.config.micro_batch)
+        self._first_slot = first = lanes[rank].start * order.lane_rows_per_step
+        self._slots = torch.arange(first, first + rows[rank], device=device)
+        self._micro_batches = micro_batches(rows[rank], max(rows), task.config.micro_batch)
         self._skip_limit = SkipLimit(task.config, task.left_out_steps, state.skipped_steps)
         self._summaries: dict[int, Tensor] = {}  # of this rank's part of the steps since the last look
 

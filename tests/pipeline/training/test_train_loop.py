@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from pipeline.training.health import TooManySkipped
 from pipeline.training.train_board import Orders
 from pipeline.training.train_loop import _steps
 from pipeline.training.training_state import TrainingState
@@ -32,6 +33,7 @@ class Recorded:
 
     def __init__(self, state: TrainingState) -> None:
         self.state, self.logged, self.steps = state, dict[int, dict[str, float]](), list[int]()
+        self.saved: list[int] = []
 
     def log(self, metrics: dict[str, float], _: object) -> None:
         self.logged[self.state.step] = metrics
@@ -40,15 +42,21 @@ class Recorded:
         self.steps.append(self.state.step)
         return False
 
+    def save_now(self) -> None:
+        self.saved.append(self.state.step)
 
-class NoOrders:
-    """In the place of the group's control: nothing is asked."""
+
+class Asked:
+    """In the place of the group's control: something is asked before a step, or nothing at all."""
+
+    def __init__(self, orders: Orders = Orders.NONE, before_step: int = -1) -> None:
+        self._orders, self._before_step = orders, before_step
 
     def begin(self, step: int) -> None:
         pass
 
     def agreed(self, step: int) -> Orders:
-        return Orders.NONE
+        return self._orders if step == self._before_step else Orders.NONE
 
     def end(self) -> None:
         pass
@@ -58,7 +66,7 @@ def run(left_out: tuple[int, ...], poisoned: tuple[int, ...] = ()) -> Recorded:
     task = make_task(steps=20, log_interval_steps=5, rollback=rollback_of(left_out), max_skipped_batches=2)
     recorded = Recorded(make_state(task))
     poison(recorded.state, float("nan"), dict.fromkeys(poisoned, 1))
-    _steps(task, NoOrders(), recorded.state, map(batch_of, range(20)), recorded, CPU)  # type: ignore[arg-type]
+    _steps(task, Asked(), recorded.state, map(batch_of, range(20)), recorded, CPU)  # type: ignore[arg-type]
     return recorded
 
 
@@ -87,3 +95,17 @@ def test_left_out_batches_are_read_and_passed_over_and_everything_else_goes_its_
 def test_an_interval_without_a_trained_step_has_no_loss_and_no_norm() -> None:
     recorded = run((0, 1, 2, 3, 4))
     assert recorded.logged[5] == {} and {"loss", "grad_norm"} <= recorded.logged[10].keys()
+
+
+@pytest.mark.parametrize("orders", [Orders.NONE, Orders.SAVE, Orders.LEAVE])
+def test_a_run_that_has_diverged_writes_no_checkpoint(orders: Orders) -> None:
+    """Losses are logged much later: it is found when a checkpoint is due or asked for, and nothing is logged."""
+    due = 8 if orders == Orders.NONE else 50
+    task = make_task(log_interval_steps=50, checkpoint_interval_steps=due, max_skipped_batches=2)
+    recorded = Recorded(make_state(task))
+    poison(recorded.state, float("nan"), dict.fromkeys((1, 3, 5), 1))
+    batches = map(batch_of, range(20))
+    with pytest.raises(TooManySkipped) as raised:
+        _steps(task, Asked(orders, 8), recorded.state, batches, recorded, CPU)  # type: ignore[arg-type]
+    assert raised.value.steps == (1, 3, 5) and recorded.state.step == 8
+    assert recorded.saved == [] and recorded.logged == {} and max(recorded.steps) == (7 if due == 8 else 8)
