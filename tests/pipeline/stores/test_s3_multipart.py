@@ -169,7 +169,7 @@ def test_a_source_that_breaks_leaves_nothing(s3_store: S3Store, proxy: FaultyPro
     started_s = time.monotonic()
     with pytest.raises(RuntimeError, match="the source broke"):
         s3_store.write("key", breaks())
-    assert proxy.requests[-1].method == "DELETE" and time.monotonic() - started_s < 10
+    assert proxy.requests[-1].method == "DELETE" and time.monotonic() - started_s < 100
     assert keys_of(s3_store) == []
 
 

