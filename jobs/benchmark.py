@@ -1,40 +1,25 @@
-"""Training speed of the pipeline beside bare DDP processes: `python jobs/benchmark.py train`."""
+"""Speed: `train` measures the pipeline beside bare DDP processes, `gpu` the presets' networks on a GPU.
 
-import dataclasses
+`gpu` has flags of its own (`jobs/benchmark.py gpu --help`) and needs torch and jaxtyping alone, so that it runs on a
+machine that has little else.
+"""
+
 import sys
-
-from jobs.cli import Job, run_subcommand
-from pipeline.benchmark import BenchmarkConfig, benchmark_train
-from pipeline.data.prepare import OWN_SIZE
-from pipeline.presets import Preset
-from pipeline.progress import say
+from collections.abc import Sequence
 
 
-def _of_preset(preset: Preset) -> BenchmarkConfig:
-    own_images = preset.prepare.source != "digits"
-    lanes = max(4, preset.train.workers.num_workers)
-    data = dataclasses.replace(preset.train.data, lanes=lanes, window_shards=2)
-    return BenchmarkConfig(
-        train=dataclasses.replace(preset.train, data=data),
-        image_size=preset.prepare.image_size if own_images else OWN_SIZE,
-    )
+def main(argv: Sequence[str]) -> int:
+    """Run one of the two; returns the exit code."""
+    # Imported here: each is to do without what the other needs.
+    if argv[:1] == ["gpu"]:
+        from jobs.benchmark_gpu import run
 
+        return run(argv[1:])
+    from jobs.benchmark_train import JOBS
+    from jobs.cli import run_subcommand
 
-def _run(config: BenchmarkConfig) -> None:
-    result = benchmark_train(config)
-    say(
-        f"done: the pipeline's speed is {result.ratio:.3f} of the bare processes'; longest stall of the loop at a "
-        f"checkpoint {result.longest_stall_s:.2f} s"
-    )
+    return run_subcommand(JOBS, argv, program="jobs/benchmark.py", doc=__doc__)
 
-
-def _plan(config: BenchmarkConfig) -> list[tuple[str, str]]:
-    return [("runs", f"{config.rounds} of the pipeline and {config.rounds} bare, {config.steps} steps each")]
-
-
-JOBS = {
-    "train": Job(section="benchmark_train", reads=("prepare", "train"), of_preset=_of_preset, run=_run, describe=_plan)
-}
 
 if __name__ == "__main__":
-    sys.exit(run_subcommand(JOBS, sys.argv[1:], program="jobs/benchmark.py", doc=__doc__))
+    sys.exit(main(sys.argv[1:]))

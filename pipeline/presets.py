@@ -15,6 +15,7 @@ from pipeline.data.data_order import DataConfig
 from pipeline.data.prepare import PrepareConfig
 from pipeline.evaluation.evaluate import EvaluateConfig
 from pipeline.generation.sample_job import SampleConfig
+from pipeline.preset_networks import ADM_64, DIT_B_4, HO_256, HO_CIFAR10
 from pipeline.training.train_config import OptimizerConfig, TrainConfig, WorkerConfig
 
 
@@ -110,7 +111,7 @@ def cifar10() -> Preset:
         "cifar10",
         image_size=32,
         train=_ho_et_al(
-            UNetConfig(channel_multipliers=(1, 2, 2, 2), dropout=0.1),
+            HO_CIFAR10,
             steps=800_000,
             global_batch=128,
             learning_rate=2e-4,
@@ -130,7 +131,7 @@ def celebahq256() -> Preset:
         image_size=256,
         shard_size=400,  # about 50 MiB; a window of larger ones would not fit the read buffer
         train=_ho_et_al(
-            UNetConfig(channel_multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0),
+            HO_256,
             steps=500_000,
             global_batch=64,
             learning_rate=2e-5,
@@ -150,20 +151,7 @@ def imagenet64() -> Preset:
         "imagenet64",
         image_size=64,
         train=TrainConfig(
-            network=UNetConfig(
-                base_channels=192,
-                channel_multipliers=(1, 2, 3, 4),
-                num_res_blocks=3,
-                attention_resolutions=(32, 16, 8),
-                num_head_channels=64,
-                adaptive_group_norm=True,
-                residual_resampling=True,
-                dropout=0.1,
-                learned_variance=True,
-                initial_weights="torch",
-                group_norm_eps=1e-5,
-                embedding_divisor="half",
-            ),
+            network=ADM_64,
             schedule=ScheduleConfig(name="cosine"),
             objective=ObjectiveConfig(name="hybrid"),
             class_conditional=True,
@@ -191,14 +179,7 @@ def imagenet64_dit() -> Preset:
         image_size=64,
         source="imagenet64",
         train=TrainConfig(
-            network=DiTConfig(
-                patch_size=4,
-                hidden_size=768,
-                depth=12,
-                num_heads=12,
-                learned_variance=True,
-                embedding_divisor="half",
-            ),
+            network=DIT_B_4,
             schedule=ScheduleConfig(name="cosine"),
             objective=ObjectiveConfig(name="hybrid"),
             class_conditional=True,

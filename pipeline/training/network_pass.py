@@ -1,43 +1,62 @@
-"""How the network in training is evaluated: in which precision and layout, and shared by how many ranks.
+"""How the network in training is evaluated: in which precision and layout, compiled or not, and by how many ranks.
 
 What is optimised, averaged and stored is always the float32 network itself.
 """
 
 import contextlib
+from typing import Literal
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.training.train_config import TrainConfig
+Precision = Literal["float32", "tf32", "bf16"]
 
 
-def laid_out(network: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
+def laid_out(network: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
     """The network on its device, in its layout: before anything is made that has to have the same."""
-    return network.to(device, memory_format=_layout(config))  # type: ignore[call-overload,no-any-return]
+    return network.to(device, memory_format=_layout(channels_last))  # type: ignore[call-overload,no-any-return]
+
+
+def multiply_float32_as(precision: Precision) -> None:
+    """Have this process's GPUs multiply float32 as it is, or as tf32 where that is the precision."""
+    float32 = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = float32
+    torch.backends.cudnn.conv.fp32_precision = float32  # type: ignore[attr-defined]  # tf32 unless told
 
 
 class NetworkPass:
-    """A rank's network(x_t, t, label) -> prediction, whose gradient is the mean over ranks; collective to make.
+    """A rank's network(x_t, t, label) -> prediction, whose gradient is the mean over ranks.
 
     Args:
         network: In training mode, as `laid_out` gives it.
-        config: Precision and layout.
         device: The network's.
+        precision: How it is evaluated: float32; tf32, where a GPU rounds to 10 bits what it multiplies; bf16, in which
+            most operations compute.
+        channels_last: Whether images are given with the channels innermost.
     """
 
-    def __init__(self, network: nn.Module, config: TrainConfig, device: torch.device) -> None:
-        """Wrap the network; how float32 is multiplied is set for the process."""
-        float32 = "tf32" if config.precision == "tf32" else "ieee"
-        torch.backends.cuda.matmul.fp32_precision = float32
-        torch.backends.cudnn.conv.fp32_precision = float32  # type: ignore[attr-defined]  # tf32 unless told
-        self._is_bf16, self._device = config.precision == "bf16", device
-        self._layout = _layout(config)
-        self._module = network
+    def __init__(self, network: nn.Module, device: torch.device, *, precision: Precision, channels_last: bool) -> None:
+        """Evaluate the network on this rank alone; how float32 is multiplied is set for the process."""
+        multiply_float32_as(precision)
+        self._is_bf16, self._device = precision == "bf16", device
+        self._layout = _layout(channels_last)
+        self._network = self._module = network
+
+    def compile(self) -> None:
+        """Have the network compiled when it is evaluated first, in forward and backward pass."""
+        self._network.compile(dynamic=False)
+
+    def interpret(self) -> None:
+        """Undo `compile`."""
+        self._network._compiled_call_impl = None
+
+    def share(self) -> None:
+        """Average gradients over the ranks from here on; collective."""
         if torch.distributed.get_world_size() > 1:  # one rank has nobody to share its gradient with
-            device_ids = [device.index] if device.type == "cuda" else None
-            self._module = DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
+            device_ids = [self._device.index] if self._device.type == "cuda" else None
+            self._module = DistributedDataParallel(self._network, device_ids=device_ids, gradient_as_bucket_view=True)
 
     def __call__(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         """The prediction; in bfloat16 where that is the precision, and the caller goes on in float32."""
@@ -53,5 +72,5 @@ class NetworkPass:
         return self._module.no_sync()
 
 
-def _layout(config: TrainConfig) -> torch.memory_format:
-    return torch.channels_last if config.channels_last else torch.contiguous_format
+def _layout(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format

@@ -13,6 +13,7 @@ from functools import partial
 import safetensors.torch
 from torch import Tensor
 
+from ddpm.added_field import added_field
 from pipeline.config_io import to_json
 from pipeline.errors import CheckpointError
 from pipeline.models.model_files import WEIGHTS, ModelCard, average_names, pack_model
@@ -45,6 +46,8 @@ class Position:
     """Global batches that were not trained on: a loss or gradient was not finite, or they were left out after that."""
     num_averaged_images: int
     """Images that the moving averages have taken in."""
+    micro_batch: int | None = added_field(default=None, pin=None)
+    """Images of a worker that passed through the network at once; None: all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

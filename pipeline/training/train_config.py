@@ -15,6 +15,7 @@ from pipeline.models.model_uri import check_model_uris
 from pipeline.stores.storage import check_uris
 from pipeline.tracking.tracking import TrackingConfig
 from pipeline.training.ema_snapshots import PostHocEmaConfig
+from pipeline.training.network_pass import Precision
 from pipeline.training.stop_request import parse_duration
 
 
@@ -36,9 +37,9 @@ class OptimizerConfig:
     """Images after which a weight's share in the moving average has halved; this average is sampled and registered."""
     more_ema_halflives_images: tuple[int, ...] = ()
     """Half-lives of further averages, kept in the checkpoints; a checkpoint's URI with ?ema=HALFLIFE names one."""
-    ema_ramp_up_ratio: float | None = None
-    """Each half-life is at most this share of the images seen before, so that the first weights are forgotten early;
-    0.05 is usual. None: constant half-lives."""
+    ema_ramp_up_ratio: float | None = 0.05
+    """Each half-life is at most this share of the images seen before, so that the random first weights are forgotten
+    early and a short run's average is no noise. None: constant half-lives."""
 
     def __post_init__(self) -> None:
         _positive(self, "learning_rate", "ema_halflife_images")
@@ -56,7 +57,7 @@ class OptimizerConfig:
                 f"({self.ema_halflife_images}), got {self.more_ema_halflives_images}; drop repeats"
             )
         if self.ema_ramp_up_ratio is not None and not self.ema_ramp_up_ratio > 0:
-            raise ValueError(f"ema_ramp_up_ratio: above 0, got {self.ema_ramp_up_ratio}; leave it out for none")
+            raise ValueError(f"ema_ramp_up_ratio: above 0, got {self.ema_ramp_up_ratio}; none is without")
 
     @property
     def ema_halflives_images(self) -> tuple[int, ...]:
@@ -136,18 +137,23 @@ class TrainConfig:
     """Images per optimiser step over all workers."""
     micro_batch: int | None = None
     """Images of a worker that pass through the network at once; the gradients of such parts add up to that of the
-    global batch, which takes less memory. None: all of a worker's. May change on resume."""
+    global batch, which takes less memory. None: all of a worker's on CPUs, and on a GPU the largest divisor of them
+    that fits; a run that goes on keeps what it had. May change on resume."""
     seed: int = 0
     """Seed of the weights, the data order and the noise."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Adam, warm-up, clipping, EMA."""
-    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    precision: Precision = "float32"
     """How the network is evaluated: float32; tf32, where a GPU rounds to 10 bits what it multiplies; bf16, in which
     most operations compute. Weights, optimiser, averages, noise and losses are float32 in all of them. May change on
     resume."""
     channels_last: bool = False
     """Keep images and convolutions' weights with the channels innermost, which GPUs multiply faster, bf16 above all;
     dropout's masks are others then. May change on resume."""
+    compile: bool = False
+    """Have PyTorch compile the network, which takes minutes at the start and makes steps on a GPU faster; where that
+    fails it is said, and the network is interpreted as without it. Dropout's masks are others then. May change on
+    resume."""
     gradient_checkpointing: bool = False
     """Keep a block's input only and compute the block again in the backward pass: a fraction of the memory for about a
     third more time, and the same numbers; may change on resume."""

@@ -93,7 +93,7 @@ def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool, beg
     if config.objective.t_choice == "importance":
         importance = ImportanceSampler(task.model_config.schedule.num_timesteps, device=device)
     return TrainingState(
-        laid_out(network, config, device),
+        laid_out(network, device, channels_last=config.channels_last),
         config.optimizer,
         keep_ema=keep_ema,
         sigma_rels=config.post_hoc_ema.tracked,

@@ -97,8 +97,9 @@ def noisy_average(config: TrainConfig) -> str | None:
         return None
     return (
         f"{share:.0%} of the registered average are the random weights before training, at the end of this run, which "
-        "shows as noise: give --optimizer.ema-ramp-up-ratio 0.05, or an --optimizer.ema-halflife-images far below "
-        f"the {config.steps * config.global_batch:,} images trained on (it is {config.optimizer.ema_halflife_images:,})"
+        "shows as noise: leave --optimizer.ema-ramp-up-ratio at 0.05, or give an --optimizer.ema-halflife-images far "
+        f"below the {config.steps * config.global_batch:,} images trained on (it is "
+        f"{config.optimizer.ema_halflife_images:,})"
     )
 
 

@@ -42,6 +42,8 @@ class TrainingState:
         """Start at step 0 with the network's present weights."""
         self.network, self.importance = network, importance
         self.step = 0
+        self.micro_batch: int | None = None
+        """Images of a rank that pass through the network at once; None: all of them."""
         self._skipped_steps: list[int] = []
         self._are_finite: dict[int, Tensor] = {}  # of steps that were not asked about yet
         self.averages = Averages(network, config, sigma_rels) if keep_ema else None
@@ -62,6 +64,11 @@ class TrainingState:
             self._skipped_steps += [step for step, is_finite in zip(self._are_finite, are_finite) if not is_finite]
             self._are_finite = {}
         return tuple(self._skipped_steps)
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether the optimiser's moments are in memory: from its first step on."""
+        return bool(self._optimizer.state)
 
     @property
     def ema(self) -> Ema | None:
@@ -116,6 +123,7 @@ class TrainingState:
             step=self.step,
             skipped_steps=self.skipped_steps,
             num_averaged_images=averages.num_images,
+            micro_batch=self.micro_batch,
         )
         return StateParts(
             position=position,
@@ -154,7 +162,8 @@ class TrainingState:
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"checkpoint does not fit the configured network ({reason})") from error
-        self.step, self._skipped_steps, self._are_finite = position.step, list(position.skipped_steps), {}
+        self.step, self.micro_batch = position.step, position.micro_batch
+        self._skipped_steps, self._are_finite = list(position.skipped_steps), {}
 
     def _shared_tensors(self) -> dict[str, dict[str, Tensor]]:
         moments = {

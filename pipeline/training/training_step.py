@@ -5,7 +5,6 @@ the order of floating-point sums, and dropout, whose masks are drawn for each mi
 batch.
 """
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from ddpm import (
 from pipeline.data.ingest import RankBatch
 from pipeline.training.health import SkipLimit
 from pipeline.training.loss_watch import LossWatch, summary_of
-from pipeline.training.network_pass import NetworkPass
+from pipeline.training.network_setup import set_up
 from pipeline.training.train_config import data_order
 from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
@@ -44,15 +43,14 @@ class TrainingStep:
         """Prepare the network for this rank's part of the batch."""
         self._config, self._state, self._device = task.config, state, device
         rank, self._world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self._network = NetworkPass(state.network.train(), task.config, device)
-        self._model = DiffusionModel.of(task.model_config, self._network)
         order = data_order(task.config, task.manifest)
         # A lane's place in the global batch is the same whoever reads it: that is what a slot is.
         lanes = [order.rank_lanes(of, self._world) for of in range(self._world)]
         rows = [len(own) * order.lane_rows_per_step for own in lanes]
         self._first_slot = first = lanes[rank].start * order.lane_rows_per_step
         self._slots = torch.arange(first, first + rows[rank], device=device)
-        self._micro_batches = micro_batches(rows[rank], max(rows), task.config.micro_batch)
+        self._network, self._micro_batches = set_up(task, state, device, rank=rank, rows=rows)
+        self._model = DiffusionModel.of(task.model_config, self._network)
         self._skip_limit = SkipLimit(task.config, task.left_out_steps, state.skipped_steps)
         self._summaries: dict[int, Tensor] = {}  # of this rank's part of the steps since the last look
 
@@ -142,22 +140,6 @@ class TrainingStep:
         if self._device.type == "cuda":  # from pageable memory a copy may wait for what the device has to do
             tensor = tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)
-
-
-def micro_batches(num_rows: int, most_rows: int, size: int | None) -> list[slice]:
-    """Cut a rank's rows into parts that pass through the network one after the other.
-
-    Args:
-        num_rows: Rows of this rank, at least 1.
-        most_rows: Rows of the rank that has the most.
-        size: Rows of a part at most; None for all at once.
-
-    Returns:
-        Parts in order, as equal as can be, and equally many on every rank unless it has fewer rows than that.
-    """
-    number = 1 if size is None else -(-most_rows // size)
-    ends = [num_rows * part // number for part in range(number + 1)]
-    return [slice(begin, end) for begin, end in pairwise(ends) if begin < end]
 
 
 class LossTotals:

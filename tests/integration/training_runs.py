@@ -21,7 +21,7 @@ HYBRID = [
 # Everything that a checkpoint may hold.
 CHECKPOINTS = [
     "--checkpoint-interval-steps", "5", "--keep-checkpoints", "100", "--post-hoc-ema.snapshot-interval-steps", "4",
-    "--optimizer.more-ema-halflives-images", "500", "--optimizer.ema-ramp-up-ratio", "0.05",
+    "--optimizer.more-ema-halflives-images", "500",
 ]  # fmt: skip
 NUM_STEPS = 100
 NO_PERIODIC_CHECKPOINTS = ["--checkpoint-interval-steps", "100000"]

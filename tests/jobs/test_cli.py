@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs import benchmark, evaluate, sample, train
-from jobs.cli import Job, run_job, run_subcommand
+from jobs.cli import Job, run_job
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
 from pipeline.presets import PRESETS
 from pipeline.project import parse_project
@@ -231,7 +231,7 @@ def does_nothing(job: Job[Any]) -> Job[Any]:
 
 def test_a_file_with_one_job_names_it_too(capsys: pytest.CaptureFixture[str]) -> None:
     for flags, code in ((["--help"], 0), (["draw"], 2)):
-        assert run_subcommand(benchmark.JOBS, flags, program="jobs/benchmark.py", doc=benchmark.__doc__) == code
+        assert benchmark.main(flags) == code
     printed = capsys.readouterr()
     assert "  jobs/benchmark.py train  " in printed.out
     assert printed.err.startswith("error: jobs/benchmark.py: must be followed by train, got 'draw'")

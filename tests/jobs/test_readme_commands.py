@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ddpm import DiTConfig, ModelConfig, ScheduleConfig, UNetConfig, build_network
+from jobs.benchmark_gpu import make_parser
 from jobs.cli import run_job
 from pipeline.config_io import to_json
 from pipeline.data.manifest import MANIFEST_KEY, DatasetManifest, ShardRecord, Split
@@ -31,7 +32,9 @@ pytestmark = pytest.mark.xdist_group("readme commands")  # one project for all
 
 TEXTS = page_texts()
 COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in commands(text)))
-JOBS = list({tuple(words): command for command in COMMANDS if (words := job_words(command))}.values())
+EVERY = list({tuple(words): command for command in COMMANDS if (words := job_words(command))}.values())
+OF_A_GPU = [command for command in EVERY if job_words(command)[:2] == ["benchmark", "gpu"]]  # has no configuration
+JOBS = [command for command in EVERY if command not in OF_A_GPU]
 FLAGS = list(dict.fromkeys(span for text in TEXTS.values() for span in flags(text)))
 
 # Programs without a dry run: what is checked of them instead, and who runs them.
@@ -270,6 +273,12 @@ def test_a_command_is_accepted(command: str, here: Project, capsys: pytest.Captu
     printed = capsys.readouterr()
     assert code == 0, printed.err
     assert "\n# " in printed.out, "the plan"
+
+
+@pytest.mark.parametrize("command", OF_A_GPU)
+def test_a_command_for_a_gpu_is_accepted(command: str) -> None:
+    if "--help" not in command:
+        make_parser().parse_args(job_words(command)[2:])
 
 
 def test_what_has_no_dry_run_is_listed() -> None:

@@ -53,7 +53,7 @@ def is_left_out(preset: Preset, field: str) -> bool:
     for part in path:
         owner = getattr(owner, part)
     later = {"shift", "zero_terminal_snr", "min_snr_gamma", "p2_gamma", "more_ema_halflives_images"}
-    later |= {"ema_ramp_up_ratio", "dynamic_threshold", "guidance_interval", "guidance_rescale"}
+    later |= {"dynamic_threshold", "guidance_interval", "guidance_rescale"}
     if name in later:
         (default,) = (one.default for one in dataclasses.fields(owner) if one.name == name)
         assert getattr(owner, name) == default, f"{field} is on: it needs a row"

@@ -79,7 +79,7 @@ IDENTITY = RunIdentity(
     horizontal_flip=False,
     global_batch=128,
     seed=0,
-    optimizer=OptimizerConfig(),
+    optimizer=OptimizerConfig(ema_ramp_up_ratio=None),
     data=DataIdentity(lanes=8, window_shards=4),
     post_hoc_ema=PostHocEmaIdentity(sigma_rels=(0.05, 0.1)),
     dataset_digest=SHA,
@@ -124,6 +124,7 @@ RECORDS: dict[str, Any] = {
     ),
     "pin": PinRecord(prefix="step-000000400-01234567", registered_as="ddpm"),
     "position": Position(step=400, skipped_steps=(17,), num_averaged_images=51_072),
+    "position_of_parts": Position(step=400, skipped_steps=(), num_averaged_images=51_200, micro_batch=32),
     "unsent_metrics": UnsentMetrics(
         points=(
             UnsentPoint(key="loss", value="0.30000000000000004", step=50, time_ms=1795997420250),

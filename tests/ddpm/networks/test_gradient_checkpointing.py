@@ -1,8 +1,6 @@
 """Gradient checkpointing: the same gradients bit by bit, also with dropout and under DDP, and less memory."""
 
 import os
-import weakref
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,11 @@ import torch.distributed
 import torch.multiprocessing
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from ddpm import DiTConfig, ModelConfig, UNetConfig, build_network
 from ddpm.networks.gradient_checkpointing import run_block, switch_on_checkpointing
-from ddpm.networks.model_config import construct
+from ddpm.networks.memory import LiveBytes, step_memory
 
 UNET = UNetConfig(
     base_channels=16,
@@ -130,59 +126,6 @@ def test_a_network_that_does_not_offer_it_is_refused_in_one_line() -> None:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all tensors that operations made and that are still held, and the most that there were.
-
-    What was there before (weights, gradients, inputs) is not counted, whatever views of it are made.
-    """
-
-    def __init__(self, there_before: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._there_before = [tensor.untyped_storage() for tensor in there_before]
-        self._seen = {storage._cdata for storage in self._there_before}
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._hold(tensor.untyped_storage())
-        return out
-
-    def _hold(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self._seen:
-            self._seen.add(storage._cdata)
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._let_go, storage._cdata, storage.nbytes())
-
-    def _let_go(self, address: int, num_bytes: int) -> None:
-        self._seen.discard(address)
-        self.now -= num_bytes
-
-
-def memory_of_a_step(config: ModelConfig, *, batch: int, gradient_checkpointing: bool) -> tuple[int, int]:
-    """Bytes of activations at the end of the forward pass, and the peak of a step without weights and gradients."""
-    with torch.device("meta"):
-        network = construct(config)  # shapes only: the memory of a network of any size is known without having it
-        network.gradient_checkpointing = gradient_checkpointing  # type: ignore[assignment]
-        for parameter in network.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        inputs = (
-            torch.zeros(batch, config.channels, *config.image_size),
-            torch.zeros(batch),
-            torch.zeros(batch, dtype=torch.int64),
-        )
-        weights = [tensor for parameter in network.parameters() for tensor in (parameter, parameter.grad)]
-        with LiveBytes([*weights, *network.buffers(), *inputs]) as live:
-            loss = network(*inputs).square().mean()
-            kept = live.now
-            loss.backward()
-    return kept, live.peak
-
-
 def test_the_meter_counts_what_is_held() -> None:
     with LiveBytes([]) as live:
         x = torch.ones(256)  # 1 KiB
@@ -222,9 +165,8 @@ REAL = {  # name: network, most of the plain peak that may be left
 @pytest.mark.parametrize("name", REAL)
 def test_memory_of_a_training_step(name: str) -> None:
     config, most = REAL[name]
-    (kept, peak), (kept_less, peak_less) = (
-        memory_of_a_step(config, batch=2, gradient_checkpointing=asked) for asked in (False, True)
-    )
+    plain, less = (step_memory(config, 2, gradient_checkpointing=asked) for asked in (False, True))
+    (kept, peak), (kept_less, peak_less) = (plain.kept, plain.peak), (less.kept, less.peak)
     mib = 2 * 2**20  # per image
     print(f"{name}: kept for backward {kept / mib:.1f} -> {kept_less / mib:.1f} MiB per image, ", end="")
     print(f"peak {peak / mib:.1f} -> {peak_less / mib:.1f} MiB per image, without weights and their gradients")

@@ -17,7 +17,8 @@ from pipeline.data.data_order import DataConfig
 from pipeline.training import training_step
 from pipeline.training.loss_watch import LossWatch
 from pipeline.training.training_state import TrainingState
-from pipeline.training.training_step import LossTotals, TrainingStep, micro_batches
+from pipeline.training.training_step import LossTotals, TrainingStep
+from pipeline.training.trial import micro_batches
 from tests.pipeline.training.small_runs import MODEL
 from tests.pipeline.training.step_cases import CPU, OPTIMIZER, batch_of, make_network, make_task
 

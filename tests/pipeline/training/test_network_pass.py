@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.training.loss_watch import LossWatch
-from pipeline.training.network_pass import NetworkPass, laid_out
+from pipeline.training.network_pass import NetworkPass, Precision, laid_out
 from pipeline.training.training_state import TrainingState
 from pipeline.training.training_step import LossTotals, TrainingStep
 from tests.pipeline.training.small_runs import MODEL
@@ -37,7 +37,9 @@ def curve(**changes: Any) -> tuple[np.ndarray, TrainingState]:
     """The loss of each step, and the state after them."""
     network = dataclasses.replace(MODEL.network, dropout=0.0)  # type: ignore[type-var]  # its masks follow the layout
     task = make_task(network=network, **changes)
-    made = laid_out(make_network(dataclasses.replace(MODEL, network=network)), task.config, CPU)
+    made = laid_out(
+        make_network(dataclasses.replace(MODEL, network=network)), CPU, channels_last=task.config.channels_last
+    )
     state = TrainingState(made, OPTIMIZER, keep_ema=True)
     step, totals, losses = TrainingStep(task, state, CPU), LossTotals(20, CPU), []
     for number in range(NUM_STEPS):
@@ -77,7 +79,7 @@ def test_channels_last_is_another_order_of_sums(in_float32: tuple[np.ndarray, Tr
 @pytest.mark.parametrize(
     ("precision", "channels_last", "dtype"), [("float32", False, torch.float32), ("bf16", True, torch.bfloat16)]
 )
-def test_what_the_network_is_given(precision: str, channels_last: bool, dtype: torch.dtype) -> None:
+def test_what_the_network_is_given(precision: Precision, channels_last: bool, dtype: torch.dtype) -> None:
     seen: list[Tensor] = []
 
     class Convolution(torch.nn.Conv2d):
@@ -85,16 +87,16 @@ def test_what_the_network_is_given(precision: str, channels_last: bool, dtype: t
             seen.append(x_t)
             return super().forward(x_t)
 
-    config = make_task(precision=precision, channels_last=channels_last).config
-    network = laid_out(Convolution(3, 4, 3, padding=1), config, CPU)
-    prediction = NetworkPass(network, config, CPU)(torch.rand(2, 3, 8, 8), torch.zeros(2), None)
+    network = laid_out(Convolution(3, 4, 3, padding=1), CPU, channels_last=channels_last)
+    evaluated = NetworkPass(network, CPU, precision=precision, channels_last=channels_last)
+    prediction = evaluated(torch.rand(2, 3, 8, 8), torch.zeros(2), None)
     assert prediction.dtype == dtype and network.weight.dtype == torch.float32
     assert seen[0].is_contiguous(memory_format=torch.channels_last) == channels_last
     assert network.weight.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 
 @pytest.mark.parametrize("precision", ["tf32", "float32", "bf16"])
-def test_tf32_is_on_where_it_is_asked_for_alone(precision: str) -> None:
-    NetworkPass(torch.nn.Linear(1, 1), make_task(precision=precision).config, CPU)
+def test_tf32_is_on_where_it_is_asked_for_alone(precision: Precision) -> None:
+    NetworkPass(torch.nn.Linear(1, 1), CPU, precision=precision, channels_last=False)
     expected = "tf32" if precision == "tf32" else "ieee"
     assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == expected

@@ -99,7 +99,7 @@ def test_what_is_computed_is_identity_and_where_and_how_long_is_not() -> None:
         {"horizontal_flip": True},
         {"global_batch": 64},
         {"seed": 1},
-        {"optimizer": dataclasses.replace(config.optimizer, ema_ramp_up_ratio=0.05)},
+        {"optimizer": dataclasses.replace(config.optimizer, ema_ramp_up_ratio=0.1)},
         {"data": DataConfig(lanes=2)},
         {"post_hoc_ema": PostHocEmaConfig(snapshot_interval_steps=10)},
         {"fork_from": "models:/ddpm/3"},

@@ -22,7 +22,9 @@ MODEL = ModelConfig(
     image_size=(8, 8),
     channels=1,
 )
-OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=4, grad_clip_norm=1.0, ema_halflife_images=100)
+OPTIMIZER = OptimizerConfig(
+    learning_rate=0.01, warmup_steps=4, grad_clip_norm=1.0, ema_halflife_images=100, ema_ramp_up_ratio=None
+)
 # Of these half-lives the ramp-up reaches 20 within the test, and neither 100 nor 1000.
 SEVERAL = replace(OPTIMIZER, more_ema_halflives_images=(20, 1000), ema_ramp_up_ratio=0.25)
 CARD = ModelCard(config=MODEL)

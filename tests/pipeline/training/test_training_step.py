@@ -188,7 +188,9 @@ def test_the_host_waits_for_nothing_in_a_step(t_choice: Any, name: Any, monkeypa
     """On the device "meta", from which nothing can be read: there is no number on it. Gloo and the optimiser do not
     know it, and are left out here; the test before has the optimiser."""
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    task = make_task(objective=ObjectiveConfig(name=name, t_choice=t_choice), horizontal_flip=True, label_drop=0.1)
+    task = make_task(
+        objective=ObjectiveConfig(name=name, t_choice=t_choice), horizontal_flip=True, label_drop=0.1, micro_batch=8
+    )
     state, meta = make_state(task), torch.device("meta")
     state.averages = Averages(state.network.to(meta), task.config.optimizer, (0.05,))
     if state.importance is not None:
