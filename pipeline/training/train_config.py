@@ -57,7 +57,9 @@ class OptimizerConfig:
                 f"({self.ema_halflife_images}), got {self.more_ema_halflives_images}; drop repeats"
             )
         if self.ema_ramp_up_ratio is not None and not self.ema_ramp_up_ratio > 0:
-            raise ValueError(f"ema_ramp_up_ratio: above 0, got {self.ema_ramp_up_ratio}; none is without")
+            raise ValueError(
+                f"ema_ramp_up_ratio: above 0, got {self.ema_ramp_up_ratio}; 0.05 is usual, None is without"
+            )
 
     @property
     def ema_halflives_images(self) -> tuple[int, ...]:

@@ -62,7 +62,7 @@ _TRAIN = "jobs/train.py --preset cifar10 --dataset artifacts/photos/dataset"
 _SAMPLE = "jobs/sample.py --model models:/photos@candidate --output artifacts/photos/samples"
 # Flags that the text explains: a command that has them.
 WITH_FLAGS = {
-    "--optimizer.ema-ramp-up-ratio none": f"{_TRAIN} --optimizer.ema-ramp-up-ratio none",
+    "--optimizer.ema-ramp-up-ratio None": f"{_TRAIN} --optimizer.ema-ramp-up-ratio None",
     "--image-size 24x40": "jobs/prepare_data.py --source photos --dataset x --image-size 24x40",
     "--held-out-fraction 0": "jobs/prepare_data.py --preset cifar10 --held-out-fraction 0",
     "--class-conditional": f"{_TRAIN} --class-conditional",
