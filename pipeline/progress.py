@@ -6,6 +6,7 @@ in the project writes to the terminal but the command line's help and errors. No
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from pipeline.redact import redact
 
 _LOG_INTERVAL_S = 15.0
+_RATE_S = 60.0
 
 
 _send: Callable[[str], object] | None = None
@@ -55,15 +57,26 @@ def format_bytes(num_bytes: float) -> str:
 
 
 class Progress:
-    """Progress of a known number of units, with rate and time left; use it as a context manager."""
+    """Progress of a known number of units, with the rate of the last minute and the time that is left at that rate.
+
+    A context manager.
+    """
 
     def __init__(self, title: str, total: int, unit: str, *, done: int = 0) -> None:
         """Start at `done` of `total` units; the rate counts only what is made from here on."""
         self._title, self._total, self._unit = title, total, unit
-        self._done = self._first = done
-        self._started_s = self._logged_s = time.monotonic()
+        self._done, self._logged_s = done, time.monotonic()
+        self._marks = deque([(self._logged_s, done)])  # when how much was done, a minute back
         self._bar = (
-            tqdm(total=total, initial=done, desc=title, unit=f" {unit}", dynamic_ncols=True, leave=False)
+            tqdm(
+                total=total,
+                initial=done,
+                desc=title,
+                unit=unit,
+                bar_format="{desc}: {percentage:.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}{postfix}",
+                dynamic_ncols=True,
+                leave=False,
+            )
             if sys.stderr.isatty()
             else None
         )
@@ -71,20 +84,26 @@ class Progress:
     def advance(self, num_units: int, note: str = "") -> None:
         """Count finished units; `note` stands behind the rate (the loss, say)."""
         self._done += num_units
+        now_s = time.monotonic()
         if num_units < 0:  # fallen back: a rate from here on
-            self._first, self._started_s = self._done, time.monotonic()
+            self._marks.clear()
+        self._marks.append((now_s, self._done))
+        while len(self._marks) > 2 and self._marks[1][0] <= now_s - _RATE_S:
+            self._marks.popleft()
         if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(num_units)
-        elif self._done > self._first and num_units and time.monotonic() - self._logged_s >= _LOG_INTERVAL_S:
-            self._logged_s = time.monotonic()
-            say(self._line(note))
+            self._bar.n = self._done
+            self._bar.set_postfix_str(self._speed(note))
+        elif self._done > self._marks[0][1] and num_units and now_s - self._logged_s >= _LOG_INTERVAL_S:
+            self._logged_s = now_s
+            say(f"  {self._title}: {self._done}/{self._total} {self._unit}, {self._speed(note)}")
 
-    def _line(self, note: str) -> str:
-        rate = (self._done - self._first) / max(time.monotonic() - self._started_s, 1e-9)
-        left = format_duration((self._total - self._done) / rate)
-        tail = f", {note}" if note else ""
-        return f"  {self._title}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s, {left} left{tail}"
+    def _speed(self, note: str) -> str:
+        (since_s, before), (now_s, done) = self._marks[0], self._marks[-1]
+        parts = [note] if note else []
+        if done > before:
+            rate = (done - before) / max(now_s - since_s, 1e-9)
+            parts = [f"{rate:.1f}/s", f"{format_duration((self._total - done) / rate)} left", *parts]
+        return ", ".join(parts)
 
     def __enter__(self) -> Self:
         return self

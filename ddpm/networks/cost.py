@@ -49,6 +49,11 @@ def flops_per_image(config: ModelConfig) -> int:
         return _count_flops(build_network(config), config)
 
 
+def cost_key(config: ModelConfig) -> str:
+    """What of a model decides what it costs, as text: the network and its images, not how many classes there are."""
+    return f"{config.network} {config.image_size} {config.channels}"
+
+
 def _count_flops(network: nn.Module, config: ModelConfig) -> int:
     """Counts one forward pass; the operands are made on the current default device, where the network is."""
     x_t = torch.zeros(1, config.channels, *config.image_size)

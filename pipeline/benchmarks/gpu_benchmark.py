@@ -28,13 +28,11 @@ from ddpm import (
     make_training_batch,
     per_sample_loss,
 )
+from ddpm.networks.cost import cost_key
 from pipeline.benchmarks.gpu_cases import Case, Mode, Peer
+from pipeline.training.matrix_rate import PASSES_PER_STEP, fastest, matrix_flops_per_s, wait_for
 from pipeline.training.network_pass import NetworkPass, laid_out, multiply_float32_as
 from pipeline.training.trial import compile_or_interpret, train_on_nothing
-
-_PASSES_PER_STEP = 3
-"""Forward passes that a step of training costs, by the usual count: the backward pass is two."""
-_REPEATS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +55,12 @@ class Figures:
     """"ours" or "diffusers"."""
     mode: str
     """Name of the mode."""
+    precision: str
+    """Of the mode, like the next two."""
+    compile: bool
+    channels_last: bool
+    cost_key: str
+    """What of the model decides what it costs."""
     batch: int
     """Images of a step."""
     num_parameters: int
@@ -99,9 +103,9 @@ class Contender:
             torch.OutOfMemoryError: If the batch does not fit.
             ImportError, ValueError: As Peer.
         """
-        self._name, self._case, self._mode, self._device = name, case, mode_name, device
+        self._name, self._case, self._mode_name, self._mode, self._device = name, case, mode_name, mode, device
         self.is_peer = is_peer
-        self._precision, self._note, self._step = mode.precision, "", 0
+        self._note, self._step = "", 0
         network: nn.Module = Peer(case) if is_peer else _ours(case)
         self._network = laid_out(network, device, channels_last=mode.channels_last).train()
         self._pass = NetworkPass(self._network, device, precision=mode.precision, channels_last=mode.channels_last)
@@ -126,12 +130,12 @@ class Contender:
 
     def steps(self, number: int) -> float:
         """Train; returns the seconds that it took."""
-        multiply_float32_as(self._precision)  # it belongs to the process, and another contender may have set it
-        _wait(self._device)
+        multiply_float32_as(self._mode.precision)  # it belongs to the process, and another contender may have set it
+        wait_for(self._device)
         started_s = time.perf_counter()
         for _ in range(number):
             self._train()
-        _wait(self._device)
+        wait_for(self._device)
         return time.perf_counter() - started_s
 
     def measure(self, number: int) -> None:
@@ -157,11 +161,15 @@ class Contender:
         return Figures(
             case=self._name,
             network="diffusers" if self.is_peer else "ours",
-            mode=self._mode,
+            mode=self._mode_name,
+            precision=self._mode.precision,
+            compile=self._mode.compile,
+            channels_last=self._mode.channels_last,
+            cost_key=cost_key(self._case.model),
             batch=self._case.batch,
             num_parameters=count_parameters(self._network),
             images_per_s=tuple(self._rates),
-            flops_per_image=_PASSES_PER_STEP * flops_per_image(self._case.model),
+            flops_per_image=PASSES_PER_STEP * flops_per_image(self._case.model),
             peak_bytes=self._peak_bytes,
             start_s=self._start_s,
             note=self._note,
@@ -249,14 +257,11 @@ def contend(
 
 def measure_limits(device: torch.device) -> Limits:
     """The device's rate of bf16 matrix products and its memory's bandwidth, each the best of several."""
-    is_cpu = device.type == "cpu"
-    side, num_elements = (256, 2**20) if is_cpu else (8192, 2**28)
-    one, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    source = torch.zeros(num_elements, device=device)
+    source = torch.zeros(2**20 if device.type == "cpu" else 2**28, device=device)
     target = torch.empty_like(source)
     return Limits(
-        matrix_flops_per_s=2 * side**3 / _fastest(lambda: one @ other, device),
-        memory_bytes_per_s=2 * source.nbytes / _fastest(lambda: target.copy_(source), device),
+        matrix_flops_per_s=matrix_flops_per_s(device, torch.bfloat16),
+        memory_bytes_per_s=2 * source.nbytes / fastest(lambda: target.copy_(source), device),
     )
 
 
@@ -278,20 +283,3 @@ def _contenders(
 
 def _ours(case: Case) -> nn.Module:
     return build_network(case.model, seed=0, gradient_checkpointing=case.gradient_checkpointing)
-
-
-def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds, at best."""
-    seconds = []
-    for _ in range(_REPEATS):
-        _wait(device)
-        started_s = time.perf_counter()
-        work()
-        _wait(device)
-        seconds.append(time.perf_counter() - started_s)
-    return min(seconds)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,6 +1,7 @@
 """What is asked of MLflow for one run, in requests that are safe to repeat; they raise what its client raises."""
 
 import hashlib
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -62,6 +63,39 @@ def upload(client: "MlflowClient", run_id: str, data: bytes, path: str) -> None:
         file = Path(temporary) / name
         file.write_bytes(data)
         client.log_artifact(run_id, str(file), None if folder == "." else folder)
+
+
+def log_dataset(
+    client: "MlflowClient",
+    run_id: str,
+    *,
+    name: str,
+    digest: str,
+    uri: str,
+    context: str,
+    profile: Mapping[str, object],
+) -> None:
+    """Make a dataset an input of the run; the same one twice is one.
+
+    Args:
+        client: Of the run's server.
+        run_id: The run.
+        name: Of the dataset.
+        digest: Of its manifest; MLflow takes 36 characters of it, the profile holds all.
+        uri: Where it is.
+        context: What the run does with it: "training".
+        profile: What else is to be shown.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=redact(name),
+        digest=digest[:36],
+        source_type="s3" if uri.startswith("s3://") else "local",
+        source=json.dumps({"uri": redact(uri)}),
+        profile=json.dumps({**profile, "digest": digest}),
+    )
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
 
 def link_checkpoint(client: "MlflowClient", run_id: str, experiment_id: str, step: int, uri: str, digest: str) -> None:

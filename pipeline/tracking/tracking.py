@@ -209,7 +209,7 @@ class TrackingRun:
             self.tag(START_CHECK_TAG, str(error))
         if self._is_running or (is_interrupted and self._may_run):
             status: Literal["FAILED", "KILLED"] = "KILLED" if is_interrupted else "FAILED"
-            self._put(
+            self.put(
                 f"the status {status} of run {self.run_id or self.run_key}",
                 lambda client: run_requests.end_if_running(
                     client, self._run_id or find_run(self.uri, self.experiment, self.run_key), status
@@ -235,7 +235,8 @@ class TrackingRun:
             "correct this before its end, or --resume registers the model afterwards"
         )
 
-    def _put(self, name: str, request: "Callable[[MlflowClient], object]") -> None:
+    def put(self, name: str, request: "Callable[[MlflowClient], object]") -> None:
+        """Queue a request that is safe to repeat; `name` is what a line calls it."""
         self._queue.put_task(name, lambda: self._ask(request))
 
     def log_params(self, params: Mapping[str, object]) -> None:
@@ -281,11 +282,11 @@ class TrackingRun:
 
     def tag(self, key: str, value: str) -> None:
         """Queue a tag of the run."""
-        self._put(f"the tag {key}", lambda client: client.set_tag(self.require_id(), key, value))
+        self.put(f"the tag {key}", lambda client: client.set_tag(self.require_id(), key, value))
 
     def untag(self, key: str) -> None:
         """Queue that a tag of the run is taken away, if it has it."""
-        self._put(f"the tag {key}", lambda client: run_requests.delete_tag(client, self.require_id(), key))
+        self.put(f"the tag {key}", lambda client: run_requests.delete_tag(client, self.require_id(), key))
 
     def metric_history(self, key: str) -> list[tuple[int, float]]:
         """Every value of a metric as (step, value), by step; empty if the run has no such metric.
@@ -297,18 +298,17 @@ class TrackingRun:
             entries = connect(self.uri).get_metric_history(self.require_id(), key)
         return sorted((entry.step, entry.value) for entry in entries)
 
-    def log_image(self, png: bytes, path: str) -> None:
-        """Queue an image file for the run's artifacts, such as `samples/step-000001000.png`."""
-        self._put(path, lambda client: run_requests.upload(client, self.require_id(), png, path))
+    def log_file(self, data: bytes, path: str) -> None:
+        """Queue a file for the run's artifacts, such as `samples/step-000001000.png`."""
+        self.put(path, lambda client: run_requests.upload(client, self.require_id(), data, path))
 
     def log_text(self, text: str, path: str) -> None:
         """Queue a text file for the run's artifacts, such as `config.toml`."""
-        data = redact(text).encode()
-        self._put(path, lambda client: run_requests.upload(client, self.require_id(), data, path))
+        self.log_file(redact(text).encode(), path)
 
     def log_checkpoint(self, step: int, uri: str, digest: str) -> None:
         """Queue a link to a verified checkpoint: an external model of the run with URI and digest; copies nothing."""
-        self._put(
+        self.put(
             f"the link to {uri}",
             lambda client: run_requests.link_checkpoint(
                 client, self.require_id(), self.experiment_id, step, uri, digest
@@ -349,7 +349,7 @@ class TrackingRun:
         default_s = _INTERRUPTED_CLOSE_S if status == "KILLED" else _CLOSE_S
         return self._close(
             default_s if timeout_s is None else timeout_s,
-            lambda: self._put(name, lambda client: client.set_terminated(self.require_id(), status)),
+            lambda: self.put(name, lambda client: client.set_terminated(self.require_id(), status)),
         )
 
     def _close(self, timeout_s: float, put_last: Callable[[], object], kept_to_step: int = -1) -> int:

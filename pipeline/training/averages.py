@@ -50,7 +50,7 @@ class Averages:
         for average in self._tracked.values():
             average.update(network, num_images)
 
-    def take_snapshot(self, step: int, store: SnapshotStore, dtype: str, writer: BackgroundWriter) -> bool:
+    def take_snapshot(self, step: int, store: SnapshotStore, dtype: str, writer: BackgroundWriter) -> None:
         """Store the tracked averages beside training, unless nothing has changed since the last snapshot.
 
         The snapshot is among `snapshots` when its job is done: a checkpoint that is written after it names it.
@@ -61,20 +61,16 @@ class Averages:
             dtype: "float32" or "float16".
             writer: Does the writing.
 
-        Returns:
-            Whether it took one.
-
         Raises:
             BaseException: What the writer's jobs before have raised.
         """
         if self.num_images == self._last_snapshot_images:
-            return False
+            return
         writer.wait("snapshot")
         num_images = self._last_snapshot_images = self.num_images
         copies = self._snapshot_copy.take(self._tracked_tensors())
         averages = {sigma_rel: copies[tracked_name(sigma_rel)] for sigma_rel in self._tracked}
         writer.start("snapshot", lambda: self.snapshots.append(store.save(step, num_images, averages, dtype)))
-        return True
 
     @property
     def is_tracking(self) -> bool:

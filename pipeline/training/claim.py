@@ -15,6 +15,7 @@ from pipeline.stores.object_store import ObjectStore
 from pipeline.tracking.tracking import TrackingRun, new_run_key
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.fork import check_fork
+from pipeline.training.run_description import description_tags
 from pipeline.training.run_record import RUN_RECORD, RunRecord, read_run_record, update_run_record
 from pipeline.training.train_config import RunIdentity, TrainConfig
 from pipeline.training.train_plan import TrainPlan
@@ -53,10 +54,10 @@ def claim(
         )
     _refuse_changes(record.identity, asked, store.uri)
     if config.new_run:
-        return _go_on_in_a_new_run(config, store, record)
+        return _go_on_in_a_new_run(config, plan, store, record)
     check = None if is_finished else _start_check(config)
     if record.run_id is None:
-        return record, _open_run(config, record, store, check)
+        return record, _open_run(config, plan, record, store, check)
     return record, TrackingRun.join(config.tracking, record.run_id, run_key=record.run_key or "", check=check)
 
 
@@ -75,7 +76,7 @@ def _begin(
     if not store.create(RUN_RECORD, to_json(record)):
         raise OutputExistsError(f"output: another driver has just started a run in {store.uri}; name another output")
     try:
-        return record, _open_run(config, record, store, _start_check(config))
+        return record, _open_run(config, plan, record, store, _start_check(config))
     except BaseException:
         with contextlib.suppress(PipelineError):  # where it cannot be removed, --resume goes on with it
             lease.confirm()  # it may be another's by now, and so the run
@@ -83,10 +84,12 @@ def _begin(
         raise
 
 
-def _go_on_in_a_new_run(config: TrainConfig, store: ObjectStore, before: RunRecord) -> tuple[RunRecord, TrackingRun]:
+def _go_on_in_a_new_run(
+    config: TrainConfig, plan: TrainPlan, store: ObjectStore, before: RunRecord
+) -> tuple[RunRecord, TrackingRun]:
     record = update_run_record(store, run_key=new_run_key(), run_id=None)
     try:
-        return record, _open_run(config, record, store, _start_check(config), continues=before.run_id)
+        return record, _open_run(config, plan, record, store, _start_check(config), continues=before.run_id)
     except BaseException:
         update_run_record(store, run_key=before.run_key, run_id=before.run_id)
         raise
@@ -94,6 +97,7 @@ def _go_on_in_a_new_run(config: TrainConfig, store: ObjectStore, before: RunReco
 
 def _open_run(
     config: TrainConfig,
+    plan: TrainPlan,
     record: RunRecord,
     store: ObjectStore,
     check: Callable[[TrackingRun], None] | None,
@@ -107,7 +111,11 @@ def _open_run(
         run_key,
         config.run_name,
         params=_flat(plain(config)) | {"dataset_digest": record.identity.dataset_digest},
-        tags={"ddpm.output": config.output} | ({} if continues is None else {"ddpm.continues": continues}),
+        tags={
+            "ddpm.output": config.output,
+            **({} if continues is None else {"ddpm.continues": continues}),
+            **description_tags(config, plan),
+        },
         check=check,
         on_opened=lambda run_id: update_run_record(store, only_of_key=run_key, run_id=run_id),
     )

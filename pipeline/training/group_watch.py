@@ -57,6 +57,7 @@ class GroupWatch:
         progress: Shows the steps.
         stop: Whether the driver is to end.
         keep_stacks: Takes the stacks of a hung group, as text.
+        on_read: Told what was read, every second.
         terms: Of the group.
         shown_step: Steps that `progress` has shown.
     """
@@ -67,12 +68,13 @@ class GroupWatch:
         progress: Progress,
         stop: StopRequest,
         keep_stacks: Callable[[str], None],
+        on_read: Callable[[BoardState], object],
         terms: GroupTerms,
         shown_step: int,
     ) -> None:
         """Nothing is watched before `begin`."""
         self._board, self._progress, self._stop, self._keep_stacks = board, progress, stop, keep_stacks
-        self._terms, self._shown_step = terms, shown_step
+        self._terms, self._shown_step, self._on_read = terms, shown_step, on_read
         self.state = BoardState(step=shown_step)
         """As last read."""
         self.leaving: str | None = None
@@ -102,7 +104,7 @@ class GroupWatch:
 
     def _watch(self) -> None:
         while not self._ended.wait(_LOOK_INTERVAL_S):
-            for look in (self._look_for_stop, self._read, self._look):
+            for look in (self._look_for_stop, self._read, self._tell, self._look):
                 with self._side_work.attempt(self.state.step):  # whatever goes wrong once, the next look may succeed
                     look()
 
@@ -112,6 +114,9 @@ class GroupWatch:
             say(line)
         self._progress.advance(state.step - self._shown_step, state.note)
         self._shown_step = state.step
+
+    def _tell(self) -> None:
+        self._on_read(self.state)
 
     def _look(self) -> None:
         if self.leaving is None:

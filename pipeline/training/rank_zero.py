@@ -6,6 +6,7 @@ Checkpoints and snapshots are copied to the host between two steps and written b
 import dataclasses
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ from pipeline.training.checkpoint_records import CheckpointRecord, Retention
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
 from pipeline.training.host_copy import HostCopy
+from pipeline.training.interval_log import IntervalLog
 from pipeline.training.run_record import update_run_record
 from pipeline.training.side_work import SideWork
 from pipeline.training.state_files import SNAPSHOTS_JSON, UNSENT_METRICS_JSON, StateParts, encode_state
@@ -82,6 +84,7 @@ class RankZero:
             class_names=task.manifest.class_names if task.model_config.num_classes else (),
             dataset_digest=task.manifest.digest,  # seconds, where there are 100,000 shards
         )
+        self._log = IntervalLog(task, device)
         self._grids, self._tidying = SideWork("drawing a grid", say), SideWork("removing older checkpoints", say)
         assert state.averages is not None
         self._averages = state.averages  # for the writer's thread, which must not touch the state
@@ -98,19 +101,10 @@ class RankZero:
 
     def log(self, metrics: dict[str, float], throughput: Throughput) -> None:
         """Log an interval's figures under the present step and show them on the driver's terminal."""
-        state = self._state
-        metrics = metrics | {
-            "learning_rate": state.learning_rate,
-            "images_per_s": throughput.images_per_s,
-            "data_wait_share": throughput.data_wait_share,
-            "skipped_batches": float(len(state.skipped_steps)),
-        }
-        self._task.run.log_metrics(metrics, state.step)
-        loss = f"loss {metrics['loss']:.4f}, " if "loss" in metrics else ""
-        self._task.board.update.remote(self._task.group, state.step, f"{loss}{throughput.images_per_s:.0f} img/s")
+        self._log.log(self._state, metrics, throughput)
 
-    def after_step(self) -> bool:
-        """Take a snapshot, write a checkpoint and draw a grid where they are due; says whether that took time.
+    def after_step(self) -> None:
+        """Take a snapshot, write a checkpoint and draw a grid where they are due.
 
         Raises:
             BaseException: What went wrong since, while a snapshot or a checkpoint was written.
@@ -120,13 +114,12 @@ class RankZero:
         last = step == config.steps
         due_grid = config.grid_interval_steps > 0 and (last or step % config.grid_interval_steps == 0)
         due_checkpoint = last or step % config.checkpoint_interval_steps == 0
-        took_snapshot = self._take_snapshot()  # before the checkpoint, which names it
+        self._take_snapshot()  # before the checkpoint, which names it
         if due_checkpoint:
             self._save()
         if due_grid:
             with self._grids.attempt(step):
-                self._task.run.log_image(self._grid(), f"samples/step-{step:09d}.png")
-        return due_grid or due_checkpoint or took_snapshot
+                self._task.run.log_file(self._grid(), f"samples/step-{step:09d}.png")
 
     def save_now(self) -> CheckpointRecord | None:
         """Write a checkpoint of the present step, for whoever has seconds left, and wait until it stands.
@@ -172,18 +165,19 @@ class RankZero:
         self._checkpoints.close()
         for side_work in (self._grids, self._tidying):
             side_work.sum_up()
+        self._log.close()
         timeout_s = max(_CLOSE_TIMEOUT_S, patience_s()) if self._has_finished else _CLOSE_TIMEOUT_S
         self._task.run.close(timeout_s, self._kept_to_step)
         with self._tidying.attempt(self._state.step):  # last: a request that hangs may take as long as there is left
             self._checkpoints.remove_cancelled(_CLOSE_TIMEOUT_S)
 
-    def _take_snapshot(self) -> bool:
+    def _take_snapshot(self) -> None:
         config, state = self._task.config, self._state
         interval = config.post_hoc_ema.snapshot_interval_steps
         if not interval or (state.step % interval and state.step != config.steps):
-            return False
+            return
         assert state.averages is not None
-        return state.averages.take_snapshot(state.step, self._snapshots, config.post_hoc_ema.dtype, self._writer)
+        state.averages.take_snapshot(state.step, self._snapshots, config.post_hoc_ema.dtype, self._writer)
 
     def _save(self, *, is_urgent: bool = False) -> _Writing:
         """Copy the state, and have the copy written; where it is urgent, in the place of one that is being written."""
@@ -223,8 +217,11 @@ class RankZero:
             self._kept_to_step = step
         writing.stands.set_result(record)
         if not self._has_checkpoints:
-            update_run_record(self._output, has_checkpoints=True)
+            rate = self._log.rate
+            known: dict[str, Any] = {} if rate is None else {"rate": rate}
+            update_run_record(self._output, has_checkpoints=True, **known)
             self._has_checkpoints = True
+        task.board.checkpointed.remote(task.group, step)
         task.run.log_checkpoint(step, checkpoints.uri(record), record.digest)
         if not is_sent:
             self._send(step, writing.cancellation)

@@ -29,6 +29,16 @@ class RollbackRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RateRecord:
+    """How fast a run has trained."""
+
+    images_per_s: float
+    """Of all workers."""
+    num_workers: int
+    """How many they were."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
     """The run of an output folder."""
 
@@ -50,6 +60,8 @@ class RunRecord:
     """How often its workers were started again, and its driver."""
     rollback: RollbackRecord | None = added_field(default=None, pin=None)
     """That it has gone back once; None: it has not."""
+    rate: RateRecord | None = added_field(default=None, pin=None)
+    """How fast it was when it last began to write checkpoints; None: not known."""
 
 
 def read_run_record(store: ObjectStore) -> RunRecord:

@@ -24,6 +24,7 @@ from pipeline.training.stop_request import StopRequest
 from pipeline.training.train_board import BoardState
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_task import TrainTask
+from pipeline.training.validation import Validator
 from pipeline.training.worker_group import failure_of, found_no_room, resources_of, run_group, was_preempted
 
 RESTARTS_TAG = "ddpm.restarts"
@@ -55,7 +56,7 @@ class Supervisor:
         newest = checkpoints.newest()
         self._shown_step = newest.step if newest else 0
         self._failures = FailureCount(self._workers.max_failures, newest.step if newest else -1)
-        self._num_groups = 0
+        self._num_groups, self._validator = 0, Validator(task, checkpoints)
         _check_embedded(task.config)
 
     def run(self) -> tuple[CheckpointRecord, ModelFiles]:
@@ -80,6 +81,7 @@ class Supervisor:
             self._lease.confirm()
             finished = self._checkpoints.read_finished(self._task.config.steps)
             if finished is not None:
+                self._validator.finish()
                 return finished
             self._after(error, watch)
 
@@ -102,7 +104,15 @@ class Supervisor:
             resize_interval_s=workers.resize_interval_s,
             hang_timeout_s=hang_timeout_s(workers),
         )
-        watch = GroupWatch(self._task.board, self._progress, self._stop, self._keep_stacks, terms, self._shown_step)
+        watch = GroupWatch(
+            self._task.board,
+            self._progress,
+            self._stop,
+            self._keep_stacks,
+            lambda state: self._validator.look(state.checkpoint_step),
+            terms,
+            self._shown_step,
+        )
         watch.begin()
         try:
             error = run_group(self._task, num_workers, avoided)

@@ -1,8 +1,14 @@
 """Where a training worker's time goes: throughput, the share spent waiting for data, stalls at checkpoints."""
 
+import contextlib
+import resource
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
+
+import torch
+import torch.distributed
 
 STALL_METRIC = "checkpoint_stall_s"
 """The metric: seconds for which the loop stood still at a checkpoint, for the copy and for the one before."""
@@ -13,9 +19,11 @@ class Throughput:
     """Figures of one interval."""
 
     images_per_s: float
-    """Images of the global batches per second of wall-clock time."""
+    """Images of the global batches per second of wall-clock time, pauses left out."""
     data_wait_share: float
-    """Share of the wall-clock time in which this worker waited for its next batch, 0 to 1."""
+    """Share of that time in which this worker waited for its next batch, 0 to 1."""
+    productive_s: float
+    """Seconds of it in which it did not wait."""
 
 
 class StepClock:
@@ -27,7 +35,7 @@ class StepClock:
 
     def _restart(self) -> None:
         self._started_s = time.perf_counter()
-        self._waited_s = 0.0
+        self._waited_s = self._paused_s = 0.0
         self._num_images = 0
 
     def waited(self, seconds: float) -> None:
@@ -38,14 +46,38 @@ class StepClock:
         """Count the images of a finished global batch."""
         self._num_images += num_images
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time of the block: grids and checkpoints are not training's throughput."""
+        paused_s = time.perf_counter()
+        yield
+        self._paused_s += time.perf_counter() - paused_s
+
     def interval(self) -> Throughput:
         """The figures since the last call, and a new interval from now."""
-        elapsed_s = max(time.perf_counter() - self._started_s, 1e-9)
+        elapsed_s = max(time.perf_counter() - self._started_s - self._paused_s, 1e-9)
+        waited_s = min(self._waited_s, elapsed_s)
         figures = Throughput(
-            images_per_s=self._num_images / elapsed_s, data_wait_share=min(self._waited_s / elapsed_s, 1.0)
+            images_per_s=self._num_images / elapsed_s,
+            data_wait_share=waited_s / elapsed_s,
+            productive_s=elapsed_s - waited_s,
         )
         self._restart()
         return figures
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory so far: of tensors on a GPU, else of this process, resident."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # in KiB on Linux
+
+
+def highest(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Collective: of each value the highest of any rank."""
+    shared = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    return dict(zip(values, shared.tolist()))
 
 
 class Stall:

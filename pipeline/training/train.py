@@ -26,6 +26,7 @@ from pipeline.training.checkpoint_records import CheckpointRecord
 from pipeline.training.checkpoints import CheckpointStore
 from pipeline.training.claim import claim
 from pipeline.training.rollback import finish_roll_back, with_rollback
+from pipeline.training.run_description import log_inputs
 from pipeline.training.run_record import RunRecord, read_run_record, refuse_to_begin_again, update_run_record
 from pipeline.training.stop_request import StopRequest, parse_duration
 from pipeline.training.supervisor import RESTARTS_TAG, Supervisor
@@ -79,6 +80,7 @@ def train(config: TrainConfig) -> TrainResult:
         finished = checkpoints.read_finished(config.steps) if config.resume else None
         record, run = claim(config, plan, store, lease, is_finished=finished is not None)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        log_inputs(run, config, plan)
         if note := noisy_average(config):
             say(note)
         try:
@@ -142,6 +144,7 @@ def _train(
             patience_minutes=patience_s() / 60,
             run=run,
             board=board,
+            begun_at_s=record.begun_at_s,
         )
         return Supervisor(with_rollback(task, record), checkpoints, lease, stop, progress).run()
 

@@ -98,6 +98,8 @@ class BoardState:
     """When a node of the group goes, Unix time; 0: soon. None: no node goes, as far as is known."""
     draining_nodes: tuple[str, ...] = ()
     """Ids of the nodes that go."""
+    checkpoint_step: int = -1
+    """Of the newest checkpoint that a group has told of; -1: of none."""
 
 
 class Board:
@@ -115,6 +117,11 @@ class Board:
         """Show how far training has come."""
         if group == self._group:
             self._state.step, self._state.note = step, note
+
+    def checkpointed(self, group: int, step: int) -> None:
+        """Tell that a checkpoint stands."""
+        if group == self._group:
+            self._state.checkpoint_step = step
 
     def say(self, line: str) -> None:
         """Show a line."""
@@ -176,7 +183,7 @@ class Board:
         """Forget the group before."""
         self._group, self._orders, self._is_dump_wanted = group, Orders.NONE, False
         old = self._state
-        self._state = BoardState(step=old.step, note=old.note, lines=old.lines)
+        self._state = BoardState(step=old.step, note=old.note, lines=old.lines, checkpoint_step=old.checkpoint_step)
         self._changed_s = time.monotonic()
 
     def order(self, orders: Orders) -> None:

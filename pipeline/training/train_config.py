@@ -114,6 +114,27 @@ class WorkerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationConfig:
+    """The averaged model of checkpoints, measured on held-out images beside training, at the lowest priority."""
+
+    num_images: int = 128
+    """Held-out images; 0: nothing is measured."""
+    draws: int = 10
+    """Evaluations of the network for each image, for its loss and for its bits per dimension."""
+    interval_s: float = 600.0
+    """Least seconds between two measurements; the last checkpoint is measured in any case."""
+    use_gpu: bool = False
+    """Measure on a GPU of its own, in place of a CPU beside others' work."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "draws")
+        if self.num_images < 0 or self.num_images == 1:
+            raise ValueError(f"num_images: at least 2, got {self.num_images}; 0 measures nothing")
+        if self.interval_s < 0:
+            raise ValueError(f"interval_s: at least 0, got {self.interval_s}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """Train a DDPM on a prepared dataset, with checkpoints, an MLflow run and a registered model."""
 
@@ -174,11 +195,16 @@ class TrainConfig:
     May change on resume."""
     log_interval_steps: int = 100
     """Steps over which logged metrics are averaged; may change on resume."""
+    profile: int = 0
+    """Steps of the first worker of which a trace and a table of where the time went are put into the MLflow run, after
+    ten that are left alone; may change on resume. 0: none."""
     grid_interval_steps: int = 10_000
     """Steps between grids of samples in the MLflow run; the last step makes one too. 0: none. May change
     on resume."""
     grid_sampler: AnySampler = field(default_factory=DDIM)
     """How the grids are sampled; may change on resume."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """What is measured on held-out images; may change on resume."""
     max_skipped_batches: int = 3
     """Global batches of `skip_window_steps` with a loss or gradient that is not finite that are only left out; with
     more the run goes back to a checkpoint and past them, and the second time stops. May change on resume."""
@@ -207,6 +233,11 @@ class TrainConfig:
     lease_s: float = 60.0
     """Seconds without a sign of life after which a driver counts as dead and another may take its place; may change on
     resume."""
+    throughput: float | None = None
+    """Images per second of all workers, from which --dry-run foretells hours; may change on resume. None: what this
+    output's run had, or a GPU in artifacts/benchmark_gpu."""
+    price_per_device_hour: float | None = None
+    """What an hour of a GPU costs, or of a CPU where no GPU is used, for --dry-run; may change on resume."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow; may change on resume, with new_run."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -217,6 +248,9 @@ class TrainConfig:
         check_model_uris(self, "fork_from")
         _positive(self, "steps", "global_batch", "checkpoint_interval_steps", "keep_checkpoints")
         _positive(self, "log_interval_steps", "skip_window_steps", "lease_s")
+        for name in ("throughput", "price_per_device_hour"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name}: above 0, got {value}; leave it out where it is not known")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch: at least 1, got {self.micro_batch}; leave it out for all at once")
         if self.stop_after is not None:
@@ -224,6 +258,8 @@ class TrainConfig:
                 parse_duration(self.stop_after)
             except ValueError as error:
                 raise ValueError(f"stop_after: {error}") from error
+        if self.profile < 0:
+            raise ValueError(f"profile: at least 0, got {self.profile}; 0 watches no step")
         if self.keep_every_steps < 0:
             raise ValueError(f"keep_every_steps: at least 0, got {self.keep_every_steps}; 0 keeps none for ever")
         if self.grid_interval_steps < 0:

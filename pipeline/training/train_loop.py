@@ -6,6 +6,8 @@ Runs inside a Ray Train worker, one DDP rank each; what a step computes is in tr
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import ray
 import ray.train
@@ -15,7 +17,7 @@ import torch
 from ddpm import ImportanceSampler, build_network
 from pipeline.data.ingest import RankBatch, rank_batches
 from pipeline.models.model_source import activate_source
-from pipeline.progress import send_lines_to
+from pipeline.progress import say, send_lines_to
 from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.stores.storage import open_store
 from pipeline.training.checkpoints import CheckpointStore
@@ -27,12 +29,24 @@ from pipeline.training.network_pass import laid_out
 from pipeline.training.rank_zero import RankZero
 from pipeline.training.restore import restore_newest
 from pipeline.training.run_record import read_run_record, refuse_to_begin_again
-from pipeline.training.telemetry import StepClock
+from pipeline.training.step_profile import StepProfile
+from pipeline.training.system_metrics import SystemMetrics
+from pipeline.training.telemetry import StepClock, highest, peak_memory_bytes
 from pipeline.training.train_board import Divergence, Orders
 from pipeline.training.train_config import data_order
 from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
 from pipeline.training.training_step import LossTotals, TrainingStep
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Instruments:
+    """What watches the steps of a worker."""
+
+    system: SystemMetrics
+    """Its machine."""
+    profile: StepProfile
+    """Where the time of some steps goes."""
 
 
 def train_worker(task: TrainTask) -> None:
@@ -80,7 +94,12 @@ def _train(task: TrainTask, control: GroupControl, rank: int, world: int) -> Non
         start_step=state.step,
         stop_step=config.steps,
     )
-    _fit(task, control, state, batches, rank_zero, device)
+    context = ray.train.get_context()
+    instruments = Instruments(
+        system=SystemMetrics(device, node=context.get_node_rank(), is_first=context.get_local_rank() == 0),
+        profile=StepProfile(config.profile if rank == 0 else 0, device, partial(_keep_profile, task, state)),
+    )
+    _fit(task, control, state, batches, rank_zero, device, instruments)
 
 
 def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool, begin: bool = False) -> TrainingState:
@@ -108,10 +127,11 @@ def _fit(
     batches: Iterator[RankBatch],
     rank_zero: RankZero | None,
     device: torch.device,
+    instruments: Instruments,
 ) -> None:
     """Train, and close the run's record whatever happens."""
     try:
-        is_finished = _steps(task, control, state, batches, rank_zero, device)
+        is_finished = _steps(task, control, state, batches, rank_zero, device, instruments)
         if rank_zero is not None and is_finished:
             rank_zero.finish()
     except TooManySkipped as error:
@@ -119,6 +139,7 @@ def _fit(
         control.end()
         control.diverged(Divergence(steps=error.steps, message=str(error)))
     finally:
+        instruments.profile.close()
         if rank_zero is not None:
             rank_zero.close()
 
@@ -130,6 +151,7 @@ def _steps(
     batches: Iterator[RankBatch],
     rank_zero: RankZero | None,
     device: torch.device,
+    instruments: Instruments,
 ) -> bool:
     """Whether all steps were made, and the group was not asked to leave."""
     config, step = task.config, TrainingStep(task, state, device)
@@ -141,10 +163,13 @@ def _steps(
     def report() -> None:
         """Collective; waits for the device."""
         losses, throughput = totals.reduce(), clock.interval()
+        waits = {"data_wait_share": throughput.data_wait_share, "peak_memory_bytes": float(peak_memory_bytes(device))}
+        of_all = highest(waits, device) | instruments.system.gather()
         watch.report()
+        state.productive_s += throughput.productive_s
         if rank_zero is not None:
             norm = dict[str, float]() if grad_norm is None else {"grad_norm": float(grad_norm)}
-            rank_zero.log(losses | norm, throughput)
+            rank_zero.log(losses | norm | of_all, throughput)
 
     for batch, waited_s in _timed(batches):
         clock.waited(waited_s)
@@ -166,10 +191,18 @@ def _steps(
             step.check_skips()  # before the checkpoint: one that is gone back to is none of a run that has diverged
         if is_logged:
             report()
-        if rank_zero is not None and rank_zero.after_step():
-            clock.interval()  # grids and checkpoints are not training's throughput
+        instruments.profile.step()
+        if rank_zero is not None:
+            with clock.paused():
+                rank_zero.after_step()
     control.end()
     return True
+
+
+def _keep_profile(task: TrainTask, state: TrainingState, trace: bytes, table: str) -> None:
+    task.run.log_file(trace, f"profile/step-{state.step:09d}.json.gz")
+    task.run.log_text(table, f"profile/step-{state.step:09d}.txt")
+    say(f"a trace of the steps up to {state.step} is in the MLflow run, under profile/; ui.perfetto.dev shows it")
 
 
 def _follow(orders: Orders, control: GroupControl, rank_zero: RankZero | None) -> bool:

@@ -13,7 +13,9 @@ from pipeline.models.model_uri import check_model_name
 from pipeline.progress import format_bytes
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import resolve_tracking
+from pipeline.training.cost_plan import memory_plan, time_plan
 from pipeline.training.fork import check_fork
+from pipeline.training.matrix_rate import PASSES_PER_STEP
 from pipeline.training.train_config import TrainConfig, data_order, model_config
 
 _SHARE_OF_NOISE = 0.01
@@ -67,7 +69,8 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
     parameters, flops = num_parameters(network_config), flops_per_image(network_config)
     images = config.steps * config.global_batch
     workers = config.workers
-    buffer_bytes = read_buffer_bytes(manifest, data_order(config, manifest), workers.fewest)
+    order = data_order(config, manifest)
+    buffer_bytes = read_buffer_bytes(manifest, order, workers.fewest)
     number = (
         f"{workers.num_workers}"
         if workers.fewest == workers.num_workers
@@ -77,12 +80,17 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
         ("network", f"{parameters:,} parameters"),
         *([("begins with", f"the weights of {config.fork_from}")] if config.fork_from else []),
         ("forward pass", f"{flops / 1e9:.3f} GFLOP per image"),
-        ("training", f"{3 * flops * images / 1e15:.3f} PFLOP in all (a step costs about three forward passes)"),
+        (
+            "training",
+            f"{PASSES_PER_STEP * flops * images / 1e15:.3f} PFLOP in all (a step costs three forward passes)",
+        ),
         ("images", f"{images:,} ({images / split.num_samples:.1f} epochs of {split.num_samples:,})"),
         ("steps", f"{config.steps:,} of {config.global_batch} images"),
         ("workers", f"{number} with {'a GPU' if workers.use_gpu else 'CPUs only'}"),
         ("shards", f"{len(split.shards)}, {format_bytes(sum(shard.size_bytes for shard in split.shards))}"),
         ("read buffer", f"about {format_bytes(buffer_bytes)} per worker"),
+        *memory_plan(config, network_config, order),
+        *time_plan(config, network_config),
         ("MLflow", str(resolve_tracking(config.tracking).uri)),
         *([("average", note)] if (note := noisy_average(config)) else []),
         ("checkpoints", f"{-(-config.steps // config.checkpoint_interval_steps)}, {kept}"),

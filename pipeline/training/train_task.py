@@ -32,6 +32,8 @@ class TrainTask:
     """The MLflow run that rank 0 joins."""
     board: Any
     """Handle of the driver's board."""
+    begun_at_s: float | None = None
+    """When the run was begun, Unix time; None where that is not known."""
     group: int = 0
     """Number of the group of workers; the board hears no other."""
     rollback: RollbackRecord | None = None

@@ -44,6 +44,8 @@ class TrainingState:
         self.step = 0
         self.micro_batch: int | None = None
         """Images of a rank that pass through the network at once; None: all of them."""
+        self.productive_s = 0.0
+        """Seconds that went into the steps behind it, up to the last that was logged."""
         self._skipped_steps: list[int] = []
         self._are_finite: dict[int, Tensor] = {}  # of steps that were not asked about yet
         self.averages = Averages(network, config, sigma_rels) if keep_ema else None
@@ -124,6 +126,7 @@ class TrainingState:
             skipped_steps=self.skipped_steps,
             num_averaged_images=averages.num_images,
             micro_batch=self.micro_batch,
+            productive_s=self.productive_s,
         )
         return StateParts(
             position=position,
@@ -162,7 +165,7 @@ class TrainingState:
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"checkpoint does not fit the configured network ({reason})") from error
-        self.step, self.micro_batch = position.step, position.micro_batch
+        self.step, self.micro_batch, self.productive_s = position.step, position.micro_batch, position.productive_s
         self._skipped_steps, self._are_finite = list(position.skipped_steps), {}
 
     def _shared_tensors(self) -> dict[str, dict[str, Tensor]]:

@@ -26,7 +26,8 @@ TINY = [
     "--network.base-channels", "8", "--network.channel-multipliers", "1", "2", "--network.num-res-blocks", "1",
     "--network.num-groups", "4",
 ]  # fmt: skip
-EVERY_STEP = ["--log-interval-steps", "1", "--grid-interval-steps", "1000"]
+# Each validation is a process more; tests/pipeline/training/test_train.py has one.
+EVERY_STEP = ["--log-interval-steps", "1", "--grid-interval-steps", "1000", "--validation.num-images", "0"]
 
 
 def run_job(name: str, *flags: str, check: bool = True) -> subprocess.CompletedProcess[str]:

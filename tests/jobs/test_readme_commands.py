@@ -62,6 +62,12 @@ _TRAIN = "jobs/train.py --preset cifar10 --dataset artifacts/photos/dataset"
 _SAMPLE = "jobs/sample.py --model models:/photos@candidate --output artifacts/photos/samples"
 # Flags that the text explains: a command that has them.
 WITH_FLAGS = {
+    "--throughput": f"{_TRAIN} --throughput 800 --price-per-device-hour 2.5",
+    "--price-per-device-hour": f"{_TRAIN} --throughput 800 --price-per-device-hour 2.5",
+    "--precision bf16 --channels-last --compile": f"{_TRAIN} --precision bf16 --channels-last --compile",
+    "--validation.interval-s": f"{_TRAIN} --validation.interval-s 60",
+    "--validation.num-images": f"{_TRAIN} --validation.num-images 0",
+    "--profile 5": f"{_TRAIN} --profile 5",
     "--optimizer.ema-ramp-up-ratio None": f"{_TRAIN} --optimizer.ema-ramp-up-ratio None",
     "--image-size 24x40": "jobs/prepare_data.py --source photos --dataset x --image-size 24x40",
     "--held-out-fraction 0": "jobs/prepare_data.py --preset cifar10 --held-out-fraction 0",

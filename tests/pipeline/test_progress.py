@@ -37,23 +37,52 @@ def test_sizes(num_bytes: float, text: str) -> None:
     assert format_bytes(num_bytes) == text
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What time it is."""
+    now = [100.0]
+    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: now[0])
+    return now
+
+
 def test_a_log_gets_a_line_now_and_then_with_the_rate_of_what_was_made_here(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now = 100.0
-    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: now)
     with Progress("sampling", 110, "images", done=10) as progress:
         progress.advance(5)
-        now += 20.0
+        clock[0] += 20.0
         progress.advance(35, "loss 0.1")
-        now += 1.0
+        clock[0] += 1.0
         progress.advance(1)  # too soon for another line
-        now += 20.0
+        clock[0] += 20.0
         progress.advance(0)  # nothing new to say
         progress.advance(-31)  # fell back: the rate starts anew
-        now += 20.0
+        clock[0] += 20.0
         progress.advance(10)
     assert capsys.readouterr().out.splitlines() == [
         "  sampling: 50/110 images, 2.0/s, 30.0 s left, loss 0.1",
         "  sampling: 30/110 images, 0.5/s, 2 min 40 s left",
     ]
+
+
+def test_the_rate_is_that_of_the_last_minute(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    """A slow hour behind it says nothing of what is left."""
+    with Progress("training", 10_000, "steps") as progress:
+        for _ in range(60):
+            clock[0] += 60.0
+            progress.advance(6)
+        for _ in range(7):
+            clock[0] += 10.0
+            progress.advance(100)
+    assert capsys.readouterr().out.splitlines()[-1] == "  training: 960/10000 steps, 10.0/s, 15 min 04 s left"
+
+
+def test_a_terminal_shows_one_line_that_says_the_same(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Progress("training", 400, "steps", done=100) as progress:
+        clock[0] += 20.0
+        progress.advance(40, "loss 0.3000, 256 img/s")
+    shown = capsys.readouterr().err
+    assert "training: 35%" in shown and "140/400 steps, 2.0/s, 2 min 10 s left, loss 0.3000, 256 img/s" in shown

@@ -33,7 +33,7 @@ from pipeline.stores.lease import LeaseRecord
 from pipeline.training.checkpoint_files import FileRecord
 from pipeline.training.checkpoint_records import CheckpointRecord, PinRecord
 from pipeline.training.ema_snapshots import SnapshotList, SnapshotRecord
-from pipeline.training.run_record import RollbackRecord, RunRecord
+from pipeline.training.run_record import RateRecord, RollbackRecord, RunRecord
 from pipeline.training.state_files import Position
 from pipeline.training.train_config import DataIdentity, OptimizerConfig, PostHocEmaIdentity, RunIdentity
 from pipeline.training.unsent_metrics import UnsentMetrics, UnsentPoint
@@ -116,6 +116,12 @@ RECORDS: dict[str, Any] = {
         num_restarts=3,
         rollback=RollbackRecord(to_step=400, from_step=460, left_out_steps=(431, 440, 442), is_done=True),
     ),
+    "run_with_rate": RunRecord(
+        run_id="0123456789abcdef",
+        identity=IDENTITY,
+        has_checkpoints=True,
+        rate=RateRecord(images_per_s=763.5, num_workers=2),
+    ),
     "lease": LeaseRecord(token="0123456789abcdef", holder="process 7 on h", duration_s=60.0, num_renewals=3),
     "checkpoint": CheckpointRecord(
         step=400,
@@ -124,7 +130,9 @@ RECORDS: dict[str, Any] = {
     ),
     "pin": PinRecord(prefix="step-000000400-01234567", registered_as="ddpm"),
     "position": Position(step=400, skipped_steps=(17,), num_averaged_images=51_072),
-    "position_of_parts": Position(step=400, skipped_steps=(), num_averaged_images=51_200, micro_batch=32),
+    "position_of_parts": Position(
+        step=400, skipped_steps=(), num_averaged_images=51_200, micro_batch=32, productive_s=71.5
+    ),
     "unsent_metrics": UnsentMetrics(
         points=(
             UnsentPoint(key="loss", value="0.30000000000000004", step=50, time_ms=1795997420250),

@@ -244,7 +244,7 @@ def _publish(config: EmaSweepConfig, sweep: EmaSweep, run: TrackingRun) -> None:
     write_if_changed(store, REPORT_KEY, report)
     write_if_changed(store, CHART_KEY, chart)
     run.log_text(report.decode(), REPORT_KEY)
-    run.log_image(chart, CHART_KEY)
+    run.log_file(chart, CHART_KEY)
 
 
 def draw_sweep(sweep: EmaSweep) -> bytes:

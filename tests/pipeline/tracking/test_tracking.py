@@ -31,7 +31,7 @@ def test_a_run_keeps_what_was_logged(config: TrackingConfig, tmp_path: Path, lin
     for step in range(2500):
         run.log_metrics({"loss": 1 / (step + 1), "grad_norm": step}, step)
     ended_ms = time.time() * 1000
-    run.log_image(b"\x89PNG pixels", "samples/step-000000001.png")
+    run.log_file(b"\x89PNG pixels", "samples/step-000000001.png")
     run.log_text("größe = 1\n", "config.toml")
     assert run.finish() == 0
     assert run.metric_history("loss") == [(step, 1 / (step + 1)) for step in range(2500)]
@@ -250,7 +250,7 @@ def test_a_job_without_a_server_goes_on(lines: list[str]) -> None:
     run.skip_logged_steps()
     for step in range(100):
         run.log_metrics({"loss": 1.0}, step)
-    run.log_image(b"", "a.png")
+    run.log_file(b"", "a.png")
     run.log_checkpoint(1, "s3://b/c", "d")
     assert run.flush(10) == 102
     assert run.finish("FAILED", timeout_s=1) == 103, "with the status, which did not arrive either"
@@ -292,7 +292,7 @@ def test_a_server_killed_and_restarted_in_mid_run_loses_nothing(
             run.log_checkpoint(outage, f"s3://bucket/step-{outage}", f"digest {outage}")
             log(run, 200)
             kill_tree(server_pid(port))
-        run.log_image(f"picture {outage}".encode(), f"samples/{outage}.png")
+        run.log_file(f"picture {outage}".encode(), f"samples/{outage}.png")
         log_until_said(run, "does not answer", outage + 1)
         log(run, 1000)
     assert run is not None

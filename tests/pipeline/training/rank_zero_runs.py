@@ -66,7 +66,8 @@ class Run:
         self, folder: Path, tracking: TrackingRun, lines: list[str], lease_token: str, *, goes_on: bool, **changes: Any
     ) -> None:
         self.lines = lines
-        board = SimpleNamespace(update=SimpleNamespace(remote=lambda *_: None))
+        ignored = SimpleNamespace(remote=lambda *_: None)
+        board = SimpleNamespace(update=ignored, checkpointed=ignored)
         config = TrainConfig(
             output=str(folder), network=MODEL.network, schedule=MODEL.schedule, class_conditional=True,
             optimizer=OPTIMIZER, steps=100, checkpoint_interval_steps=2, grid_interval_steps=0,

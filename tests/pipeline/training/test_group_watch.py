@@ -29,7 +29,9 @@ def watch_of(
     )  # fmt: skip
     progress: Any = SimpleNamespace(advance=lambda *_: None)
     board.begin_group(1)
-    return GroupWatch(Direct(board), progress, stop or StopRequest(None), lambda text: None, terms, 0)
+    return GroupWatch(
+        Direct(board), progress, stop or StopRequest(None), lambda text: None, lambda state: None, terms, 0
+    )
 
 
 def asked_to_stop() -> StopRequest:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm.networks.cost import count_parameters
+from ddpm import count_parameters
 from pipeline.errors import ConfigError
 from pipeline.training import network_setup
 from pipeline.training.loss_watch import LossWatch

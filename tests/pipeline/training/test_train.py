@@ -27,7 +27,7 @@ from pipeline.training.post_hoc_ema import ReconstructConfig, RunAverages, recon
 from pipeline.training.run_record import RUN_RECORD, RunRecord, read_run_record
 from pipeline.training.telemetry import STALL_METRIC
 from pipeline.training.train import _pin_registered, train
-from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig
+from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig, ValidationConfig
 from pipeline.training.train_plan import describe_plan, noisy_average
 from tests.pipeline.registered_models import download_artifacts
 from tests.pipeline.tiny_models import write_own_model
@@ -57,6 +57,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Train
         log_interval_steps=4,
         grid_interval_steps=6,
         grid_sampler=DDIM(num_steps=2),
+        profile=2,
         tracking=TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}"),
     )
 
@@ -73,6 +74,17 @@ def test_the_main_path(config: TrainConfig) -> None:
         history = client.get_metric_history(result.run_id, key)
         assert [entry.step for entry in history] == [4, 8, 12], key
         assert all(math.isfinite(entry.value) for entry in history)
+    measured = client.get_metric_history(result.run_id, "validation_loss")
+    assert measured[-1].step == 12 and all(entry.step in (5, 10, 12) and 0 < entry.value < 2 for entry in measured)
+    assert run.data.metrics["validation_bits_per_dim"] > 0
+    # What somebody who opens the run sees: what it is, on which data, by which code, on which machines.
+    assert "12 steps of 128 images for a `unet`" in run.data.tags["mlflow.note.content"]
+    (inputs,) = run.inputs.dataset_inputs
+    assert (inputs.dataset.name, inputs.dataset.digest) == ("digits", run.data.params["dataset_digest"][:36])
+    names = ("model_flops_utilisation", "goodput", "system/node_0/cpu_utilization_percentage")
+    assert all(math.isfinite(run.data.metrics[name]) for name in names)
+    assert 0 < run.data.metrics["goodput"] < 1 and run.data.metrics["peak_memory_bytes"] > 2**27
+    assert {file.path for file in client.list_artifacts(result.run_id)} >= {"environment.txt", "profile"}
     stalls = client.get_metric_history(result.run_id, STALL_METRIC)
     assert [entry.step for entry in stalls] == [5, 10, 12] and all(entry.value > 0 for entry in stalls)
     assert {file.path for file in client.list_artifacts(result.run_id, "samples")} == {
@@ -137,7 +149,8 @@ def test_the_main_path(config: TrainConfig) -> None:
 
     # More steps of the same run are another model: a second version. How they are computed may change, and what is
     # kept; the checkpoint of the first version stays.
-    changed = dataclasses.replace(config, steps=14, resume=True, gradient_checkpointing=True, keep_checkpoints=1)
+    unmeasured = dataclasses.replace(config, profile=0, validation=ValidationConfig(num_images=0))
+    changed = dataclasses.replace(unmeasured, steps=14, resume=True, gradient_checkpointing=True, keep_checkpoints=1)
     longer = train(changed)
     assert [record.step for record in CheckpointStore.of_run(config.output).records()] == [14, 12]
     assert Path(result.checkpoint_uri, "ema-500.safetensors").exists()

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from pipeline.training.health import TooManySkipped
+from pipeline.training.step_profile import StepProfile
 from pipeline.training.train_board import Orders
-from pipeline.training.train_loop import _steps
+from pipeline.training.train_loop import Instruments, _steps
 from pipeline.training.training_state import TrainingState
 from tests.pipeline.training.step_cases import (
     CPU,
@@ -28,6 +29,16 @@ def group() -> Iterator[None]:
         yield
 
 
+class NoSystem:
+    """In the place of the machine's figures."""
+
+    def gather(self) -> dict[str, float]:
+        return {}
+
+
+INSTRUMENTS = Instruments(system=NoSystem(), profile=StepProfile(0, CPU, lambda trace, table: None))  # type: ignore[arg-type]
+
+
 class Recorded:
     """In the place of rank 0's record: what it was given."""
 
@@ -38,9 +49,8 @@ class Recorded:
     def log(self, metrics: dict[str, float], _: object) -> None:
         self.logged[self.state.step] = metrics
 
-    def after_step(self) -> bool:
+    def after_step(self) -> None:
         self.steps.append(self.state.step)
-        return False
 
     def save_now(self) -> None:
         self.saved.append(self.state.step)
@@ -66,7 +76,7 @@ def run(left_out: tuple[int, ...], poisoned: tuple[int, ...] = ()) -> Recorded:
     task = make_task(steps=20, log_interval_steps=5, rollback=rollback_of(left_out), max_skipped_batches=2)
     recorded = Recorded(make_state(task))
     poison(recorded.state, float("nan"), dict.fromkeys(poisoned, 1))
-    _steps(task, Asked(), recorded.state, map(batch_of, range(20)), recorded, CPU)  # type: ignore[arg-type]
+    _steps(task, Asked(), recorded.state, map(batch_of, range(20)), recorded, CPU, INSTRUMENTS)  # type: ignore[arg-type]
     return recorded
 
 
@@ -94,7 +104,10 @@ def test_left_out_batches_are_read_and_passed_over_and_everything_else_goes_its_
 
 def test_an_interval_without_a_trained_step_has_no_loss_and_no_norm() -> None:
     recorded = run((0, 1, 2, 3, 4))
-    assert recorded.logged[5] == {} and {"loss", "grad_norm"} <= recorded.logged[10].keys()
+    assert (
+        recorded.logged[5].keys() == {"data_wait_share", "peak_memory_bytes"}
+        and {"loss", "grad_norm"} <= recorded.logged[10].keys()
+    )
 
 
 @pytest.mark.parametrize("orders", [Orders.NONE, Orders.SAVE, Orders.LEAVE])
@@ -106,6 +119,6 @@ def test_a_run_that_has_diverged_writes_no_checkpoint(orders: Orders) -> None:
     poison(recorded.state, float("nan"), dict.fromkeys((1, 3, 5), 1))
     batches = map(batch_of, range(20))
     with pytest.raises(TooManySkipped) as raised:
-        _steps(task, Asked(orders, 8), recorded.state, batches, recorded, CPU)  # type: ignore[arg-type]
+        _steps(task, Asked(orders, 8), recorded.state, batches, recorded, CPU, INSTRUMENTS)  # type: ignore[arg-type]
     assert raised.value.steps == (1, 3, 5) and recorded.state.step == 8
     assert recorded.saved == [] and recorded.logged == {} and max(recorded.steps) == (7 if due == 8 else 8)

@@ -1,0 +1,89 @@
+"""An interval's figures: what they are, and that nothing about them ends a run."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ddpm import flops_per_image
+from pipeline.training import efficiency, interval_log
+from pipeline.training.efficiency import Efficiency
+from pipeline.training.interval_log import IntervalLog
+from pipeline.training.matrix_rate import matrix_flops_per_s
+from pipeline.training.telemetry import Throughput
+from tests.pipeline.training.small_runs import MODEL
+from tests.pipeline.training.step_cases import CPU, make_state, make_task, single_rank
+
+THROUGHPUT = Throughput(images_per_s=100.0, data_wait_share=0.5, productive_s=3.0)
+
+
+@pytest.fixture(autouse=True)
+def group() -> Iterator[None]:
+    with single_rank():
+        yield
+
+
+class Recorded:
+    def __init__(self) -> None:
+        self.logged: list[tuple[dict[str, float], int]] = []
+        self.shown: list[tuple[int, int, str]] = []
+        self.run = SimpleNamespace(log_metrics=lambda metrics, step: self.logged.append((metrics, step)))
+        self.board = SimpleNamespace(update=SimpleNamespace(remote=lambda *args: self.shown.append(args)))
+
+
+def test_use_of_the_device_and_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(efficiency, "matrix_flops_per_s", lambda device, dtype: 1e9)
+    monkeypatch.setattr("pipeline.training.efficiency.time.time", lambda: 1100.0)
+    task = dataclasses.replace(make_task(), begun_at_s=1000.0)
+    figures = Efficiency(task, CPU, world=2).of(THROUGHPUT, productive_s=40.0)
+    of_one = 100.0 * 3 * flops_per_image(MODEL) / 2
+    assert figures == {
+        "model_flops_per_s": of_one,
+        "model_flops_utilisation": pytest.approx(of_one / 1e9),
+        "goodput": pytest.approx(0.4),
+    }
+    assert "goodput" not in Efficiency(make_task(), CPU, world=1).of(THROUGHPUT, productive_s=40.0)
+
+
+def test_the_rate_of_matrix_products_is_one_of_this_machine() -> None:
+    assert 1e8 < matrix_flops_per_s(CPU, torch.float32) < 1e14
+
+
+def test_figures_go_to_the_run_and_to_the_terminal() -> None:
+    recorded, state = Recorded(), make_state(make_task())
+    state.step = 7
+    task = dataclasses.replace(make_task(), run=recorded.run, board=recorded.board, group=3)
+    IntervalLog(task, CPU).log(state, {"loss": 0.25, "data_wait_share": 0.5}, THROUGHPUT)
+    ((metrics, step),) = recorded.logged
+    assert step == 7 and all(math.isfinite(value) for value in metrics.values())
+    assert metrics.keys() == {
+        *("loss", "data_wait_share", "learning_rate", "images_per_s", "skipped_batches"),
+        *("model_flops_per_s", "model_flops_utilisation"),
+    }
+    assert recorded.shown == [(3, 7, "loss 0.2500, 100 img/s")]
+
+
+def test_what_cannot_be_measured_or_shown_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no counter")
+
+    lines: list[str] = []
+    monkeypatch.setattr(interval_log, "say", lines.append)
+    monkeypatch.setattr(interval_log, "Efficiency", fails)
+    recorded = Recorded()
+    log = IntervalLog(dataclasses.replace(make_task(), run=recorded.run, board=recorded.board), CPU)
+    monkeypatch.setattr(log._gauges, "show", fails)
+    for _ in range(3):
+        log.log(make_state(make_task()), {"loss": 0.25}, THROUGHPUT)
+    log.close()
+    assert len(recorded.logged) == len(recorded.shown) == 3
+    assert lines == [
+        "measuring the hardware failed at step 0 (no counter); the run goes on",
+        "telling Ray's metrics failed at step 0 (no counter); the run goes on",
+        "measuring the hardware failed 3 times",
+        "telling Ray's metrics failed 3 times",
+    ]
