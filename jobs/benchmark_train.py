@@ -25,6 +25,8 @@ def _run(config: BenchmarkConfig) -> None:
         f"done: the pipeline's speed is {result.ratio:.3f} of the bare processes'; longest stall of the loop at a "
         f"checkpoint {result.longest_stall_s:.2f} s"
     )
+    if result.scaling is not None:
+        say(f"{config.train.workers.num_workers} workers are {result.scaling:.2f} times as fast as one")
 
 
 def _plan(config: BenchmarkConfig) -> list[tuple[str, str]]:

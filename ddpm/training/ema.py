@@ -5,7 +5,7 @@ In images, so that the average stays the same when the batch size changes.
 
 import abc
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from jaxtyping import Float64, Int64
@@ -22,13 +22,17 @@ class WeightAverage(abc.ABC):
 
     Args:
         model: The network; its present weights are the first average.
+        names: Which of the tensors in its state_dict are averaged here, for several processes that share the work; None
+            for all.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, names: Collection[str] | None = None) -> None:
         """Start from the model's weights."""
-        self._averaged = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        self._state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        device = next(iter(self._state.values())).device
+        parameters, state = {name for name, _ in model.named_parameters(remove_duplicate=False)}, model.state_dict()
+        device = next(iter(state.values())).device
+        self._state = {name: one.detach().clone() for name, one in state.items() if names is None or name in names}
+        self._averaged = [name for name in self._state if name in parameters]
+        self._copied = [name for name in self._state if name not in parameters]
         self._num_images = torch.zeros((), dtype=torch.int64, device=device)
 
     @property
@@ -57,14 +61,13 @@ class WeightAverage(abc.ABC):
         is_step = num_images > 0
         share = torch.where(is_step, self._share(num_images), 0.0)
         present = model.state_dict()
-        averaged = [name for name in present if name in self._averaged]
-        _lerp([self._state[name] for name in averaged], [present[name] for name in averaged], share)
-        for name in present.keys() - self._averaged:
+        _lerp([self._state[name] for name in self._averaged], [present[name] for name in self._averaged], share)
+        for name in self._copied:
             self._state[name].copy_(torch.where(is_step, present[name], self._state[name]))
         self._num_images += num_images
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights under the model's own names; not copies, later updates change them."""
+        """The averaged weights under the model's own names, those of `names`; not copies, later updates change them."""
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, Tensor], *, num_images: int = 0) -> None:
@@ -130,6 +133,7 @@ class Ema(WeightAverage):
         halflife_images: Half-life in images, above 0. Ho et al.'s decay of 0.9999 at batch 128 is 887,000 images.
         ramp_up_ratio: None for a constant half-life; otherwise the half-life is at most this share of the images seen
             before, so that the random first weights are forgotten early. 0.05 is usual.
+        names: As in WeightAverage.
 
     Raises:
         ValueError: If halflife_images or ramp_up_ratio is not above 0.
@@ -138,13 +142,20 @@ class Ema(WeightAverage):
         Karras et al. 2022 (arXiv:2206.00364), appendix F.2, for the half-life in images and the ramp-up.
     """
 
-    def __init__(self, model: nn.Module, halflife_images: int | float, *, ramp_up_ratio: float | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        halflife_images: int | float,
+        *,
+        ramp_up_ratio: float | None = None,
+        names: Collection[str] | None = None,
+    ) -> None:
         """Start from the model's weights."""
         if not halflife_images > 0:
             raise ValueError(f"halflife_images: must be above 0, got {halflife_images}; 500000 is a good start")
         if ramp_up_ratio is not None and not ramp_up_ratio > 0:
             raise ValueError(f"ramp_up_ratio: must be above 0, got {ramp_up_ratio}; 0.05 is usual, None is without")
-        super().__init__(model)
+        super().__init__(model, names)
         self.halflife_images = halflife_images
         self.ramp_up_ratio = ramp_up_ratio
 
@@ -166,19 +177,27 @@ class EmaBank:
         model: The network; its present weights are the first average of each.
         halflives_images: Half-lives in images, distinct, each above 0.
         ramp_up_ratio: As in Ema, for all of them.
+        names: As in WeightAverage.
 
     Raises:
         ValueError: If there is no half-life, or one twice, or as Ema.
     """
 
     def __init__(
-        self, model: nn.Module, halflives_images: Iterable[int | float], *, ramp_up_ratio: float | None = None
+        self,
+        model: nn.Module,
+        halflives_images: Iterable[int | float],
+        *,
+        ramp_up_ratio: float | None = None,
+        names: Collection[str] | None = None,
     ) -> None:
         """Start from the model's weights."""
         halflives = tuple(halflives_images)
         if not halflives or len(set(halflives)) < len(halflives):
             raise ValueError(f"halflives_images: must be distinct and at least one, got {halflives}; drop repeats")
-        self._averages = {halflife: Ema(model, halflife, ramp_up_ratio=ramp_up_ratio) for halflife in halflives}
+        self._averages = {
+            halflife: Ema(model, halflife, ramp_up_ratio=ramp_up_ratio, names=names) for halflife in halflives
+        }
 
     @property
     def halflives_images(self) -> tuple[int | float, ...]:

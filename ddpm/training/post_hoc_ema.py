@@ -9,7 +9,7 @@ Source: Karras et al. 2024 (arXiv:2312.02696), section 3 and appendix C.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +57,7 @@ class PowerEma(WeightAverage):
     Args:
         model: The network.
         sigma_rel: Length of the average as a share of the training so far, in (0, 12^-1/2].
+        names: As in WeightAverage.
 
     Raises:
         ValueError: If sigma_rel is out of range.
@@ -65,10 +66,10 @@ class PowerEma(WeightAverage):
         Karras et al. 2024, Eq. 2-3; for steps on any number of images.
     """
 
-    def __init__(self, model: nn.Module, sigma_rel: float) -> None:
+    def __init__(self, model: nn.Module, sigma_rel: float, *, names: Collection[str] | None = None) -> None:
         """Start from the model's weights."""
         self.gamma = gamma_from_sigma_rel(sigma_rel)
-        super().__init__(model)
+        super().__init__(model, names)
         self.sigma_rel = sigma_rel
 
     def _share(self, num_images: Int64[Tensor, ""]) -> Float64[Tensor, ""]:

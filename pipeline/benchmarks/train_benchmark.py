@@ -3,7 +3,8 @@
 The bare side is what one would write without a pipeline: the same number of torch processes with gloo or NCCL, the same
 network, batch, optimiser and threads, the whole dataset as one tensor in memory, torch's own random numbers. Machines
 drift, so the two sides take turns and what counts is their ratio. The steady state is the median over the intervals of
-a run after its first third. Two checkpoints are written beside each of the pipeline's runs.
+a run after its first third. The pipeline writes checkpoints and logs to MLflow meanwhile, and measures none of them on
+held-out images, which would take a processor's time.
 """
 
 import dataclasses
@@ -33,10 +34,11 @@ from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun
 from pipeline.training.telemetry import STALL_METRIC
 from pipeline.training.train import train
-from pipeline.training.train_config import TrainConfig
+from pipeline.training.train_config import TrainConfig, ValidationConfig
 from pipeline.training.train_plan import load_plan
 
 _INTERVALS_PER_RUN = 15
+_CHECKPOINT_STEPS = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +53,8 @@ class BenchmarkConfig:
     """Optimiser steps of every run; the first third warms up."""
     rounds: int = 2
     """Runs of each side, in turn."""
+    scaling: bool = False
+    """Run the pipeline with one worker too, in turn: how much faster all workers are than one."""
 
     def __post_init__(self) -> None:
         if self.steps < _INTERVALS_PER_RUN:
@@ -69,6 +73,8 @@ class BenchmarkResult:
     """The pipeline's runs."""
     bare: tuple[float, ...]
     """The bare runs."""
+    one_worker: tuple[float, ...]
+    """The pipeline's with one worker; none without `scaling`."""
     longest_stall_s: float
     """Seconds for which the pipeline's loop stood still at a checkpoint, at most."""
 
@@ -76,6 +82,11 @@ class BenchmarkResult:
     def ratio(self) -> float:
         """Median of the pipeline over median of the bare processes."""
         return statistics.median(self.pipeline) / statistics.median(self.bare)
+
+    @property
+    def scaling(self) -> float | None:
+        """Median of the pipeline over its median with one worker; None where that was not run."""
+        return statistics.median(self.pipeline) / statistics.median(self.one_worker) if self.one_worker else None
 
 
 def benchmark_train(config: BenchmarkConfig) -> BenchmarkResult:
@@ -87,12 +98,12 @@ def benchmark_train(config: BenchmarkConfig) -> BenchmarkResult:
     Returns:
         The figures; the ratio is what to quote.
     """
-    pipeline, bare, stalls_s = list[float](), list[float](), list[float]()
+    pipeline, bare, one_worker, stalls_s = list[float](), list[float](), list[float](), list[float]()
     with tempfile.TemporaryDirectory(prefix="ddpm-benchmark-") as folder, ray_session(config.train.cluster):
         place = Path(folder)
         dataset = _make_dataset(config, place)
         for number in range(config.rounds):
-            run = _pipeline_config(config, dataset, place, number)
+            run = _pipeline_config(config, dataset, place / f"train-{number}", place)
             rate, stall_s = _pipeline_rate(run)
             pipeline.append(rate)
             stalls_s.append(stall_s)
@@ -100,7 +111,14 @@ def benchmark_train(config: BenchmarkConfig) -> BenchmarkResult:
             say(f"round {number + 1}: longest stall of the loop at a checkpoint {stall_s:.2f} s")
             bare.append(_bare_rate(run, place / f"bare-{number}"))
             say(f"round {number + 1}: bare DDP {bare[-1]:8.1f} img/s")
-    return BenchmarkResult(pipeline=tuple(pipeline), bare=tuple(bare), longest_stall_s=max(stalls_s))
+            if config.scaling:
+                workers = dataclasses.replace(run.workers, num_workers=1, min_workers=None)
+                alone = dataclasses.replace(run, workers=workers, output=str(place / f"alone-{number}"))
+                one_worker.append(_pipeline_rate(alone)[0])
+                say(f"round {number + 1}: one worker {one_worker[-1]:8.1f} img/s")
+    return BenchmarkResult(
+        pipeline=tuple(pipeline), bare=tuple(bare), one_worker=tuple(one_worker), longest_stall_s=max(stalls_s)
+    )
 
 
 def _make_dataset(config: BenchmarkConfig, place: Path) -> str:
@@ -119,15 +137,16 @@ def _make_dataset(config: BenchmarkConfig, place: Path) -> str:
     return dataset
 
 
-def _pipeline_config(config: BenchmarkConfig, dataset: str, place: Path, number: int) -> TrainConfig:
+def _pipeline_config(config: BenchmarkConfig, dataset: str, output: Path, place: Path) -> TrainConfig:
     return dataclasses.replace(
         config.train,
         dataset=dataset,
-        output=str(place / f"train-{number}"),
+        output=str(output),
         steps=config.steps,
         log_interval_steps=config.steps // _INTERVALS_PER_RUN,
-        checkpoint_interval_steps=-(-config.steps // 2),  # one in the middle, one at the end
+        checkpoint_interval_steps=min(_CHECKPOINT_STEPS, -(-config.steps // 2)),  # one in the middle at least
         grid_interval_steps=0,
+        validation=ValidationConfig(num_images=0),
         tracking=TrackingConfig(uri=f"sqlite:///{place / 'mlflow.db'}"),
     )
 

@@ -24,6 +24,7 @@ class Gauges:
         """Offer new values; waits for nobody."""
         for name, value in metrics.items():
             if name not in self._gauges:
-                self._gauges[name] = Gauge(f"{PREFIX}{name}", f"Training: {name}", tag_keys=("run",))
+                shown = PREFIX + name.replace("/", "_")  # which a name for Prometheus cannot have
+                self._gauges[name] = Gauge(shown, f"Training: {name}", tag_keys=("run",))
                 self._gauges[name].set_default_tags({"run": self._run_name})
             self._gauges[name].set(value)

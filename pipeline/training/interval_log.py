@@ -49,7 +49,7 @@ class IntervalLog:
         with self._measuring.attempt(state.step):
             if self._efficiency is None:
                 self._efficiency = Efficiency(self._task, self._device, world)
-            metrics |= self._efficiency.of(throughput, state.productive_s)
+            metrics |= self._efficiency.of(throughput, state.step)
         self._task.run.log_metrics(metrics, state.step)
         with self._showing.attempt(state.step):
             self._gauges.show(metrics | {"step": float(state.step)})

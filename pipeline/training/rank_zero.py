@@ -14,7 +14,7 @@ from ddpm import DiffusionModel, build_network, generate, x_0_to_images
 from pipeline.config_sections import write_section
 from pipeline.data.pictures import image_grid
 from pipeline.errors import LeaseLostError
-from pipeline.models.model_files import ModelCard
+from pipeline.models.model_files import WEIGHTS, ModelCard
 from pipeline.progress import say
 from pipeline.stores.cancellation import Cancellation
 from pipeline.stores.lease import holder_token
@@ -30,6 +30,7 @@ from pipeline.training.run_record import update_run_record
 from pipeline.training.side_work import SideWork
 from pipeline.training.state_files import SNAPSHOTS_JSON, UNSENT_METRICS_JSON, StateParts, encode_state
 from pipeline.training.telemetry import STALL_METRIC, Stall, Throughput
+from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
 from pipeline.training.unsent_metrics import encode_unsent, resend
@@ -37,6 +38,16 @@ from pipeline.training.unsent_metrics import encode_unsent, resend
 _GRID_ROWS, _GRID_COLUMNS = 4, 10
 _FLUSH_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_S = 30.0
+
+
+def is_averages_turn(config: TrainConfig, step: int) -> bool:
+    """Whether something is made of the averages after a step: rank 0 needs them whole then."""
+    grids, snapshots = config.grid_interval_steps, config.post_hoc_ema.snapshot_interval_steps
+    return any(_is_due(interval, config, step) for interval in (config.checkpoint_interval_steps, grids, snapshots))
+
+
+def _is_due(interval: int, config: TrainConfig, step: int) -> bool:
+    return interval > 0 and (step % interval == 0 or step == config.steps)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -86,7 +97,6 @@ class RankZero:
         )
         self._log = IntervalLog(task, device)
         self._grids, self._tidying = SideWork("drawing a grid", say), SideWork("removing older checkpoints", say)
-        assert state.averages is not None
         self._averages = state.averages  # for the writer's thread, which must not touch the state
         self._has_checkpoints = self._is_unsent = self._has_finished = False
         self._first_step = state.step
@@ -111,13 +121,10 @@ class RankZero:
         """
         self._writer.check()
         config, step = self._task.config, self._state.step
-        last = step == config.steps
-        due_grid = config.grid_interval_steps > 0 and (last or step % config.grid_interval_steps == 0)
-        due_checkpoint = last or step % config.checkpoint_interval_steps == 0
         self._take_snapshot()  # before the checkpoint, which names it
-        if due_checkpoint:
+        if _is_due(config.checkpoint_interval_steps, config, step):
             self._save()
-        if due_grid:
+        if _is_due(config.grid_interval_steps, config, step):
             with self._grids.attempt(step):
                 self._task.run.log_file(self._grid(), f"samples/step-{step:09d}.png")
 
@@ -173,11 +180,8 @@ class RankZero:
 
     def _take_snapshot(self) -> None:
         config, state = self._task.config, self._state
-        interval = config.post_hoc_ema.snapshot_interval_steps
-        if not interval or (state.step % interval and state.step != config.steps):
-            return
-        assert state.averages is not None
-        state.averages.take_snapshot(state.step, self._snapshots, config.post_hoc_ema.dtype, self._writer)
+        if _is_due(config.post_hoc_ema.snapshot_interval_steps, config, state.step):
+            state.averages.take_snapshot(state.step, self._snapshots, config.post_hoc_ema.dtype, self._writer)
 
     def _save(self, *, is_urgent: bool = False) -> _Writing:
         """Copy the state, and have the copy written; where it is urgent, in the place of one that is being written."""
@@ -282,9 +286,8 @@ class RankZero:
     def _grid(self) -> bytes:
         """A PNG of samples of the averaged network: the same noise at every step of the run."""
         task, model_config = self._task, self._task.model_config
-        assert self._state.ema is not None
         network = build_network(model_config).to(self._device).eval()
-        network.load_state_dict(self._state.ema.state_dict())
+        network.load_state_dict(self._averages.tensors()[WEIGHTS])
         columns = min(model_config.num_classes or _GRID_COLUMNS, _GRID_COLUMNS)
         ids = torch.arange(_GRID_ROWS * columns, device=self._device)
         images = generate(

@@ -1,8 +1,8 @@
 """Going on from a checkpoint on all ranks: each file is read once, by one reader per node, and sent to the others.
 
 Rank 0 chooses the checkpoint by the records and the files' lengths. The first rank of each node reads and verifies its
-share of what all ranks need; the moving averages are read by rank 0, which alone keeps them. When everybody knows that
-all was good, the tensors are broadcast; when anybody found damage, all turn to the checkpoint before.
+share of the files. When everybody knows that all was good, the tensors are broadcast; when anybody found damage, all
+turn to the checkpoint before.
 """
 
 import contextlib
@@ -32,14 +32,8 @@ from pipeline.training.training_state import TrainingState
 _IN_PARALLEL = 3
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadPlan:
-    """Which rank reads which file of a checkpoint."""
-
-    shared: tuple[tuple[str, FileRecord, int], ...]
-    """What all ranks need: its name in `StateParts.tensors`, the file, the rank that reads it."""
-    own: tuple[tuple[str, FileRecord], ...]
-    """What rank 0 needs alone."""
+ReadPlan = tuple[tuple[str, FileRecord, int], ...]
+"""What ranks need: its name in `StateParts.tensors`, the file, the rank that reads it for all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,37 +45,31 @@ class _Chosen:
     position: Position
 
 
-def plan_reads(record: CheckpointRecord, shared: Sequence[str], own: Sequence[str], readers: Sequence[int]) -> ReadPlan:
-    """Deal the files over the readers, so that each reads about as many bytes; rank 0 has its own to read besides.
+def plan_reads(record: CheckpointRecord, wanted: Sequence[str], readers: Sequence[int]) -> ReadPlan:
+    """Deal the files over the readers, so that each reads about as many bytes.
 
     Args:
         record: The checkpoint.
-        shared: What all ranks need, by its names in `StateParts.tensors`.
-        own: What rank 0 needs alone.
+        wanted: What is needed, by its names in `StateParts.tensors`.
         readers: Ranks that read for all.
 
     Raises:
         CheckpointError: If the checkpoint has not got something.
     """
     files = {file.name: file for file in record.files}
-
-    def found(name: str) -> list[tuple[str, FileRecord]]:
+    found: list[tuple[str, FileRecord]] = []
+    for name in wanted:
         parts = parts_of(name, files)
         if not parts:
             raise CheckpointError(f"{record.prefix}: has no {name}")
-        return [(name, files[part]) for part in parts]
-
-    mine = [pair for name in own for pair in found(name)]
+        found += [(name, files[part]) for part in parts]
     load = dict.fromkeys(readers, 0)
-    if 0 in load:
-        load[0] = sum(file.size_bytes for _, file in mine)
     dealt: dict[str, int] = {}
-    wanted = [pair for name in shared for pair in found(name)]
-    for _, file in sorted(wanted, key=lambda pair: (-pair[1].size_bytes, pair[1].name)):
+    for _, file in sorted(found, key=lambda pair: (-pair[1].size_bytes, pair[1].name)):
         reader = min(load, key=lambda rank: (load[rank], rank))
         load[reader] += file.size_bytes
         dealt[file.name] = reader
-    return ReadPlan(shared=tuple((name, file, dealt[file.name]) for name, file in wanted), own=tuple(mine))
+    return tuple((name, file, dealt[file.name]) for name, file in found)
 
 
 def restore_newest(
@@ -120,8 +108,7 @@ def restore_newest(
             faults: list[PipelineError | None] = [None] * len(flags)
             dist.all_gather_object(faults, fault)
             if not any(faults):
-                tensors, snapshots = _share(chosen.plan, held, device)
-                state.restore(chosen.position, tensors, snapshots)
+                state.restore(chosen.position, _share(chosen.plan, held, device), held.snapshots)
                 return chosen.record
             first = next(fault for fault in faults if fault is not None)
             if not isinstance(first, CheckpointError | FormatVersionError):
@@ -136,7 +123,7 @@ def _choices(
     """What to read, the newest first, and None where training begins at step 0; for rank 0, which alone asks."""
     for record in checkpoints.candidates():
         try:
-            plan = plan_reads(record, state.shared_files, state.own_files, readers)
+            plan = plan_reads(record, state.files, readers)
             position = checkpoints.read_position(record)
             yield _Chosen(record=record, plan=plan, position=position)
         except (CheckpointError, FormatVersionError) as error:
@@ -167,10 +154,8 @@ def _from_rank_0(choices: Iterator[_Chosen | None]) -> _Chosen | None:
 class _Held:
     """What one rank has read and verified."""
 
-    shared: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """By file."""
-    own: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """By name in `StateParts.tensors`."""
     snapshots: tuple[SnapshotRecord, ...] = ()
 
 
@@ -186,15 +171,13 @@ def _read(checkpoints: CheckpointStore, chosen: _Chosen, state: TrainingState) -
             where = f"{checkpoints.uri(chosen.record)}/{file.name}"
             raise CheckpointError(f"{where}: is no safetensors file ({one_line(error)})") from error
 
-    mine = [file for _, file, reader in chosen.plan.shared if reader == rank]
+    mine = [file for _, file, reader in chosen.plan if reader == rank]
     try:
         with _reading() as pool:
-            held.shared = dict(zip((file.name for file in mine), pool.map(tensors_of, mine)))
+            held.tensors = dict(zip((file.name for file in mine), pool.map(tensors_of, mine)))
             if rank == 0:
-                for (name, _), tensors in zip(chosen.plan.own, pool.map(tensors_of, (f for _, f in chosen.plan.own))):
-                    held.own.setdefault(name, {}).update(tensors)
                 checkpoints.check_cards(chosen.record)  # what cannot be registered at the end is not gone on from
-                if state.averages is not None and state.averages.is_tracking:
+                if state.averages.is_tracking:
                     held.snapshots = parse_snapshots(checkpoints.read(chosen.record, SNAPSHOTS_JSON), SNAPSHOTS_JSON)
     except PipelineError as error:
         return held, error
@@ -211,14 +194,12 @@ def _reading() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _share(
-    plan: ReadPlan, held: _Held, device: torch.device
-) -> tuple[dict[str, dict[str, Tensor]], tuple[SnapshotRecord, ...]]:
-    """Collective: the tensors of all shared files on every rank, and this rank's own."""
-    tensors = held.own
-    for name, file, reader in plan.shared:
-        tensors.setdefault(name, {}).update(_broadcast(held.shared.pop(file.name, {}), reader, device))
-    return tensors, held.snapshots
+def _share(plan: ReadPlan, held: _Held, device: torch.device) -> dict[str, dict[str, Tensor]]:
+    """Collective: the tensors of all files on every rank."""
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, file, reader in plan:
+        tensors.setdefault(name, {}).update(_broadcast(held.tensors.pop(file.name, {}), reader, device))
+    return tensors
 
 
 def _broadcast(tensors: Mapping[str, Tensor], reader: int, device: torch.device) -> dict[str, Tensor]:

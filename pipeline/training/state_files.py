@@ -48,8 +48,6 @@ class Position:
     """Images that the moving averages have taken in."""
     micro_batch: int | None = added_field(default=None, pin=None)
     """Images of a worker that passed through the network at once; None: all of them."""
-    productive_s: float = added_field(default=0.0, pin=0.0)
-    """Seconds in which workers trained the steps behind it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,8 +18,10 @@ STALL_METRIC = "checkpoint_stall_s"
 class Throughput:
     """Figures of one interval."""
 
+    num_images: int
+    """Images of the global batches."""
     images_per_s: float
-    """Images of the global batches per second of wall-clock time, pauses left out."""
+    """As many per second of wall-clock time, pauses left out."""
     data_wait_share: float
     """Share of that time in which this worker waited for its next batch, 0 to 1."""
     productive_s: float
@@ -58,6 +60,7 @@ class StepClock:
         elapsed_s = max(time.perf_counter() - self._started_s - self._paused_s, 1e-9)
         waited_s = min(self._waited_s, elapsed_s)
         figures = Throughput(
+            num_images=self._num_images,
             images_per_s=self._num_images / elapsed_s,
             data_wait_share=waited_s / elapsed_s,
             productive_s=elapsed_s - waited_s,

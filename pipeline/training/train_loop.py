@@ -26,7 +26,7 @@ from pipeline.training.group_control import GroupControl
 from pipeline.training.health import TooManySkipped
 from pipeline.training.loss_watch import LossWatch
 from pipeline.training.network_pass import laid_out
-from pipeline.training.rank_zero import RankZero
+from pipeline.training.rank_zero import RankZero, is_averages_turn
 from pipeline.training.restore import restore_newest
 from pipeline.training.run_record import read_run_record, refuse_to_begin_again
 from pipeline.training.step_profile import StepProfile
@@ -71,7 +71,7 @@ def _train(task: TrainTask, control: GroupControl, rank: int, world: int) -> Non
     if task.source is not None:
         activate_source(task.source, config.network)
     checkpoints = CheckpointStore.of_run(config.output)
-    state = _initial_state(task, device, keep_ema=rank == 0)
+    state = _initial_state(task, device, rank, world)
     restored = restore_newest(
         state,
         checkpoints,
@@ -81,7 +81,7 @@ def _train(task: TrainTask, control: GroupControl, rank: int, world: int) -> Non
     )
     if restored is None and rank == 0:  # DDP gives rank 0's weights to the others
         refuse_to_begin_again(read_run_record(open_store(config.output)), config)
-        state = _initial_state(task, device, keep_ema=True, begin=True)
+        state = _initial_state(task, device, rank, world, begin=True)
     rank_zero = RankZero(task, checkpoints, state, device, restored) if rank == 0 else None
     batches = rank_batches(
         config.dataset,
@@ -102,7 +102,9 @@ def _train(task: TrainTask, control: GroupControl, rank: int, world: int) -> Non
     _fit(task, control, state, batches, rank_zero, device, instruments)
 
 
-def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool, begin: bool = False) -> TrainingState:
+def _initial_state(
+    task: TrainTask, device: torch.device, rank: int, world: int, *, begin: bool = False
+) -> TrainingState:
     """A state to restore into or, with `begin`, that of step 0, whose weights may be another model's."""
     config = task.config
     network = build_network(task.model_config, seed=config.seed, gradient_checkpointing=config.gradient_checkpointing)
@@ -114,9 +116,10 @@ def _initial_state(task: TrainTask, device: torch.device, *, keep_ema: bool, beg
     return TrainingState(
         laid_out(network, device, channels_last=config.channels_last),
         config.optimizer,
-        keep_ema=keep_ema,
         sigma_rels=config.post_hoc_ema.tracked,
         importance=importance,
+        rank=rank,
+        world=world,
     )
 
 
@@ -166,7 +169,6 @@ def _steps(
         waits = {"data_wait_share": throughput.data_wait_share, "peak_memory_bytes": float(peak_memory_bytes(device))}
         of_all = highest(waits, device) | instruments.system.gather()
         watch.report()
-        state.productive_s += throughput.productive_s
         if rank_zero is not None:
             norm = dict[str, float]() if grad_norm is None else {"grad_norm": float(grad_norm)}
             rank_zero.log(losses | norm | of_all, throughput)
@@ -178,7 +180,7 @@ def _steps(
             step.check_skips()
         if Orders.LEAVE in orders and state.step % config.log_interval_steps and state.step > first_step:
             report()  # what was trained since the last report, which nobody trains again
-        if _follow(orders, control, rank_zero):
+        if _follow(orders, control, state, rank_zero):
             return False
         if state.step in left_out:
             state.leave_out()
@@ -192,8 +194,10 @@ def _steps(
         if is_logged:
             report()
         instruments.profile.step()
-        if rank_zero is not None:
-            with clock.paused():
+        with clock.paused():
+            if is_averages_turn(config, state.step):
+                state.averages.gather()
+            if rank_zero is not None:
                 rank_zero.after_step()
     control.end()
     return True
@@ -205,15 +209,17 @@ def _keep_profile(task: TrainTask, state: TrainingState, trace: bytes, table: st
     say(f"a trace of the steps up to {state.step} is in the MLflow run, under profile/; ui.perfetto.dev shows it")
 
 
-def _follow(orders: Orders, control: GroupControl, rank_zero: RankZero | None) -> bool:
+def _follow(orders: Orders, control: GroupControl, state: TrainingState, rank_zero: RankZero | None) -> bool:
     """Do what the driver asks; whether the group leaves."""
     if Orders.LOOK_FOR_PREEMPTION in orders:
         control.look_for_preemption()
     is_leaving = Orders.LEAVE in orders
     if is_leaving:
         control.end()
-    if rank_zero is not None and (is_leaving or Orders.SAVE in orders):
-        rank_zero.save_now()
+    if is_leaving or Orders.SAVE in orders:
+        state.averages.gather()
+        if rank_zero is not None:
+            rank_zero.save_now()
     return is_leaving
 
 

@@ -95,6 +95,7 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
         *([("average", note)] if (note := noisy_average(config)) else []),
         ("checkpoints", f"{-(-config.steps // config.checkpoint_interval_steps)}, {kept}"),
         *_snapshot_plan(config, parameters),
+        *_validation_plan(config, manifest, flops),
     ]
 
 
@@ -118,3 +119,14 @@ def _snapshot_plan(config: TrainConfig, parameters: int) -> list[tuple[str, str]
     number, width_bytes = -(-config.steps // interval), {"float32": 4, "float16": 2}[config.post_hoc_ema.dtype]
     size = format_bytes(number * len(lengths) * parameters * width_bytes)
     return [("EMA snapshots", f"{number} of {len(lengths)} averages, {size} in all")]
+
+
+def _validation_plan(config: TrainConfig, manifest: DatasetManifest, flops: int) -> list[tuple[str, str]]:
+    validation, held_out = config.validation, manifest.splits.get("held_out")
+    if validation.num_images == 0 or held_out is None or not held_out.shards:
+        return []
+    num_images = min(validation.num_images, held_out.num_samples)
+    work = (
+        f"{2 * validation.draws * num_images * flops / 1e12:.3g} TFLOP on {'a GPU' if validation.use_gpu else 'CPUs'}"
+    )
+    return [("validation", f"{num_images} held-out images every {validation.interval_s:g} s at most, each time {work}")]

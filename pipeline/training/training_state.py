@@ -25,9 +25,10 @@ class TrainingState:
     Args:
         network: The network in training, on its device.
         config: Adam, warm-up and moving averages.
-        keep_ema: Keep the moving averages here (one rank is enough: their inputs are equal on all).
         sigma_rels: Lengths of the power-function averages to track.
         importance: The choice of t where it has a state.
+        rank: This rank, which keeps its share of the moving averages.
+        world: Number of ranks.
     """
 
     def __init__(
@@ -35,20 +36,19 @@ class TrainingState:
         network: nn.Module,
         config: OptimizerConfig,
         *,
-        keep_ema: bool,
         sigma_rels: tuple[float, ...] = (),
         importance: ImportanceSampler | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         """Start at step 0 with the network's present weights."""
         self.network, self.importance = network, importance
         self.step = 0
         self.micro_batch: int | None = None
         """Images of a rank that pass through the network at once; None: all of them."""
-        self.productive_s = 0.0
-        """Seconds that went into the steps behind it, up to the last that was logged."""
         self._skipped_steps: list[int] = []
         self._are_finite: dict[int, Tensor] = {}  # of steps that were not asked about yet
-        self.averages = Averages(network, config, sigma_rels) if keep_ema else None
+        self.averages = Averages(network, config, sigma_rels, rank=rank, world=world)
         self._config = config
         # Of Adam's implementations the fused one alone can leave a step out by a flag on the device.
         self._optimizer = torch.optim.Adam(
@@ -73,9 +73,9 @@ class TrainingState:
         return bool(self._optimizer.state)
 
     @property
-    def ema(self) -> Ema | None:
-        """The moving average that is sampled and registered, where it is kept."""
-        return None if self.averages is None else self.averages.registered
+    def ema(self) -> Ema:
+        """This rank's share of the moving average that is sampled and registered."""
+        return self.averages.registered
 
     @property
     def learning_rate(self) -> float:
@@ -106,8 +106,7 @@ class TrainingState:
         self._optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if self.averages is not None:
-            self.averages.update(self.network, torch.where(is_finite, num_images, 0))
+        self.averages.update(self.network, torch.where(is_finite, num_images, 0))
         self._are_finite[self.step] = is_finite
         self.step += 1
         return norm
@@ -118,15 +117,13 @@ class TrainingState:
         self.step += 1
 
     def parts(self) -> StateParts:
-        """The whole state; its tensors are not copies, the next step changes them."""
+        """The whole state, on rank 0 after the averages were gathered; not copies, the next step changes them."""
         averages = self.averages
-        assert averages is not None, "only the rank that keeps the moving averages writes checkpoints"
         position = Position(
             step=self.step,
             skipped_steps=self.skipped_steps,
             num_averaged_images=averages.num_images,
             micro_batch=self.micro_batch,
-            productive_s=self.productive_s,
         )
         return StateParts(
             position=position,
@@ -135,21 +132,17 @@ class TrainingState:
         )
 
     @property
-    def shared_files(self) -> tuple[str, ...]:
-        """Names, as in `StateParts.tensors`, of what every rank has."""
-        return (TRAIN_WEIGHTS, OPTIMIZER, *(() if self.importance is None else (IMPORTANCE,)))
-
-    @property
-    def own_files(self) -> tuple[str, ...]:
-        """Names, as in `StateParts.tensors`, of what only this rank has: the moving averages, if it keeps them."""
-        return () if self.averages is None else tuple(self.averages.tensors())
+    def files(self) -> tuple[str, ...]:
+        """Names, as in `StateParts.tensors`, of what a state is restored from."""
+        importance = () if self.importance is None else (IMPORTANCE,)
+        return (TRAIN_WEIGHTS, OPTIMIZER, *importance, *self.averages.files)
 
     def restore(self, position: Position, tensors: Tensors, snapshots: Sequence[SnapshotRecord] = ()) -> None:
         """Take over a stored state.
 
         Args:
             position: How far it had come.
-            tensors: Those of `shared_files` and `own_files`, on any device.
+            tensors: Those of `files`, whole, on any device.
             snapshots: The snapshots behind it.
 
         Raises:
@@ -160,12 +153,11 @@ class TrainingState:
             self._restore_optimizer(tensors[OPTIMIZER])
             if self.importance is not None:
                 self.importance.load_state_dict(tensors[IMPORTANCE])
-            if self.averages is not None:
-                self.averages.restore(tensors, snapshots, num_images=position.num_averaged_images)
+            self.averages.restore(tensors, snapshots, num_images=position.num_averaged_images)
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"checkpoint does not fit the configured network ({reason})") from error
-        self.step, self.micro_batch, self.productive_s = position.step, position.micro_batch, position.productive_s
+        self.step, self.micro_batch = position.step, position.micro_batch
         self._skipped_steps, self._are_finite = list(position.skipped_steps), {}
 
     def _shared_tensors(self) -> dict[str, dict[str, Tensor]]:

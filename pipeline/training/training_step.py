@@ -5,8 +5,6 @@ the order of floating-point sums, and dropout, whose masks are drawn for each mi
 batch.
 """
 
-from typing import Any
-
 import torch
 import torch.distributed
 from torch import Tensor
@@ -20,6 +18,7 @@ from ddpm import (
     stratified_timesteps,
 )
 from pipeline.data.ingest import RankBatch
+from pipeline.training.device_copy import DeviceCopy
 from pipeline.training.health import SkipLimit
 from pipeline.training.loss_watch import LossWatch, summary_of
 from pipeline.training.network_setup import set_up
@@ -50,8 +49,11 @@ class TrainingStep:
         self._first_slot = first = lanes[rank].start * order.lane_rows_per_step
         self._slots = torch.arange(first, first + rows[rank], device=device)
         self._network, self._micro_batches = set_up(task, state, device, rank=rank, rows=rows)
+        if state.step == 0:
+            state.averages.begin(state.network)
         self._model = DiffusionModel.of(task.model_config, self._network)
         self._skip_limit = SkipLimit(task.config, task.left_out_steps, state.skipped_steps)
+        self._to_device = DeviceCopy(device)
         self._summaries: dict[int, Tensor] = {}  # of this rank's part of the steps since the last look
 
     def __call__(self, batch: RankBatch, totals: "LossTotals", watch: LossWatch) -> Tensor:
@@ -61,9 +63,9 @@ class TrainingStep:
             The norm of the whole gradient before clipping, 0-dim on the device.
         """
         config, state, step = self._config, self._state, self._state.step
-        sample_ids, epochs = self._on_device(batch.sample_ids), self._on_device(batch.epochs)
-        images = self._on_device(batch.images)
-        label = None if batch.labels is None or self._model.null_label is None else self._on_device(batch.labels)
+        sample_ids, epochs = self._to_device(batch.sample_ids), self._to_device(batch.epochs)
+        images = self._to_device(batch.images)
+        label = None if batch.labels is None or self._model.null_label is None else self._to_device(batch.labels)
         chosen = self._choose_t(step)
         parts: list[tuple[Tensor, Tensor]] = []
         for rows in self._micro_batches:
@@ -134,12 +136,6 @@ class TrainingStep:
         whole[:, self._slots] = torch.stack((t.double(), losses.double()))
         torch.distributed.all_reduce(whole)
         return whole[0].long(), whole[1]
-
-    def _on_device(self, array: Any) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self._device.type == "cuda":  # from pageable memory a copy may wait for what the device has to do
-            tensor = tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=True)
 
 
 class LossTotals:

@@ -119,7 +119,8 @@ def _serve(step: int, config: TrainConfig, source: bytes | None, patience_minute
     """In a process of its own, at the lowest priority."""
     os.environ[PATIENCE_VARIABLE] = str(patience_minutes)
     os.nice(19)
-    torch.set_num_threads(config.workers.cpus_per_worker)
+    # Where GPUs train, the processors have time.
+    torch.set_num_threads((os.cpu_count() or 1) if config.workers.use_gpu else config.workers.cpus_per_worker)
     return measure_checkpoint(config, step, source)
 
 

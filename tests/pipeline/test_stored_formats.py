@@ -130,9 +130,7 @@ RECORDS: dict[str, Any] = {
     ),
     "pin": PinRecord(prefix="step-000000400-01234567", registered_as="ddpm"),
     "position": Position(step=400, skipped_steps=(17,), num_averaged_images=51_072),
-    "position_of_parts": Position(
-        step=400, skipped_steps=(), num_averaged_images=51_200, micro_batch=32, productive_s=71.5
-    ),
+    "position_of_parts": Position(step=400, skipped_steps=(), num_averaged_images=51_200, micro_batch=32),
     "unsent_metrics": UnsentMetrics(
         points=(
             UnsentPoint(key="loss", value="0.30000000000000004", step=50, time_ms=1795997420250),

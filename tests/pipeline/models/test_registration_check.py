@@ -116,7 +116,8 @@ def test_artifacts_that_a_server_cannot_store(tmp_path: Path) -> None:
             TrackingUnavailableError, match="storing a file of the logged model: artifact store"
         ) as caught:
             check_registration(run, "blocked", CONFIG_TOML)
-        assert "HTTP 500: Internal Server Error" in str(caught.value)
+        # It answers before it has read all that is sent, which may reach the sender as a reset.
+        assert "HTTP 500: Internal Server Error" in str(caught.value) or "reset by peer" in str(caught.value)
         assert "--artifacts-destination" in str(caught.value)
         assert not is_outage(caught.value), "it is not over when the server is back: it is there"
 

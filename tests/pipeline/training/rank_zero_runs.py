@@ -85,9 +85,7 @@ class Run:
             patience_minutes=0.0,
         )
         LocalStore(folder).create(RUN_RECORD, to_json(RunRecord(run_id=tracking.run_id, identity=IDENTITY)))
-        self.state = TrainingState(
-            build_network(MODEL, seed=0), OPTIMIZER, keep_ema=True, sigma_rels=config.post_hoc_ema.tracked
-        )
+        self.state = TrainingState(build_network(MODEL, seed=0), OPTIMIZER, sigma_rels=config.post_hoc_ema.tracked)
         self.store = GatedStore(folder / "checkpoints")
         self.checkpoints = CheckpointStore(self.store)
         restored = self.checkpoints.newest() if goes_on else None

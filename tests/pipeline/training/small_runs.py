@@ -57,7 +57,6 @@ def to_files(
     state: TrainingState, card: ModelCard, source: bytes | None = None, *, max_file_bytes: int = MAX_FILE_BYTES
 ) -> dict[str, bytes]:
     """All files of a checkpoint of a state."""
-    assert state.averages is not None
     snapshots = state.averages.snapshots if state.averages.is_tracking else None
     pieces = encode_state(state.parts(), card, source, snapshots, max_file_bytes=max_file_bytes)
     return {name: data for piece in pieces for name, data in piece().items()}
@@ -66,7 +65,7 @@ def to_files(
 def restore(state: TrainingState, files: Mapping[str, bytes]) -> None:
     """Go on from the files of a checkpoint, without a store and without other ranks."""
     tensors = {}
-    for file in (*state.shared_files, *state.own_files):
+    for file in state.files:
         parts = parts_of(file, files)
         if parts:
             tensors[file] = {name: t for part in parts for name, t in decode_tensors(files[part]).items()}
@@ -96,10 +95,9 @@ def make_run(
     """
     network = build_network(card.config, seed=0)
     config = OptimizerConfig(learning_rate=0.01, warmup_steps=0, ema_halflife_images=100)
-    state = TrainingState(network, config, keep_ema=True, sigma_rels=(0.05, 0.10) if interval else ())
+    state = TrainingState(network, config, sigma_rels=(0.05, 0.10) if interval else ())
     beside = None if directly is None else PowerEma(network, directly)
     snapshots, writer = SnapshotStore.of_run(str(output)), BackgroundWriter(print)
-    assert state.averages is not None
     while state.step < steps:
         generator = torch.Generator().manual_seed(state.step // 8)  # the weights drift, as in training
         for parameter in network.parameters():

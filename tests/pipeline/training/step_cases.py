@@ -77,7 +77,7 @@ def make_state(task: TrainTask, device: torch.device = CPU) -> TrainingState:
     if task.config.objective.t_choice == "importance":
         importance = ImportanceSampler(20, history=1, device=device)
     return TrainingState(
-        make_network(MODEL).to(device), task.config.optimizer, keep_ema=True, sigma_rels=(0.05,), importance=importance
+        make_network(task.model_config).to(device), task.config.optimizer, sigma_rels=(0.05,), importance=importance
     )
 
 

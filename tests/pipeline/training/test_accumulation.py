@@ -51,7 +51,7 @@ def train(rank: int, world: int, steps: int, *, micro_batch: int | None, dropout
     network = dataclasses.replace(MODEL.network, dropout=dropout)
     task = make_task(network=network, micro_batch=micro_batch, data=DataConfig(lanes=LANES), **changes)
     made = make_network(dataclasses.replace(MODEL, network=network))
-    state = Gradients(made.to(torch.get_default_dtype()), OPTIMIZER, keep_ema=False)
+    state = Gradients(made.to(torch.get_default_dtype()), OPTIMIZER)
     step, totals, watch = TrainingStep(task, state, CPU), LossTotals(20, CPU), LossWatch()
     while state.step < steps:
         step(batch_of(state.step, rank, world, lanes=LANES), totals, watch)

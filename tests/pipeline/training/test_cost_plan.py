@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from ddpm import ModelConfig
+from ddpm import ModelConfig, build_network
 from ddpm.networks.cost import cost_key, num_parameters
 from ddpm.networks.memory import step_memory
 from pipeline.config_io import to_json
@@ -123,6 +124,22 @@ def test_every_preset_fits_one_gpu_of_80_gib(name: str) -> None:
     at_once = largest_within(80 * GIB, train, model, train.global_batch)
     print(f"{name}: of {train.global_batch} images {at_once} at once")
     assert at_once is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_is_foretold_is_near_what_a_gpu_counts(bf16: bool) -> None:
+    model, device = ModelConfig(image_size=(32, 32), channels=3), torch.device("cuda")
+    network = build_network(model).to(device).train()
+    x_t, t = torch.zeros(32, 3, 32, 32, device=device), torch.zeros(32, dtype=torch.int64, device=device)
+    for _ in range(2):  # the second has its gradients already
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+            prediction = network(x_t, t, None)
+        torch.autograd.backward(prediction.float().square().mean())
+    measured = torch.cuda.max_memory_allocated() - before
+    assert measured == pytest.approx(step_memory(model, 32, bf16=bf16).peak, rel=0.2)
 
 
 # ---- hours and money

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import socket
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from ddpm import flops_per_image
+from pipeline.tracking.tracking import TrackingRun
 from pipeline.training import efficiency, interval_log
 from pipeline.training.efficiency import Efficiency
 from pipeline.training.interval_log import IntervalLog
@@ -18,7 +21,7 @@ from pipeline.training.telemetry import Throughput
 from tests.pipeline.training.small_runs import MODEL
 from tests.pipeline.training.step_cases import CPU, make_state, make_task, single_rank
 
-THROUGHPUT = Throughput(images_per_s=100.0, data_wait_share=0.5, productive_s=3.0)
+THROUGHPUT = Throughput(num_images=600, images_per_s=100.0, data_wait_share=0.5, productive_s=3.0)
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +42,14 @@ def test_use_of_the_device_and_of_the_time(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(efficiency, "matrix_flops_per_s", lambda device, dtype: 1e9)
     monkeypatch.setattr("pipeline.training.efficiency.time.time", lambda: 1100.0)
     task = dataclasses.replace(make_task(), begun_at_s=1000.0)
-    figures = Efficiency(task, CPU, world=2).of(THROUGHPUT, productive_s=40.0)
+    figures = Efficiency(task, CPU, world=2).of(THROUGHPUT, step=1000)
     of_one = 100.0 * 3 * flops_per_image(MODEL) / 2
     assert figures == {
         "model_flops_per_s": of_one,
         "model_flops_utilisation": pytest.approx(of_one / 1e9),
-        "goodput": pytest.approx(0.4),
+        "goodput": pytest.approx(1000 * 8 * (3.0 / 600) / 100.0),
     }
-    assert "goodput" not in Efficiency(make_task(), CPU, world=1).of(THROUGHPUT, productive_s=40.0)
+    assert "goodput" not in Efficiency(make_task(), CPU, world=1).of(THROUGHPUT, step=1000)
 
 
 def test_the_rate_of_matrix_products_is_one_of_this_machine() -> None:
@@ -87,3 +90,29 @@ def test_what_cannot_be_measured_or_shown_ends_no_run(monkeypatch: pytest.Monkey
         "measuring the hardware failed 3 times",
         "telling Ray's metrics failed 3 times",
     ]
+
+
+def test_the_loop_asks_a_server_that_never_answers_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is logged, the thread that trains opens no connection: the run's own thread does."""
+    asked_by: list[str] = []
+    asked = threading.Event()
+    connect = socket.socket.connect
+
+    def note(self: socket.socket, address: Any) -> None:
+        asked_by.append(threading.current_thread().name)
+        asked.set()
+        connect(self, address)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+        monkeypatch.setattr(socket.socket, "connect", note)
+        run = TrackingRun(f"http://127.0.0.1:{silent.getsockname()[1]}", "a" * 32)
+        task = dataclasses.replace(make_task(), run=run, board=Recorded().board)
+        log, state = IntervalLog(task, CPU), make_state(make_task())
+        for step in range(50):
+            state.step = step
+            log.log(state, {"loss": 0.25}, THROUGHPUT)
+        run.log_file(b"png", "samples/step-000000050.png")
+        assert asked.wait(60), "somebody asks"
+        monkeypatch.setattr(socket.socket, "connect", connect)
+        assert run.close(timeout_s=0.1) > 0
+    assert threading.current_thread().name not in asked_by

@@ -40,7 +40,7 @@ def curve(**changes: Any) -> tuple[np.ndarray, TrainingState]:
     made = laid_out(
         make_network(dataclasses.replace(MODEL, network=network)), CPU, channels_last=task.config.channels_last
     )
-    state = TrainingState(made, OPTIMIZER, keep_ema=True)
+    state = TrainingState(made, OPTIMIZER)
     step, totals, losses = TrainingStep(task, state, CPU), LossTotals(20, CPU), []
     for number in range(NUM_STEPS):
         step(batch_of(number), totals, LossWatch())

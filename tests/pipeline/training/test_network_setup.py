@@ -185,7 +185,7 @@ def unet() -> torch.nn.Module:
 def gradient_of_a_step(make: Callable[[], torch.nn.Module], **changes: object) -> Tensor:
     """The gradient of one step, before it is clipped."""
     task = make_task(**changes)
-    state = TrainingState(make(), task.config.optimizer, keep_ema=True)
+    state = TrainingState(make(), task.config.optimizer)
     apply, seen = state.apply_gradient, list[Tensor]()
 
     def watch(num_images: int) -> Tensor:

@@ -23,7 +23,7 @@ from pipeline.training.restore import plan_reads, restore_newest
 from pipeline.training.state_files import encode_state
 from pipeline.training.train_config import OptimizerConfig
 from pipeline.training.training_state import TrainingState
-from tests.pipeline.training.small_runs import CARD, MODEL, to_files
+from tests.pipeline.training.small_runs import CARD, MODEL
 
 pytestmark = pytest.mark.xdist_group("restore")  # the ranks are started once for all
 
@@ -60,18 +60,19 @@ class CountingStore(LocalStore):
         return super().read(key)
 
 
-def make_state(seed: int, *, keep_ema: bool) -> TrainingState:
+def make_state(seed: int, *, rank: int = 0, world: int = 1) -> TrainingState:
     return TrainingState(
         build_network(MODEL, seed=seed),
         OPTIMIZER,
-        keep_ema=keep_ema,
         sigma_rels=(0.05,),
         importance=ImportanceSampler(20),
+        rank=rank,
+        world=world,
     )
 
 
 def trained(steps: int) -> TrainingState:
-    state = make_state(0, keep_ema=True)
+    state = make_state(0)
     assert state.importance is not None
     while state.step < steps:
         generator = torch.Generator().manual_seed(state.step)
@@ -93,11 +94,15 @@ def save(
     return checkpoints.save(steps, [lambda: files])
 
 
-def summary(state: TrainingState) -> dict[str, str]:
-    """What a rank has, by digests of the files that it would be written as."""
-    if state.averages is None:
-        state.averages = trained(1).averages  # to be written; not compared
-    return {name: hashlib.sha256(data).hexdigest() for name, data in to_files(state, CARD).items()}
+def summary(state: TrainingState, rank: int = 0) -> dict[str, str]:
+    """What a rank has, and rank 0 of the averages, by digests."""
+    state.averages.gather()
+    tensors = state._shared_tensors() | (state.averages.tensors() if rank == 0 else {})
+    found = {"position": str((state.step, state.skipped_steps, state.averages.num_images))}
+    for file, named in tensors.items():
+        data = b"".join(name.encode() + tensor.numpy().tobytes() for name, tensor in sorted(named.items()))
+        found[file] = hashlib.sha256(data).hexdigest()
+    return found
 
 
 def go_on(rank: int, folder: str) -> None:
@@ -109,8 +114,8 @@ def go_on(rank: int, folder: str) -> None:
         store, lines = CountingStore(Path(folder, "cases", case)), list[str]()
         if case == "unanswered" and rank == 2:
             store.failing = "step-000000002"
-        state, error, step = make_state(9, keep_ema=rank == 0), "", None
-        untouched = summary(make_state(9, keep_ema=rank == 0))
+        state, error, step = make_state(9, rank=rank, world=3), "", None
+        untouched = summary(make_state(9, rank=rank, world=3), rank)
         try:
             record = restore_newest(
                 state,
@@ -123,8 +128,8 @@ def go_on(rank: int, folder: str) -> None:
         except PipelineError as raised:
             error = f"{type(raised).__name__}: {raised}"
         results[case] = {
-            "step": step, "error": error, "lines": lines, "state": summary(state), "reads": store.reads,
-            "is_untouched": summary(state) == untouched and state.step == 0,
+            "step": step, "error": error, "lines": lines, "state": summary(state, rank), "reads": store.reads,
+            "is_untouched": summary(state, rank) == untouched and state.step == 0,
         }  # fmt: skip
     Path(folder, f"rank-{rank}.json").write_text(json.dumps(results))
     torch.distributed.barrier()
@@ -139,8 +144,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         checkpoints = CheckpointStore(LocalStore(folder / "cases" / case))
         records = [save(checkpoints, steps) for steps in (1, 2)]
         if case == "flipped":
-            plan = plan_reads(records[1], [f"{name}.safetensors" for name in SHARED], [], [0, 2])
-            flip(folder, case, records[1], next(file.name for _, file, rank in plan.shared if rank == 2))
+            plan = plan_reads(records[1], trained(2).files, [0, 2])
+            flip(folder, case, records[1], next(file.name for _, file, rank in plan if rank == 2))
         elif case == "flipped average":
             flip(folder, case, records[1], "ema-20.safetensors")
         elif case == "flipped card":
@@ -169,7 +174,7 @@ def shared_part(state: dict[str, str]) -> dict[str, str]:
     return {name: sha for name, sha in state.items() if name.startswith(SHARED)}
 
 
-def test_every_rank_has_the_state_and_rank_0_the_averages(results: list[dict[str, Any]]) -> None:
+def test_every_rank_has_the_state_and_all_of_them_together_the_averages(results: list[dict[str, Any]]) -> None:
     expected = summary(trained(2))
     for result in results:
         assert result["good"]["step"] == 2 and result["good"]["lines"] == []
@@ -180,10 +185,11 @@ def test_every_rank_has_the_state_and_rank_0_the_averages(results: list[dict[str
 def test_each_file_is_read_once_and_nothing_that_nobody_needs(results: list[dict[str, Any]]) -> None:
     reads = [[key.partition("/")[2] for key in result["good"]["reads"]] for result in results]
     assert reads[1] == [], "the second rank of a node reads nothing"
-    assert reads[2] and all(name.startswith(SHARED) for name in reads[2])
-    assert {"weights.safetensors", "ema-20.safetensors", "state.json", "ema_snapshots.json"} <= set(reads[0])
-    assert any(name.startswith("power-ema-0.05-00001-of-") for name in reads[0])
+    assert reads[2] and all(name.endswith(".safetensors") for name in reads[2])
+    assert {"state.json", "ema_snapshots.json"} <= set(reads[0])
     counts = Counter(reads[0] + reads[2])
+    assert {"weights.safetensors", "ema-20.safetensors"} <= counts.keys()
+    assert any(name.startswith("power-ema-0.05-00001-of-") for name in counts)
     assert set(counts.values()) == {1}
     assert "config.toml" not in counts and {"model.json", "ema-20.json"} <= counts.keys()
     assert len([name for name in counts if name.startswith("optimizer-")]) > 3
@@ -245,20 +251,19 @@ def record_of(**sizes: int) -> CheckpointRecord:
     return CheckpointRecord(step=1, prefix="step-000000001-0", files=tuple(files))
 
 
-def test_reading_is_dealt_by_bytes_and_rank_0_has_its_own_to_read() -> None:
+def test_reading_is_dealt_by_bytes() -> None:
     sizes = {f"optimizer-{k:05d}-of-00006": 10 for k in range(1, 7)}
     record = record_of(train_weights=30, weights=40, **sizes)
-    names = ("train_weights.safetensors", "optimizer.safetensors")
-    plan = plan_reads(record, names, ("weights.safetensors",), [0, 4, 8])
+    names = ("train_weights.safetensors", "optimizer.safetensors", "weights.safetensors")
+    plan = plan_reads(record, names, [0, 4, 8])
     load = Counter[int]()
-    for _, file, reader in plan.shared:
+    for _, file, reader in plan:
         load[reader] += file.size_bytes
-    assert load[0] + 40 <= 50 and max(load.values()) <= 50 and sum(load.values()) == 90
-    assert [file.name for _, file in plan.own] == ["weights.safetensors"]
-    assert {name for name, _, _ in plan.shared} == set(names)
-    assert {reader for _, _, reader in plan_reads(record, names, (), [3]).shared} == {3}
+    assert max(load.values()) <= 50 and sum(load.values()) == 130 and load.keys() == {0, 4, 8}
+    assert {name for name, _, _ in plan} == set(names)
+    assert {reader for _, _, reader in plan_reads(record, names, [3])} == {3}
     with pytest.raises(CheckpointError, match=r"has no importance\.safetensors"):
-        plan_reads(record, ("importance.safetensors",), (), [0])
+        plan_reads(record, ("importance.safetensors",), [0])
 
 
 class HangingStore(LocalStore):
@@ -286,9 +291,7 @@ def test_a_read_that_has_failed_waits_for_no_other(tmp_path: Path, error: BaseEx
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
         with pytest.raises(type(error)):
-            restore_newest(
-                make_state(9, keep_ema=True), CheckpointStore(store), is_reader=True, device=torch.device("cpu")
-            )
+            restore_newest(make_state(9), CheckpointStore(store), is_reader=True, device=torch.device("cpu"))
         assert not store.answers.is_set()
     finally:
         store.answers.set()

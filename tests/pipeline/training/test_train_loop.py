@@ -87,7 +87,7 @@ def test_left_out_batches_are_read_and_passed_over_and_everything_else_goes_its_
     assert left_out.state.step == 20 and left_out.state.skipped_steps == (4, 9, 19)
     assert all(metrics["loss"] > 0 and metrics["grad_norm"] > 0 for metrics in left_out.logged.values())
     averages = left_out.state.averages
-    assert averages is not None and averages.num_images == 17 * 8
+    assert averages.num_images == 17 * 8
     skipping = run((9, 19), poisoned=(4,))
     assert skipping.state.skipped_steps == (4, 9, 19)
     assert_equal_bits(everything_of(skipping.state), everything_of(left_out.state))

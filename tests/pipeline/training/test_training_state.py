@@ -31,7 +31,7 @@ CARD = ModelCard(config=MODEL)
 
 
 def make_state(seed: int = 0, config: OptimizerConfig = OPTIMIZER) -> TrainingState:
-    return TrainingState(build_network(MODEL, seed=seed), config, keep_ema=True)
+    return TrainingState(build_network(MODEL, seed=seed), config)
 
 
 def step(state: TrainingState, scale: float = 1.0) -> float:
@@ -82,12 +82,11 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_position(poison: 
     state = make_state(config=replace(OPTIMIZER, grad_clip_norm=limit))
     step(state)
     before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
-    average = {name: tensor.clone() for name, tensor in state.ema.state_dict().items()} if state.ema else {}
+    average = {name: tensor.clone() for name, tensor in state.ema.state_dict().items()}
     next(state.network.parameters()).grad = torch.full_like(next(state.network.parameters()), poison)
     state.apply_gradient(num_images=16)
     assert state.step == 2 and state.skipped_steps == (1,)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.network.state_dict().items())
-    assert state.ema is not None
     assert all(torch.equal(tensor, average[name]) for name, tensor in state.ema.state_dict().items())
     step(state)
     assert not torch.equal(next(iter(state.network.state_dict().values())), next(iter(before.values())))
@@ -106,7 +105,6 @@ def test_a_skipped_step_leaves_the_moments_and_adams_count(limit: float | None) 
 
 def test_each_step_is_in_the_averages_at_once() -> None:
     state = make_state()
-    assert state.averages is not None
     for number, scale in enumerate((1.0, math.nan, 1.0)):
         step(state, scale)
         assert state.averages.num_images == (16, 16, 32)[number]
@@ -145,7 +143,7 @@ def test_fifty_steps_are_those_of_clip_grad_norm_and_adam(
     the largest weight. Without dropout, whose draws would not be the same.
     """
     config = replace(OPTIMIZER, learning_rate=1e-3, grad_clip_norm=limit)
-    state = TrainingState(build_network(MODEL, seed=0).to(dtype).eval(), config, keep_ema=True)
+    state = TrainingState(build_network(MODEL, seed=0).to(dtype).eval(), config)
     book = ByTheBook(build_network(MODEL, seed=0).to(dtype).eval(), config, foreach=foreach)
     beside, losses = Ema(state.network, config.ema_halflife_images), {"new": [], "old": []}  # of the new weights
     generator = torch.Generator().manual_seed(0)
@@ -160,7 +158,7 @@ def test_fifty_steps_are_those_of_clip_grad_norm_and_adam(
             losses[name].append(float(loss.detach()))
         if number != 20:
             beside.update(state.network, 16)
-    assert state.skipped_steps == (20,) and state.ema is not None
+    assert state.skipped_steps == (20,)
     mine, exact, theirs = (average.state_dict() for average in (state.ema, beside, book.ema))
     assert all(torch.equal(mine[name], exact[name]) for name in mine)
     new, old = (torch.tensor(losses[name], dtype=torch.float64) for name in ("new", "old"))
@@ -184,7 +182,6 @@ def test_a_restored_state_goes_on_bit_for_bit() -> None:
     assert restored.step == 3
     for _ in range(3):
         assert step(state) == step(restored)
-    assert state.ema is not None and restored.ema is not None
     for one, other in ((state.network, restored.network), (state.ema, restored.ema)):
         mine, theirs = one.state_dict(), other.state_dict()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -192,7 +189,7 @@ def test_a_restored_state_goes_on_bit_for_bit() -> None:
 
 def test_a_checkpoint_of_another_network_is_refused() -> None:
     files = to_files(make_state(), ModelCard(config=MODEL))
-    other = TrainingState(torch.nn.Linear(2, 2), OPTIMIZER, keep_ema=False)
+    other = TrainingState(torch.nn.Linear(2, 2), OPTIMIZER)
     with pytest.raises(CheckpointError, match="does not fit"):
         restore(other, files)
     with pytest.raises(CheckpointError, match="does not fit"):
@@ -215,7 +212,7 @@ def test_several_averages_ramp_up_over_the_steps_that_were_made() -> None:
         step(state, scale)
         if math.isfinite(scale):
             values.append(next(iter(state.network.parameters())).detach().clone())
-    assert state.skipped_steps == (2,) and state.averages is not None and state.averages.num_images == 6 * 16
+    assert state.skipped_steps == (2,) and state.averages.num_images == 6 * 16
     name = next(iter(dict(state.network.named_parameters())))
     files = to_files(state, CARD)
     assert json.loads(files["state.json"])["num_averaged_images"] == 6 * 16

@@ -1,5 +1,6 @@
 """A step that is not finite is left out on the device, on all ranks and by bits, and the host does not wait for it."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pipeline.training.train_task import TrainTask
 from pipeline.training.training_state import TrainingState
 from pipeline.training.training_step import LossTotals, TrainingStep
 from tests.pipeline.training.host_waits import WaitsOfTheHost
+from tests.pipeline.training.small_runs import MODEL
 from tests.pipeline.training.step_cases import (
     CPU,
     IMPORTANCE,
@@ -63,7 +65,7 @@ def test_nan_in_one_sample_leaves_the_step_out_by_bits_and_training_goes_on() ->
     trainer.train(4)
     assert trainer.state.skipped_steps == (3,)
     assert_equal_bits(before, everything_of(trainer.state))
-    assert trainer.state.averages is not None and trainer.state.averages.num_images == 3 * 8
+    assert trainer.state.averages.num_images == 3 * 8
     trainer.train(6)
     assert trainer.state.skipped_steps == (3,) and trainer.state.averages.num_images == 5 * 8
     weights = "train_weights.safetensors/"
@@ -182,16 +184,18 @@ def test_the_host_reads_nothing_until_it_asks_what_was_skipped() -> None:
     assert waits.found == ["Tensor.tolist of [3]"], "all at once, and once"
 
 
-@pytest.mark.parametrize("name", ["simple", "vlb"])
+@pytest.mark.parametrize("name", ["simple", "vlb", "hybrid"])
 @pytest.mark.parametrize("t_choice", ["uniform", "stratified", "importance"])
 def test_the_host_waits_for_nothing_in_a_step(t_choice: Any, name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the device "meta", from which nothing can be read: there is no number on it. Gloo and the optimiser do not
     know it, and are left out here; the test before has the optimiser."""
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    task = make_task(
-        objective=ObjectiveConfig(name=name, t_choice=t_choice), horizontal_flip=True, label_drop=0.1, micro_batch=8
-    )
-    state, meta = make_state(task), torch.device("meta")
+    network = dataclasses.replace(MODEL.network, learned_variance=name == "hybrid")
+    model = dataclasses.replace(MODEL, network=network)
+    objective = ObjectiveConfig(name=name, t_choice=t_choice)
+    task = make_task(network=network, objective=objective, horizontal_flip=True, label_drop=0.1, micro_batch=8)
+    task, meta = dataclasses.replace(task, model_config=model), torch.device("meta")
+    state = make_state(task)
     state.averages = Averages(state.network.to(meta), task.config.optimizer, (0.05,))
     if state.importance is not None:
         state.importance = ImportanceSampler(20, device=meta)
@@ -214,7 +218,7 @@ def test_a_step_on_a_gpu_never_waits() -> None:
         trainer.train(8)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert trainer.state.skipped_steps == () and trainer.state.averages is not None
+    assert trainer.state.skipped_steps == ()
     assert trainer.state.averages.num_images == 8 * 8
 
 
