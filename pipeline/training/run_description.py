@@ -47,7 +47,7 @@ def log_inputs(run: TrackingRun, config: TrainConfig, plan: TrainPlan) -> None:
 
 def _description(config: TrainConfig, plan: TrainPlan) -> str:
     manifest, train = plan.manifest, plan.manifest.splits["train"]
-    channels, height, width = manifest.image_shape
+    (height, width), channels = manifest.image_size, manifest.channels
     images = f"{train.num_samples:,} images of {height} x {width}, {channels} channel{'s' if channels > 1 else ''}"
     if config.class_conditional:
         images += f", {manifest.num_classes} classes"

@@ -66,10 +66,10 @@ class SystemMetrics:
 
     @staticmethod
     def _network() -> tuple[float, float, float]:
-        """When, and the bytes that came and went so far."""
-        counters = psutil.net_io_counters()
-        moved = (0, 0) if counters is None else (counters.bytes_recv, counters.bytes_sent)
-        return (time.perf_counter(), *moved)
+        """When, and the bytes that came and went so far; not those that stayed on the machine."""
+        cards = [card for name, card in psutil.net_io_counters(pernic=True).items() if not name.startswith("lo")]
+        came, went = sum(card.bytes_recv for card in cards), sum(card.bytes_sent for card in cards)
+        return time.perf_counter(), came, went
 
 
 def _or_nan(ask: Callable[[torch.device], int], device: torch.device) -> float:

@@ -17,7 +17,7 @@ import torch
 from ddpm import LikelihoodConfig
 from pipeline.data.image_stream import LabelledImages
 from pipeline.errors import CheckpointError
-from pipeline.measuring.bound import BoundMeter
+from pipeline.measuring.bound import FEW_PILOT_IMAGES, BoundMeter
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.measuring.held_out_loss import held_out_loss
 from pipeline.models.model_files import load_model
@@ -162,8 +162,10 @@ def measure_checkpoint(config: TrainConfig, step: int, source: bytes | None) -> 
         batch_size=_BATCH_IMAGES,
         device=device,
     )
-    meter = BoundMeter(model=model, seed=config.seed, batch_size=_BATCH_IMAGES, device=device)
-    terms = LikelihoodConfig(terms="stratified", terms_per_image=config.validation.draws)
+    meter = BoundMeter(
+        model=model, seed=config.seed, batch_size=_BATCH_IMAGES, device=device, pilot_images=FEW_PILOT_IMAGES
+    )
+    terms = LikelihoodConfig(terms="importance", terms_per_image=config.validation.draws)
     bits = meter.bound(stream(), terms).bits_per_dim
     return {
         "validation_loss": loss.value,

@@ -78,7 +78,9 @@ def test_the_main_path(config: TrainConfig) -> None:
     assert measured[-1].step == 12 and all(entry.step in (5, 10, 12) and 0 < entry.value < 2 for entry in measured)
     assert run.data.metrics["validation_bits_per_dim"] > 0
     # What somebody who opens the run sees: what it is, on which data, by which code, on which machines.
-    assert "12 steps of 128 images for a `unet`" in run.data.tags["mlflow.note.content"]
+    described = run.data.tags["mlflow.note.content"]
+    assert described.startswith("12 steps of 128 images for a `unet` of ")
+    assert "on **digits**: 1,500 images of 8 x 8, 1 channel, 10 classes." in described
     (inputs,) = run.inputs.dataset_inputs
     assert (inputs.dataset.name, inputs.dataset.digest) == ("digits", run.data.params["dataset_digest"][:36])
     names = ("model_flops_utilisation", "goodput", "system/node_0/cpu_utilization_percentage")
