@@ -50,7 +50,8 @@ def main() -> None:
     say(f"model          {trained.version.uri}, alias candidate")
     say(f"contact sheet  {made.contact_sheet_uri}")
     say(f"figures        {report.uri}")
-    say("MLflow         make mlflow, then http://127.0.0.1:5000")
+    # Without these words MLflow's pages open as those of prompts and traces.
+    say("MLflow         make mlflow, then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning")
     say(f"done in {format_duration(time.perf_counter() - started_s)}")
 
 

@@ -99,7 +99,8 @@ def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            # In MLflow's pages it opens as one of models in training, and not of prompts and traces.
+            # For pages that look at it; those of MLflow 3.17 open as of prompts and traces, unless the browser or the
+            # address says workflowType=machine_learning.
             kind = {"mlflow.experimentKind": "custom_model_development"}
             return str(client.create_experiment(name, artifact_location=location, tags=kind))
         except MlflowException as error:
