@@ -30,7 +30,7 @@ from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_task import TrainTask
 
 _BATCH_IMAGES = 64
-_LAST_WAIT_S = 600.0
+_LAST_WAIT_S, _SILENT_S = 600.0, 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +84,10 @@ class Validator:
             self._running = None
         if self._asked_step != newest.step:
             self._start(newest.step)
-        self._take(timeout_s=_LAST_WAIT_S)
+        self._take(timeout_s=_SILENT_S)
+        if self._running is not None:
+            say(f"measuring the last checkpoint on held-out images, for up to {_LAST_WAIT_S:.0f} s")
+            self._take(timeout_s=_LAST_WAIT_S)
         if self._running is not None:
             say(f"the last checkpoint is not measured on held-out images after {_LAST_WAIT_S:.0f} s: given up")
             ray.cancel(self._running.answer, force=True)
