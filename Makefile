@@ -27,7 +27,8 @@ mlflow: $(VENV)/installed  ## Open the MLflow UI over artifacts/mlflow.db on 127
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri sqlite:///artifacts/mlflow.db --host 127.0.0.1 --port 5000
 
 # What shares one Ray, or one MLflow server, runs in one process, one after the other; the rest runs beside it.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+# A process that dies ends the run and names its test: replaced, it leaves xdist's groups waiting for ever.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --max-worker-restart 0
 
 test: $(VENV)/installed-dev  ## The tests that need nothing but the package index
 	$(PYTEST)
