@@ -32,7 +32,7 @@ from pipeline.errors import TrainingFailedError
 from pipeline.progress import say
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun
-from pipeline.training.telemetry import STALL_METRIC
+from pipeline.training.metrics.telemetry import STALL_METRIC
 from pipeline.training.train import train
 from pipeline.training.train_config import TrainConfig, ValidationConfig
 from pipeline.training.train_plan import load_plan

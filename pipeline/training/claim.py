@@ -13,7 +13,7 @@ from pipeline.models.registration_check import check_registration
 from pipeline.stores.lease import Lease
 from pipeline.stores.object_store import ObjectStore
 from pipeline.tracking.tracking import TrackingRun, new_run_key
-from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.checkpoints.checkpoint_store import CheckpointStore
 from pipeline.training.fork import check_fork
 from pipeline.training.run_description import description_tags
 from pipeline.training.run_record import RUN_RECORD, RunRecord, read_run_record, update_run_record

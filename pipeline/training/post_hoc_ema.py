@@ -29,11 +29,11 @@ from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import ObjectStore, check_uris, join_uri, open_store
 from pipeline.tracking.mlflow_client import find_model_version
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, check_server, new_run_key
-from pipeline.training.checkpoint_records import CheckpointRecord
-from pipeline.training.checkpoints import CheckpointStore
-from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
+from pipeline.training.checkpoints.checkpoint_records import CheckpointRecord
+from pipeline.training.checkpoints.checkpoint_store import CheckpointStore
+from pipeline.training.checkpoints.ema_snapshots import SnapshotStore, parse_snapshots
+from pipeline.training.checkpoints.state_files import SNAPSHOTS_JSON, TRAIN_WEIGHTS, decode_tensors, parts_of
 from pipeline.training.run_record import read_run_record
-from pipeline.training.state_files import SNAPSHOTS_JSON, TRAIN_WEIGHTS, decode_tensors, parts_of
 
 _POOR_RESIDUAL = 0.05  # of the profile; a guess at where to warn. 32 snapshots of 0.05 and 0.10 give 0.03 at 0.25
 

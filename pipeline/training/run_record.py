@@ -8,7 +8,7 @@ from pipeline.config_io import read_record, to_json
 from pipeline.errors import CheckpointError
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import join_uri
-from pipeline.training.checkpoint_records import TRAIN_AGAIN
+from pipeline.training.checkpoints.checkpoint_records import TRAIN_AGAIN
 from pipeline.training.train_config import RunIdentity, TrainConfig
 
 RUN_RECORD = "run.json"

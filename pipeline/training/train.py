@@ -22,19 +22,19 @@ from pipeline.stores.patience import patience_s
 from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingRun, resolve_tracking
-from pipeline.training.checkpoint_records import CheckpointRecord
-from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.checkpoints.checkpoint_records import CheckpointRecord
+from pipeline.training.checkpoints.checkpoint_store import CheckpointStore
 from pipeline.training.claim import claim
-from pipeline.training.rollback import finish_roll_back, with_rollback
+from pipeline.training.driver.rollback import finish_roll_back, with_rollback
+from pipeline.training.driver.supervisor import RESTARTS_TAG, Supervisor
+from pipeline.training.metrics.unsent_metrics import resend
 from pipeline.training.run_description import log_inputs
 from pipeline.training.run_record import RunRecord, read_run_record, refuse_to_begin_again, update_run_record
 from pipeline.training.stop_request import StopRequest, parse_duration
-from pipeline.training.supervisor import RESTARTS_TAG, Supervisor
 from pipeline.training.train_board import training_board
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_plan import TrainPlan, load_plan, noisy_average
 from pipeline.training.train_task import TrainTask
-from pipeline.training.unsent_metrics import resend
 
 STOPPED_TAG = "stopped"
 """Of an MLflow run whose driver was asked to end: why, and where the run stands."""

@@ -15,7 +15,7 @@ from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import resolve_tracking
 from pipeline.training.cost_plan import memory_plan, time_plan
 from pipeline.training.fork import check_fork
-from pipeline.training.matrix_rate import PASSES_PER_STEP
+from pipeline.training.metrics.matrix_rate import PASSES_PER_STEP
 from pipeline.training.train_config import TrainConfig, data_order, model_config
 
 _SHARE_OF_NOISE = 0.01

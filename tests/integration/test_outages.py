@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.stores.storage import ObjectStore, join_uri, open_store
-from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.checkpoints.checkpoint_store import CheckpointStore
 from tests.faulty_proxy import Cut, Delay, FaultyProxy, LoseAnswer, LoseRequest, RandomFaults, s3_error
 from tests.fixtures_s3 import S3Server
 from tests.fixtures_services import free_port, mlflow_server

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 
 from pipeline.stores.storage import join_uri, open_store
-from pipeline.training.checkpoint_records import CheckpointRecord
-from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.checkpoints.checkpoint_records import CheckpointRecord
+from pipeline.training.checkpoints.checkpoint_store import CheckpointStore
 from tests.faulty_proxy import FaultyProxy, LoseAnswer, s3_error
 from tests.fixtures_s3 import S3Server
 from tests.fixtures_services import free_port, mlflow_server

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.tracking.mlflow_client import connect
-from pipeline.training.checkpoint_records import CheckpointRecord, parse_record
-from pipeline.training.state_files import UNSENT_METRICS_JSON
+from pipeline.training.checkpoints.checkpoint_records import CheckpointRecord, parse_record
+from pipeline.training.checkpoints.state_files import UNSENT_METRICS_JSON
 from tests.integration.jobs import EVERY_STEP, TINY
 
 # The choice of t by importance has a state: it must be the same for any number of workers, and kept in checkpoints.

@@ -16,7 +16,7 @@ from pipeline.models.model_files import encode_model, read_model_files
 from pipeline.models.registration import register_model
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
-from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.checkpoints.checkpoint_store import CheckpointStore
 from tests.jobs.every_job import EVERY_JOB
 from tests.pipeline.runs_in_process import make_in_process, snapshot
 from tests.pipeline.training.small_runs import CARD, MODEL, make_run

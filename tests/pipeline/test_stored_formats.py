@@ -30,13 +30,13 @@ from pipeline.generation.sampling_plan import SamplingSpec
 from pipeline.models.calibration import Calibration
 from pipeline.models.model_files import ModelCard
 from pipeline.stores.lease import LeaseRecord
-from pipeline.training.checkpoint_files import FileRecord
-from pipeline.training.checkpoint_records import CheckpointRecord, PinRecord
-from pipeline.training.ema_snapshots import SnapshotList, SnapshotRecord
+from pipeline.training.checkpoints.checkpoint_files import FileRecord
+from pipeline.training.checkpoints.checkpoint_records import CheckpointRecord, PinRecord
+from pipeline.training.checkpoints.ema_snapshots import SnapshotList, SnapshotRecord
+from pipeline.training.checkpoints.state_files import Position
+from pipeline.training.metrics.unsent_metrics import UnsentMetrics, UnsentPoint
 from pipeline.training.run_record import RateRecord, RollbackRecord, RunRecord
-from pipeline.training.state_files import Position
 from pipeline.training.train_config import DataIdentity, OptimizerConfig, PostHocEmaIdentity, RunIdentity
-from pipeline.training.unsent_metrics import UnsentMetrics, UnsentPoint
 
 FOLDER = Path(__file__).with_name("stored")
 SHA = hashlib.sha256(b"").hexdigest()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pipeline.errors import StorageAccessError
 from pipeline.stores.local_store import LocalStore
-from pipeline.training.checkpoint_records import Retention
-from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.checkpoints.checkpoint_records import Retention
+from pipeline.training.checkpoints.checkpoint_store import CheckpointStore
 from tests.pipeline.training.checkpoint_cases import WrappedStore, pieces
 
 

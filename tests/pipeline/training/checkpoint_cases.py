@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pipeline.stores.local_store import LocalStore
 from pipeline.stores.object_store import ObjectStore
-from pipeline.training.checkpoint_files import Piece
-from pipeline.training.checkpoint_records import CheckpointRecord
-from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.checkpoints.checkpoint_files import Piece
+from pipeline.training.checkpoints.checkpoint_records import CheckpointRecord
+from pipeline.training.checkpoints.checkpoint_store import CheckpointStore
 
 FILES = {"a.bin": b"first", "b.bin": b"second"}
 OTHER = {"a.bin": b"FIRST", "b.bin": b"SECOND"}

@@ -14,12 +14,12 @@ from pipeline.config_io import to_json
 from pipeline.errors import StorageError
 from pipeline.stores.local_store import LocalStore
 from pipeline.tracking.tracking import TrackingRun
-from pipeline.training.checkpoints import CheckpointStore
-from pipeline.training.rank_zero import RankZero
+from pipeline.training.checkpoints.checkpoint_store import CheckpointStore
 from pipeline.training.run_record import RUN_RECORD, RunRecord
 from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig
 from pipeline.training.train_task import TrainTask
-from pipeline.training.training_state import TrainingState
+from pipeline.training.worker.rank_zero import RankZero
+from pipeline.training.worker.training_state import TrainingState
 from tests.pipeline.training.small_runs import MODEL, manifest
 
 IDENTITY = RunIdentity.of(TrainConfig(), manifest("a"))

@@ -10,11 +10,9 @@ from pipeline.config_io import to_json
 from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
 from pipeline.models.model_files import ModelCard
 from pipeline.stores.storage import open_store
-from pipeline.training.background import BackgroundWriter
-from pipeline.training.checkpoints import CheckpointStore
-from pipeline.training.ema_snapshots import SnapshotStore, parse_snapshots
-from pipeline.training.run_record import RUN_RECORD, RunRecord
-from pipeline.training.state_files import (
+from pipeline.training.checkpoints.checkpoint_store import CheckpointStore
+from pipeline.training.checkpoints.ema_snapshots import SnapshotStore, parse_snapshots
+from pipeline.training.checkpoints.state_files import (
     MAX_FILE_BYTES,
     SNAPSHOTS_JSON,
     STATE_JSON,
@@ -23,8 +21,10 @@ from pipeline.training.state_files import (
     parse_position,
     parts_of,
 )
+from pipeline.training.run_record import RUN_RECORD, RunRecord
 from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig
-from pipeline.training.training_state import TrainingState
+from pipeline.training.worker.background import BackgroundWriter
+from pipeline.training.worker.training_state import TrainingState
 
 MODEL = ModelConfig(
     network=UNetConfig(

@@ -17,7 +17,7 @@ from pipeline.data.manifest import ShardRecord, Split
 from pipeline.training.run_record import RollbackRecord
 from pipeline.training.train_config import OptimizerConfig, TrainConfig
 from pipeline.training.train_task import TrainTask
-from pipeline.training.training_state import TrainingState
+from pipeline.training.worker.training_state import TrainingState
 from tests.pipeline.training.small_runs import MODEL, manifest
 
 GLOBAL_BATCH = 8

@@ -19,8 +19,8 @@ from pipeline.errors import ConfigError
 from pipeline.presets import PRESETS
 from pipeline.stores.storage import open_store
 from pipeline.training import cost_plan
+from pipeline.training.checkpoints.ema_snapshots import PostHocEmaConfig
 from pipeline.training.cost_plan import GPU_BENCHMARK, fixed_bytes, largest_within, memory_plan, time_plan
-from pipeline.training.ema_snapshots import PostHocEmaConfig
 from pipeline.training.run_record import RUN_RECORD, RateRecord, RunRecord
 from pipeline.training.train_config import (
     OptimizerConfig,

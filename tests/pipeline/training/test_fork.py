@@ -11,7 +11,7 @@ from ddpm import ModelConfig, build_network
 from pipeline.errors import ConfigError, ModelMissingError
 from pipeline.presets import digits
 from pipeline.stores.storage import open_store
-from pipeline.training.checkpoints import CheckpointStore
+from pipeline.training.checkpoints.checkpoint_store import CheckpointStore
 from pipeline.training.fork import begin_with_fork, check_fork
 from pipeline.training.train_config import TrainConfig
 from tests.pipeline.storage_checks import check_one_line

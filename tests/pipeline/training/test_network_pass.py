@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.training.loss_watch import LossWatch
 from pipeline.training.network_pass import NetworkPass, Precision, laid_out
-from pipeline.training.training_state import TrainingState
-from pipeline.training.training_step import LossTotals, TrainingStep
+from pipeline.training.worker.loss_watch import LossWatch
+from pipeline.training.worker.training_state import TrainingState
+from pipeline.training.worker.training_step import LossTotals, TrainingStep
 from tests.pipeline.training.small_runs import MODEL
 from tests.pipeline.training.step_cases import (
     CPU,

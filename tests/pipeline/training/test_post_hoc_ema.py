@@ -15,7 +15,7 @@ from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig
 from pipeline.training.post_hoc_ema import ReconstructConfig, RunAverages, describe_plan, reconstruct
-from pipeline.training.training_state import TrainingState
+from pipeline.training.worker.training_state import TrainingState
 from tests.pipeline.training.small_runs import CARD, make_run
 
 

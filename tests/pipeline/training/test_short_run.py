@@ -12,10 +12,10 @@ from ddpm import DiffusionModel, ModelConfig, UNetConfig, build_network, make_sc
 from pipeline.data.batch_cutter import RankBatch
 from pipeline.data.image_stream import LabelledImages
 from pipeline.measuring.measures import eps_mse
-from pipeline.training.loss_watch import LossWatch
 from pipeline.training.train_config import OptimizerConfig
-from pipeline.training.training_state import TrainingState
-from pipeline.training.training_step import LossTotals, TrainingStep
+from pipeline.training.worker.loss_watch import LossWatch
+from pipeline.training.worker.training_state import TrainingState
+from pipeline.training.worker.training_step import LossTotals, TrainingStep
 from tests.pipeline.training.step_cases import CPU, make_task, single_rank
 
 NUM_STEPS, BATCH, NUM_TRAIN = 300, 64, 1500

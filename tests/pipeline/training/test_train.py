@@ -20,12 +20,12 @@ from pipeline.project import parse_project, read_preset
 from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
-from pipeline.training.checkpoint_records import Retention
-from pipeline.training.checkpoints import CheckpointStore
-from pipeline.training.ema_snapshots import PostHocEmaConfig
+from pipeline.training.checkpoints.checkpoint_records import Retention
+from pipeline.training.checkpoints.checkpoint_store import CheckpointStore
+from pipeline.training.checkpoints.ema_snapshots import PostHocEmaConfig
+from pipeline.training.metrics.telemetry import STALL_METRIC
 from pipeline.training.post_hoc_ema import ReconstructConfig, RunAverages, reconstruct
 from pipeline.training.run_record import RUN_RECORD, RunRecord, read_run_record
-from pipeline.training.telemetry import STALL_METRIC
 from pipeline.training.train import _pin_registered, train
 from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig, ValidationConfig
 from pipeline.training.train_plan import describe_plan, noisy_average

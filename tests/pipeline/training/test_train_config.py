@@ -13,7 +13,7 @@ from pipeline.config_io import from_json, to_json
 from pipeline.data.data_order import DataConfig
 from pipeline.errors import ConfigError
 from pipeline.presets import PRESETS, digits
-from pipeline.training.ema_snapshots import PostHocEmaConfig
+from pipeline.training.checkpoints.ema_snapshots import PostHocEmaConfig
 from pipeline.training.train_config import OptimizerConfig, RunIdentity, TrainConfig, WorkerConfig, model_config
 from tests.pipeline.training.small_runs import manifest
 

@@ -1,0 +1,1 @@
+"""Checkpoints: their files, their records, and what is in them."""

@@ -1,0 +1,1 @@
+"""The driver: groups of workers, one after the other, watched and replaced."""
