@@ -45,7 +45,10 @@ class NetworkPass:
         self._network = self._module = network
 
     def compile(self) -> None:
-        """Have the network compiled when it is evaluated first, in forward and backward pass."""
+        """Have the network compiled when it is evaluated first, in forward and backward pass.
+
+        Its backward pass is one: ranks share their gradients after it, and no longer in buckets while it goes on.
+        """
         self._network.compile(dynamic=False)
 
     def interpret(self) -> None:

@@ -71,6 +71,27 @@ def make_network(config: ModelConfig) -> nn.Module:
     return network
 
 
+class Small(nn.Module):
+    """A network that compiles in seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.conv_in, self.conv_out = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 8)
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        h = self.norm(self.conv_in(x_t)) + self.embedding(t)[:, :, None, None]
+        prediction: Tensor = self.conv_out(nn.functional.silu(h))
+        return prediction
+
+
+def small_network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Small()
+
+
 def make_state(task: TrainTask, device: torch.device = CPU) -> TrainingState:
     """Step 0 of a task."""
     importance = None

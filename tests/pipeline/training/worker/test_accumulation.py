@@ -1,7 +1,8 @@
 """Micro-batches and workers cut a global batch in many ways: the gradient is that of the whole."""
 
 import dataclasses
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm import UNetConfig
 from pipeline.data.data_order import DataConfig
@@ -20,7 +21,7 @@ from pipeline.training.worker.loss_watch import LossWatch
 from pipeline.training.worker.training_state import TrainingState
 from pipeline.training.worker.training_step import LossTotals, TrainingStep
 from tests.pipeline.training.small_runs import MODEL
-from tests.pipeline.training.step_cases import CPU, OPTIMIZER, batch_of, make_network, make_task
+from tests.pipeline.training.step_cases import CPU, OPTIMIZER, batch_of, make_network, make_task, small_network
 
 LANES = 4  # of two rows: three workers have 2, 2 and 4 of them
 WORLDS = (1, 2, 3)
@@ -45,12 +46,21 @@ class Gradients(TrainingState):
         return super().apply_gradient(num_images)
 
 
-def train(rank: int, world: int, steps: int, *, micro_batch: int | None, dropout: float, **changes: Any) -> Gradients:
+def train(
+    rank: int,
+    world: int,
+    steps: int,
+    *,
+    micro_batch: int | None = None,
+    dropout: float = 0.0,
+    make: Callable[[], nn.Module] | None = None,
+    **changes: Any,
+) -> Gradients:
     """One rank's state after some steps."""
     assert isinstance(MODEL.network, UNetConfig)
     network = dataclasses.replace(MODEL.network, dropout=dropout)
     task = make_task(network=network, micro_batch=micro_batch, data=DataConfig(lanes=LANES), **changes)
-    made = make_network(dataclasses.replace(MODEL, network=network))
+    made = make() if make else make_network(dataclasses.replace(MODEL, network=network))
     state = Gradients(made.to(torch.get_default_dtype()), OPTIMIZER)
     step, totals, watch = TrainingStep(task, state, CPU), LossTotals(20, CPU), LossWatch()
     while state.step < steps:
@@ -92,6 +102,11 @@ def every_way(rank: int, folder: str) -> None:
                 found[f"dropout/{world}"] = state.seen
                 state = train(rank, world, 1, micro_batch=None, dropout=0.5)
                 found[f"dropout/{world}/whole"] = state.seen
+            if not is_double and world == 2:
+                for asked in (False, True):
+                    state = train(rank, world, 3, make=small_network, compile=asked)
+                    found[f"compiled/{asked}"] = state.seen
+                found["graphs"] = torch.tensor(torch._dynamo.utils.counters["stats"]["unique_graphs"])
             torch.distributed.destroy_process_group()
     torch.save(found, f"{folder}/rank-{rank}.pt")
 
@@ -126,6 +141,14 @@ def test_dropout_goes_by_the_micro_batch_and_not_by_the_worker(found: dict[str, 
     assert difference(found["dropout/2"], found["dropout/1"]) <= 1e-6
     assert torch.equal(found["dropout/2/whole"], found["dropout/2"]), "a worker's four are one part"
     assert difference(found["dropout/1/whole"], found["dropout/1"]) > 1e-3, "other masks"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on CPUs needs g++")
+def test_two_workers_share_the_gradients_of_a_compiled_network(found: dict[str, Tensor]) -> None:
+    of_gradient = difference(found["compiled/True"], found["compiled/False"])
+    print(f"compiled against eager, two workers, third step: {of_gradient:.1e}")
+    assert of_gradient < 1e-5
+    assert found["graphs"] == 1, "what was compiled in the trial is what trains"
 
 
 def test_a_micro_batch_that_is_none_is_refused() -> None:

@@ -18,7 +18,15 @@ from pipeline.training.worker.network_setup import set_up
 from pipeline.training.worker.training_state import TrainingState
 from pipeline.training.worker.training_step import LossTotals, TrainingStep
 from tests.pipeline.training.small_runs import MODEL
-from tests.pipeline.training.step_cases import CPU, batch_of, make_network, make_state, make_task, single_rank
+from tests.pipeline.training.step_cases import (
+    CPU,
+    batch_of,
+    make_network,
+    make_state,
+    make_task,
+    single_rank,
+    small_network,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # in what the compiler imports
 META = torch.device("meta")
@@ -154,27 +162,6 @@ def test_a_trial_changes_nothing_and_holds_what_the_optimiser_will() -> None:
         assert sum(held) == 2 * count_parameters(state.network)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.network.state_dict().items())
     assert all(parameter.grad is None for parameter in state.network.parameters())
-
-
-class Small(torch.nn.Module):
-    """A network that compiles in seconds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = torch.nn.Embedding(20, 8)
-        self.conv_in, self.conv_out = torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Conv2d(8, 1, 3, padding=1)
-        self.norm = torch.nn.GroupNorm(2, 8)
-
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        h = self.norm(self.conv_in(x_t)) + self.embedding(t)[:, :, None, None]
-        prediction: Tensor = self.conv_out(torch.nn.functional.silu(h))
-        return prediction
-
-
-def small_network() -> torch.nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Small()
 
 
 def unet() -> torch.nn.Module:
