@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
+# Of the thousands of files a job imports a part: what is imported is compiled then, and all of it would take longer.
+PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint requirements.lock
 
 .PHONY: help install demo mlflow test test-services test-long check benchmark lock clean
 
@@ -10,15 +11,17 @@ help:  ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
 
 install: $(VENV)/installed  ## Make .venv with the exact versions of requirements.lock
-$(VENV)/installed: pyproject.toml requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, see PYTHON=")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/installed: pyproject.toml requirements.lock | $(BIN)/python
 	$(PIP_INSTALL) --editable .
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+$(VENV)/installed-dev: pyproject.toml requirements.lock | $(BIN)/python
 	$(PIP_INSTALL) --editable '.[test,check]'
-	@touch $@
+	@touch $(VENV)/installed $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, see PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
 
 demo: $(VENV)/installed  ## Digits -> shards -> two DDP workers -> registered model -> 1,000 images -> figures
 	$(BIN)/python jobs/demo.py
