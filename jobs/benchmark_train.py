@@ -26,7 +26,9 @@ def _run(config: BenchmarkConfig) -> None:
         f"checkpoint {result.longest_stall_s:.2f} s"
     )
     if result.scaling is not None:
-        say(f"{config.train.workers.num_workers} workers are {result.scaling:.2f} times as fast as one")
+        pipeline, bare = result.scaling
+        number = config.train.workers.num_workers
+        say(f"{number} workers are {pipeline:.2f} times as fast as one; of the bare processes {bare:.2f} times")
 
 
 def _plan(config: BenchmarkConfig) -> list[tuple[str, str]]:

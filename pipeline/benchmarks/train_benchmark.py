@@ -54,7 +54,7 @@ class BenchmarkConfig:
     rounds: int = 2
     """Runs of each side, in turn."""
     scaling: bool = False
-    """Run the pipeline with one worker too, in turn: how much faster all workers are than one."""
+    """Run both sides with one worker too, in turn: how much faster all workers are than one."""
 
     def __post_init__(self) -> None:
         if self.steps < _INTERVALS_PER_RUN:
@@ -75,6 +75,8 @@ class BenchmarkResult:
     """The bare runs."""
     one_worker: tuple[float, ...]
     """The pipeline's with one worker; none without `scaling`."""
+    bare_one_worker: tuple[float, ...]
+    """The bare ones with one worker; none without `scaling`."""
     longest_stall_s: float
     """Seconds for which the pipeline's loop stood still at a checkpoint, at most."""
 
@@ -84,9 +86,13 @@ class BenchmarkResult:
         return statistics.median(self.pipeline) / statistics.median(self.bare)
 
     @property
-    def scaling(self) -> float | None:
-        """Median of the pipeline over its median with one worker; None where that was not run."""
-        return statistics.median(self.pipeline) / statistics.median(self.one_worker) if self.one_worker else None
+    def scaling(self) -> tuple[float, float] | None:
+        """Median over the median with one worker, of the pipeline and of the bare processes; None: that was not run."""
+        if not self.one_worker:
+            return None
+        sides = ((self.pipeline, self.one_worker), (self.bare, self.bare_one_worker))
+        (pipeline, bare) = (statistics.median(all_of) / statistics.median(one) for all_of, one in sides)
+        return pipeline, bare
 
 
 def benchmark_train(config: BenchmarkConfig) -> BenchmarkResult:
@@ -98,7 +104,7 @@ def benchmark_train(config: BenchmarkConfig) -> BenchmarkResult:
     Returns:
         The figures; the ratio is what to quote.
     """
-    pipeline, bare, one_worker, stalls_s = list[float](), list[float](), list[float](), list[float]()
+    pipeline, bare, one_worker, bare_one, stalls_s = (list[float]() for _ in range(5))
     with tempfile.TemporaryDirectory(prefix="ddpm-benchmark-") as folder, ray_session(config.train.cluster):
         place = Path(folder)
         dataset = _make_dataset(config, place)
@@ -116,8 +122,14 @@ def benchmark_train(config: BenchmarkConfig) -> BenchmarkResult:
                 alone = dataclasses.replace(run, workers=workers, output=str(place / f"alone-{number}"))
                 one_worker.append(_pipeline_rate(alone)[0])
                 say(f"round {number + 1}: one worker {one_worker[-1]:8.1f} img/s")
+                bare_one.append(_bare_rate(alone, place / f"bare-alone-{number}"))
+                say(f"round {number + 1}: bare, one worker {bare_one[-1]:8.1f} img/s")
     return BenchmarkResult(
-        pipeline=tuple(pipeline), bare=tuple(bare), one_worker=tuple(one_worker), longest_stall_s=max(stalls_s)
+        pipeline=tuple(pipeline),
+        bare=tuple(bare),
+        one_worker=tuple(one_worker),
+        bare_one_worker=tuple(bare_one),
+        longest_stall_s=max(stalls_s),
     )
 
 
@@ -202,7 +214,9 @@ def _bare_worker(rank: int, config: TrainConfig, model_config: ModelConfig, plac
         data = images_to_x_0(torch.from_numpy(arrays["images"])).to(device)
         labels = torch.from_numpy(arrays["labels"]).long().to(device) if model_config.num_classes else None
     network = build_network(model_config).to(device)
-    ddp = DistributedDataParallel(network, device_ids=[rank] if config.workers.use_gpu else None)
+    module: torch.nn.Module = network
+    if world > 1:
+        module = DistributedDataParallel(network, device_ids=[rank] if config.workers.use_gpu else None)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.learning_rate, fused=True)
     ema = Ema(network, config.optimizer.ema_halflife_images) if rank == 0 else None
     schedule = make_schedule(model_config.schedule)
@@ -213,7 +227,7 @@ def _bare_worker(rank: int, config: TrainConfig, model_config: ModelConfig, plac
         chosen = torch.randint(len(data), (local_batch,), device=device)
         x_0, t = data[chosen], torch.randint(schedule.num_timesteps, (local_batch,), device=device)
         eps = torch.randn_like(x_0)
-        eps_hat = ddp(q_sample(schedule, x_0, t, eps), t, None if labels is None else labels[chosen])
+        eps_hat = module(q_sample(schedule, x_0, t, eps), t, None if labels is None else labels[chosen])
         torch.autograd.backward(simple_loss(eps, eps_hat).mean())
         torch.nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.grad_clip_norm or math.inf)
         optimizer.step()

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import tempfile
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.stores.lease import LEASE_KEY
 from pipeline.tracking.mlflow_client import connect
 from tests.integration.jobs import records, run_job_process, slow_tiny
 from tests.integration.nodes import Nodes, ending, start
@@ -30,7 +28,7 @@ from tests.integration.training_runs import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("nodes")]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(1800), pytest.mark.xdist_group("nodes")]
 
 
 def last_step(folder: Path) -> int:
@@ -58,9 +56,10 @@ def weights_of(folder: Path, step: int) -> torch.Tensor:
 
 
 def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, unbroken: Path, tmp_path: Path) -> None:
-    """2 -> 1 -> 2 workers, then a node that gives notice, then SIGTERM, then the rest: as a run that nobody touched.
+    """2 -> 1 -> 2 workers, then a node that gives notice, then the rest: as a run that nobody touched.
 
-    There are no periodic checkpoints: each one was asked for. A second driver that comes by leaves at once.
+    There are no periodic checkpoints: each one was asked for. A second driver that comes by leaves at once. The model
+    that comes of it can be sampled.
     """
     slow_file = tmp_path / "slow"
     slow_file.write_text("1")  # as many steps as there are must last for all that happens
@@ -100,23 +99,13 @@ def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, unb
         train_on(5)
         print("seconds to: shrunk, room seen, two again, drained:", np.round(waited_s, 1))
 
-        job.send_signal(signal.SIGTERM)
-        assert job.wait(120) == 3, log.text
-    stopped = last_step(tmp_path)
-    assert log.text.splitlines()[-1].startswith(f"stopped: at step {stopped}, checkpoint ")
+        slow_file.unlink()
+        assert job.wait(300) == 0, log.text
+    num_restarts = log.text.count("training with ")  # a busy machine may lose a group that starts
+    assert [record["step"] for record in records(tmp_path / "run")] == [grown_at, drained_at, NUM_STEPS]
     (run,) = runs_in(tmp_path)
-    assert run.info.status == "KILLED" and f"at step {stopped}" in run.data.tags["stopped"]
-    assert json.loads((tmp_path / "run" / LEASE_KEY).read_bytes())["released"] is True
-
-    slow_file.unlink()
-    num_groups = log.text.count("training with ") + 1  # a busy machine may lose a group that starts
-    last, log = start(nodes, tmp_path, *arguments, "--resume")
-    with ending(last):
-        assert last.wait(300) == 0, log.text
-    assert [record["step"] for record in records(tmp_path / "run")] == [grown_at, drained_at, stopped, NUM_STEPS]
-    (run,) = runs_in(tmp_path)
-    assert run.info.status == "FINISHED" and "stopped" not in run.data.tags
-    assert int(run.data.tags["ddpm.restarts"]) == num_groups >= 4 and float(run.data.tags["ddpm.wall_time_s"]) > 0
+    assert run.info.status == "FINISHED"
+    assert int(run.data.tags["ddpm.restarts"]) == num_restarts >= 3 and float(run.data.tags["ddpm.wall_time_s"]) > 0
     losses(tmp_path, NUM_STEPS)  # one run, every step once, and none lost to a worker that came or left
     print("gaps between two logged steps:", gaps_of(tmp_path))
 
@@ -124,6 +113,15 @@ def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, unb
     difference = float((touched - untouched).norm() / untouched.norm())
     print(f"relative norm of the difference: {difference:.1e}")
     assert 0 < difference <= 1e-4, "sums of one worker are in another order than those of two"
+
+    # The network is the test's own: its source travelled with the model, and is trusted by name alone.
+    assert "registered models:/ddpm-digits/1" in log.text
+    made = run_job_process(
+        "sample", "--model", "models:/ddpm-digits@candidate", "--output", str(tmp_path / "samples"),
+        "--images-per-class", "2", "--sampler.num-steps", "4", "--tracking.uri", f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "--num-actors", "1", "--trust-model-code", cwd=tmp_path, address=nodes.address,
+    )  # fmt: skip
+    assert "20 images" in made.stdout
 
 
 def test_a_read_that_hangs_and_losses_that_are_not_finite(nodes: Nodes, dataset: str, tmp_path: Path) -> None:
@@ -179,7 +177,7 @@ def test_a_shard_that_is_altered_ends_the_run_at_once(nodes: Nodes, dataset: str
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    job, _ = start(nodes, tmp_path, *flags(tmp_path, str(copied), steps=20))
+    job, _ = start(nodes, tmp_path, *flags(tmp_path, str(copied), steps=20, workers=1))
     with ending(job):
         assert job.wait(200) == 1
     said = (tmp_path / "log").read_text()

@@ -24,7 +24,11 @@ from tests.integration.training_runs import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("nodes")]  # for the run that nothing happens to
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.timeout(1800),
+    pytest.mark.xdist_group("nodes"),
+]  # for the run that nothing happens to
 
 KINDS = (
     LoseRequest(),
@@ -36,7 +40,7 @@ KINDS = (
     Cut(2000, reset=True),
 )
 SHARE = 0.2
-STEPS, INTERVAL = 60, 10
+STEPS, INTERVAL = 40, 10
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
@@ -69,7 +73,7 @@ def test_a_run_through_faults_equals_an_undisturbed_one(
                 variables={"AWS_ENDPOINT_URL": proxy.endpoint},
             )
             wait_until(lambda: num_recorded() >= 1 or job.poll() is not None)
-        wait_until(lambda: num_recorded() >= 3 or job.poll() is not None)
+        wait_until(lambda: num_recorded() >= 2 or job.poll() is not None)
         assert job.poll() is None, (tmp_path / "log").read_text()
         with mlflow():
             assert job.wait(600) == 0, (tmp_path / "log").read_text()

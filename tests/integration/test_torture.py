@@ -32,7 +32,7 @@ from tests.integration.training_runs import (
 )
 from tests.processes import kill_with_its_machine
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("nodes")]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(1800), pytest.mark.xdist_group("nodes")]
 
 KINDS = ("worker", "raylet", "store", "answers", "mlflow", "sigterm", "driver")
 LONG = [

@@ -52,6 +52,9 @@ num_timesteps = 50
 [train.workers]
 num_workers = 1
 
+[train.validation]
+num_images = 0
+
 [sample]
 model = "models:/rectangles@candidate"
 output = "{folder}/samples"

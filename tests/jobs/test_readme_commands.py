@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from ddpm import DiTConfig, ModelConfig, ScheduleConfig, UNetConfig, build_network
+from ddpm.networks.cost import cost_key
+from ddpm.networks.memory import StepMemory, step_memory
 from jobs.benchmark_gpu import make_parser
 from jobs.cli import run_job
 from pipeline.config_io import to_json
@@ -23,6 +25,7 @@ from pipeline.models.registry import resolve_model
 from pipeline.presets import PRESETS, Preset
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
+from pipeline.training import cost_plan
 from tests.fixtures_s3 import S3Server
 from tests.jobs.every_job import EVERY_JOB
 from tests.jobs.readme_commands import ROOT, commands, flags, job_words, page_texts
@@ -212,6 +215,22 @@ class Project:
         if name == "ddpm-digits" and seed == 0:
             register_model(run, files, name, "champion")
         run.finish("FINISHED")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted_once() -> Iterator[None]:
+    """A hundred commands are of a few networks: the memory of each is counted once."""
+    known: dict[str, StepMemory] = {}
+
+    def count(config: ModelConfig, batch: int, **how: bool) -> StepMemory:
+        key = f"{cost_key(config)} {batch} {how}"
+        if key not in known:
+            known[key] = step_memory(config, batch, **how)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost_plan, "step_memory", count)
+        yield
 
 
 @pytest.fixture(scope="module")

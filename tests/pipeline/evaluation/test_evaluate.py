@@ -134,7 +134,7 @@ def test_figures_are_those_of_independent_code(digits: str, model: str, tmp_path
 
 
 def test_a_second_evaluation_writes_nothing(digits: str, model: str, tmp_path: Path) -> None:
-    config = dataclasses.replace(config_of(digits, model, tmp_path / "out"), eps_images_per_t=2)
+    config = dataclasses.replace(config_of(digits, model, tmp_path / "out"), eps_images_per_t=2, max_bound_images=2)
     first = run(config)
     stored = Path(first.uri).read_bytes()
     assert from_json(EvaluationRecord, stored, first.uri) == first.record and stored == to_json(first.record)
@@ -203,7 +203,7 @@ def test_of_large_images_only_the_eps_error_is_measured(tmp_path: Path, capsys: 
     dataset = write_dataset(tmp_path / "data", size=40)
     model = write_model(tmp_path / "model", num_classes=None, channels=3, image_size=(40, 40), num_timesteps=30)
     config = config_of(dataset, model, tmp_path / "out", images_per_class=2)
-    found = run(dataclasses.replace(config, max_flow_images=3, flow_steps=5))
+    found = run(dataclasses.replace(config, max_bound_images=3, max_flow_images=3, flow_steps=5))
     assert list(found.record.figures) == ["eps_mse", *BOUND, *FLOW] and found.record.figures["eps_mse"].gaussian is None
     flow, missed = (found.record.figures[name].model for name in FLOW)
     assert flow is not None and missed
@@ -308,7 +308,7 @@ def test_figures_are_logged_to_the_registered_version(digits: str, model: str, t
     version = register_model(training, files, "digits")
     training.finish()
     config = config_of(digits, "models:/digits@candidate", tmp_path / "out")
-    config = dataclasses.replace(config, eps_images_per_t=2, tracking=tracking)
+    config = dataclasses.replace(config, eps_images_per_t=2, max_bound_images=2, tracking=tracking)
     found = run(config)
     assert found.record.model == version.uri == "models:/digits/1"
     client = mlflow.MlflowClient(version.tracking_uri)

@@ -140,10 +140,20 @@ def take_over(store: ObjectStore) -> None:
             return
 
 
+def work_on() -> None:
+    """As a job that nothing stops."""
+    time.sleep(60)
+    raise AssertionError("it was not stopped")
+
+
 def test_a_holder_that_lost_its_lease_stops(store: ObjectStore) -> None:
-    with pytest.raises(LeaseLostError) as caught, hold_lease(store, duration_s=0.4):
-        take_over(store)
-        time.sleep(60)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` would have it ignored
+    try:
+        with pytest.raises(LeaseLostError) as caught, hold_lease(store, duration_s=0.4):
+            take_over(store)
+            work_on()
+    finally:
+        signal.signal(signal.SIGINT, before)
     check_one_line(caught.value, store.uri, "process 1 on elsewhere has taken over", "nothing that it recorded is lost")
     assert record_in(store)["token"] == "theirs" and record_in(store)["released"] is False, "theirs is left alone"
 
@@ -156,7 +166,7 @@ def test_it_stops_where_ctrl_c_is_ignored_too(tmp_path: Path) -> None:
     try:
         with pytest.raises(LeaseLostError), hold_lease(LocalStore(tmp_path), duration_s=0.4):
             take_over(LocalStore(tmp_path))
-            time.sleep(60)
+            work_on()
     finally:
         signal.signal(signal.SIGINT, before[0]), signal.signal(signal.SIGTERM, before[1])
 

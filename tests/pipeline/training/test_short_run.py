@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from ddpm import DiffusionModel, ModelConfig, UNetConfig, build_network, make_schedule
+from ddpm import DiffusionModel, Ema, ModelConfig, UNetConfig, build_network, make_schedule
 from pipeline.data.batch_cutter import RankBatch
 from pipeline.data.image_stream import LabelledImages
 from pipeline.measuring.measures import eps_mse
@@ -32,17 +32,19 @@ def group() -> Iterator[None]:
         yield
 
 
-def trained(optimizer: OptimizerConfig) -> TrainingState:
+def trained(optimizer: OptimizerConfig) -> tuple[TrainingState, Ema]:
+    """The state after all steps, and an average of the same weights with a constant half-life."""
     task = make_task(network=UNET, class_conditional=False, global_batch=BATCH, steps=NUM_STEPS, optimizer=optimizer)
     task = dataclasses.replace(task, model_config=MODEL)
     state = TrainingState(build_network(MODEL, seed=0), optimizer)
-    step = TrainingStep(task, state, CPU)
+    step, constant = TrainingStep(task, state, CPU), Ema(state.network, optimizer.ema_halflife_images)
     for number in range(NUM_STEPS):
         places = np.arange(number * BATCH, (number + 1) * BATCH)
         ids = np.random.default_rng(0).permutation(NUM_TRAIN)[places % NUM_TRAIN]
         batch = RankBatch(images=DIGITS[ids], labels=None, sample_ids=ids, epochs=places // NUM_TRAIN)
         step(batch, LossTotals(1000, CPU), LossWatch())
-    return state
+        constant.update(state.network, BATCH)
+    return state, constant
 
 
 def held_out_error(weights: dict[str, torch.Tensor]) -> float:
@@ -61,10 +63,9 @@ def held_out_error(weights: dict[str, torch.Tensor]) -> float:
 def test_the_average_predicts_as_the_weights_do() -> None:
     """Of the half-life of the digits' preset and more; constant, it is still full of the first weights."""
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=50, ema_halflife_images=10_000)
-    state = trained(optimizer)
+    state, constant = trained(optimizer)
     raw, average = (held_out_error(dict(part.state_dict())) for part in (state.network, state.ema))
-    constant = trained(dataclasses.replace(optimizer, ema_ramp_up_ratio=None))
-    of_constant = held_out_error(constant.ema.state_dict())
+    of_constant = held_out_error(constant.state_dict())
     print(f"held-out error: weights {raw:.4f}, average {average:.4f}, with a constant half-life {of_constant:.4f}")
     assert average < 1.1 * raw < 0.5
     assert of_constant > 1.1 * raw, "what the ramp-up is for"
