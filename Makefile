@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Of the thousands of files a job imports a part: what is imported is compiled then, and all of it would take longer.
-PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint requirements.lock
+# With byte code: where PYTHONDONTWRITEBYTECODE is set, as in many images, every process would compile what it imports.
+PIP_INSTALL := $(BIN)/pip install --quiet --compile --disable-pip-version-check --constraint requirements.lock
 
 .PHONY: help install demo mlflow test test-services test-long check benchmark lock clean
 
