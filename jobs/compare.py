@@ -8,7 +8,7 @@ from jobs.cli import Job, run_subcommand
 from pipeline.evaluation.studies import bound_comparison, sampler_comparison
 from pipeline.evaluation.studies.bound_comparison import BoundComparisonConfig, compare_bounds
 from pipeline.evaluation.studies.sampler_comparison import SamplerComparisonConfig, compare_samplers
-from pipeline.generation.requests import Generate
+from pipeline.generation.requests.requests import Generate
 from pipeline.presets import Preset
 from pipeline.progress import say
 from pipeline.stores.storage import join_uri

@@ -12,7 +12,7 @@ from jobs.cli import Job, run_subcommand
 from pipeline.evaluation.evaluate import MeasuresConfig
 from pipeline.evaluation.studies import ema_sweep
 from pipeline.evaluation.studies.ema_sweep import EmaSweepConfig, sweep_ema
-from pipeline.generation.requests import Generate
+from pipeline.generation.requests.requests import Generate
 from pipeline.presets import Preset
 from pipeline.progress import say
 from pipeline.stores.storage import join_uri

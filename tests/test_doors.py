@@ -33,7 +33,7 @@ DOORS = {
         "pipeline/cluster.py",
         "pipeline/data/ingest.py",
         "pipeline/data/prepare.py",
-        "pipeline/generation/sampling_pool.py",
+        "pipeline/generation/pool/sampling_pool.py",
         "pipeline/training/driver/group_watch.py",
         "pipeline/training/driver/places.py",
         "pipeline/training/driver/validation.py",
@@ -102,14 +102,14 @@ def test_what_the_readme_says_of_doors() -> None:
         ("boto3 and webdataset have one door each", ("boto3", "webdataset"), None),
         ("tyro is in `jobs/`", ("tyro",), {"jobs"}),
         ("MLflow in `tracking/` and `models/`", ("mlflow",), {"pipeline/tracking", "pipeline/models"}),
-        ("Ray in `data/`, `training/`, `generation/sampling_pool.py` and `cluster.py`", ("ray",),
+        ("Ray in `data/`, `training/`, `generation/pool/sampling_pool.py` and `cluster.py`", ("ray",),
          {"pipeline", "pipeline/data", "pipeline/training", "pipeline/generation"}),
     ):  # fmt: skip
         assert words in text, words
         for library in libraries:
             found = importers(library)
             assert len(found) == 1 if places is None else {room_of(file) for file in found} == places, library
-    assert {file for file in importers("ray") if "generation" in file} == {"pipeline/generation/sampling_pool.py"}
+    assert {file for file in importers("ray") if "generation" in file} == {"pipeline/generation/pool/sampling_pool.py"}
     assert {file for file in importers("ray") if Path(file).parent == Path("pipeline")} == {"pipeline/cluster.py"}
 
 

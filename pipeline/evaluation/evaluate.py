@@ -37,7 +37,7 @@ from pipeline.errors import ConfigError, PipelineError, TrackingUnavailableError
 from pipeline.evaluation.baselines import ClassGaussians, draw_images
 from pipeline.evaluation.fills import Fills
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
-from pipeline.generation.inventory import write_if_changed
+from pipeline.generation.output.inventory import write_if_changed
 from pipeline.generation.sample import SampleResult, sample
 from pipeline.generation.sample import describe_plan as sampling_plan
 from pipeline.generation.sample_job import ImagesConfig, SampleConfig, resolve_job

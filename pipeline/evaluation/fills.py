@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64, UInt8
 
 from pipeline.data.image_stream import LabelledImages
 from pipeline.data.pictures import image_grid
-from pipeline.generation.edit_inputs import EditRequest, RowReader
+from pipeline.generation.requests.edit_inputs import EditRequest, RowReader
 
 FILL_NAMES = ("grey_fill", "mean_fill", "class_mean_fill")
 _GREY = 128

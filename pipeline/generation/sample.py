@@ -1,6 +1,6 @@
 """Generation: any number of images from a model, each exactly once, as output shards in object storage.
 
-    <output>/<spec digest>/    NNNNNNNNN-<sha256>.tar, _parts/NNNNNNNNN.json    see pipeline/generation/commits.py
+    <output>/<spec digest>/    NNNNNNNNN-<sha256>.tar, _parts/NNNNNNNNN.json    see generation/output/commits.py
                                config.toml          the configuration that the manifest was made with
                                manifest.json        last; readers trust only this
                                contact_sheet.png    the first images of each class, read back through the manifest
@@ -22,9 +22,7 @@ from pipeline.config_sections import write_section
 from pipeline.data.image_stream import LabelledImages, stream_images
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import PipelineError
-from pipeline.generation.contact_sheet import contact_sheet
-from pipeline.generation.edit_inputs import EditRequest
-from pipeline.generation.inventory import (
+from pipeline.generation.output.inventory import (
     GenerationManifest,
     Survey,
     collect_orphans,
@@ -32,8 +30,10 @@ from pipeline.generation.inventory import (
     survey,
     write_if_changed,
 )
+from pipeline.generation.pool.sampling_pool import PoolConfig, make_shards
+from pipeline.generation.requests.edit_inputs import EditRequest
 from pipeline.generation.sample_job import SampleConfig, SampleJob, resolve_job
-from pipeline.generation.sampling_pool import PoolConfig, make_shards
+from pipeline.generation.viewing.contact_sheet import contact_sheet
 from pipeline.models.model_files import load_model
 from pipeline.models.registry import ResolvedModel
 from pipeline.progress import Progress, say

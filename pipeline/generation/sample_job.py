@@ -7,11 +7,11 @@ from ddpm.samplers.registry import AnySampler
 from pipeline.cluster import ClusterConfig
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import ConfigError
-from pipeline.generation.edit_inputs import EditRequest, resolve_request
-from pipeline.generation.inventory import load_generation_manifest
-from pipeline.generation.requests import AnyRequest, Generate
-from pipeline.generation.sampling_plan import OutputShard, SamplingSpec, ShardPlan, check_same_shard, plan_shards
-from pipeline.generation.shard_maker import Ingredients
+from pipeline.generation.making.shard_maker import Ingredients
+from pipeline.generation.output.inventory import load_generation_manifest
+from pipeline.generation.requests.edit_inputs import EditRequest, resolve_request
+from pipeline.generation.requests.requests import AnyRequest, Generate
+from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec, ShardPlan, check_same_shard, plan_shards
 from pipeline.models.calibration import Calibration, read_calibration
 from pipeline.models.model_files import ModelCard, check_trust, read_card
 from pipeline.models.model_uri import check_model_uris

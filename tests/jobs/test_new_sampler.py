@@ -16,7 +16,7 @@ from pipeline.data.manifest import ShardRecord
 from pipeline.data.shards import decode_png, read_shard
 from pipeline.generation.sample_job import SampleConfig, resolve_job
 from pipeline.stores.storage import open_store
-from tests.pipeline.generation.test_sampling_plan import GOLDEN
+from tests.pipeline.generation.spec.test_sampling_plan import GOLDEN
 from tests.pipeline.runs_in_process import run
 from tests.pipeline.tiny_models import write_model
 
@@ -74,9 +74,9 @@ INSIDE = """
 import json
 import ddpm
 from ddpm import SAMPLERS
-from pipeline.generation.requests import Inpaint
+from pipeline.generation.requests.requests import Inpaint
 from pipeline.models.sampler_params import sampler_of_params, sampler_options
-from tests.pipeline.generation.test_sampling_plan import make_spec
+from tests.pipeline.generation.spec.test_sampling_plan import make_spec
 
 assert sampler_of_params({"sampler": "halfway", "share": 0.25}) == SAMPLERS["halfway"](share=0.25)
 Inpaint(inputs="x", mask="centre").check_sampler(SAMPLERS["halfway"]())

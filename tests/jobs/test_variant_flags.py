@@ -13,7 +13,7 @@ from jobs.cli import Job, run_job
 from jobs.variant_flags import describe_variants, take_variants, variant_fields
 from pipeline.config_io import variants_of
 from pipeline.errors import ConfigError
-from pipeline.generation.requests import AnyRequest, Generate, Inpaint, Interpolate, Partial
+from pipeline.generation.requests.requests import AnyRequest, Generate, Inpaint, Interpolate, Partial
 from pipeline.generation.sample_job import SampleConfig
 from pipeline.presets import digits, imagenet64
 from tests.jobs.every_job import resolve

@@ -7,7 +7,7 @@ import torch
 
 from ddpm import DDIM, ModelConfig, ScheduleConfig, build_network
 from pipeline.cluster import ClusterConfig
-from pipeline.generation.requests import Edit
+from pipeline.generation.requests.requests import Edit
 from pipeline.generation.sample_job import SampleConfig
 from pipeline.models.model_files import ModelCard, encode_model
 from tests.pipeline.small_datasets import NUM_CLASSES

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from pipeline.data.image_stream import LabelledImages, join_images
+from pipeline.generation.making.shard_maker import ShardMaker
 from pipeline.generation.sample import SampleResult, sample
 from pipeline.generation.sample_job import SampleConfig, resolve_job
-from pipeline.generation.shard_maker import ShardMaker
 
 
 def make_in_process(config: SampleConfig) -> dict[int, str]:

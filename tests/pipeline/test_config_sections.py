@@ -12,7 +12,7 @@ from pipeline.cluster import ClusterConfig
 from pipeline.config_sections import SECTIONS, SHARED, read_section, write_section
 from pipeline.errors import ConfigError
 from pipeline.evaluation.evaluate import EvaluateConfig
-from pipeline.generation.requests import Inpaint, Partial
+from pipeline.generation.requests.requests import Inpaint, Partial
 from pipeline.presets import PRESETS, Preset, cifar10, digits, imagenet64
 from pipeline.project import parse_project, read_preset
 from pipeline.tracking.tracking import TrackingConfig

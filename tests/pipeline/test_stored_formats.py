@@ -23,10 +23,10 @@ from pipeline.evaluation.report import EvaluationRecord, Figure
 from pipeline.evaluation.studies.bound_comparison import BoundComparison
 from pipeline.evaluation.studies.ema_sweep import EmaSweep, EmaSweepRow
 from pipeline.evaluation.studies.sampler_table import SamplerComparison, SamplerRow
-from pipeline.generation.commits import CommitRecord, Provenance
-from pipeline.generation.edits import InpaintSpec
-from pipeline.generation.inventory import GenerationManifest
-from pipeline.generation.sampling_plan import SamplingSpec
+from pipeline.generation.output.commits import CommitRecord, Provenance
+from pipeline.generation.output.inventory import GenerationManifest
+from pipeline.generation.spec.edits import InpaintSpec
+from pipeline.generation.spec.sampling_plan import SamplingSpec
 from pipeline.models.calibration import Calibration
 from pipeline.models.model_files import ModelCard
 from pipeline.stores.lease import LeaseRecord

@@ -17,8 +17,8 @@ from pipeline.config_sections import write_section
 from pipeline.evaluation.charts import Line, Panel, line_charts
 from pipeline.evaluation.evaluate import EvaluateConfig, MeasuresConfig, evaluate
 from pipeline.evaluation.report import EvaluationRecord
-from pipeline.generation.inventory import write_if_changed
-from pipeline.generation.requests import Generate
+from pipeline.generation.output.inventory import write_if_changed
+from pipeline.generation.requests.requests import Generate
 from pipeline.generation.sample_job import ImagesConfig
 from pipeline.models.model_files import ModelFiles
 from pipeline.models.registry import ResolvedModel

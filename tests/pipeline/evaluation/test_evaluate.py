@@ -21,7 +21,7 @@ from pipeline.data.shards import Sample, encode_png, pack_shard
 from pipeline.errors import ConfigError, DatasetMissingError
 from pipeline.evaluation.evaluate import EvaluateConfig, describe_plan, evaluate
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
-from pipeline.generation.inventory import load_generation_manifest
+from pipeline.generation.output.inventory import load_generation_manifest
 from pipeline.generation.sample_job import ImagesConfig
 from pipeline.models.registration import register_model
 from pipeline.models.registry import resolve_model

@@ -10,8 +10,8 @@ from pipeline.data.image_stream import LabelledImages, join_images
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
 from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
 from pipeline.evaluation.fills import Fills
-from pipeline.generation.edit_inputs import EditRequest, resolve_request
-from pipeline.generation.requests import Inpaint
+from pipeline.generation.requests.edit_inputs import EditRequest, resolve_request
+from pipeline.generation.requests.requests import Inpaint
 from pipeline.generation.sample_job import ImagesConfig
 from pipeline.models.model_files import read_card, read_model_files
 from pipeline.stores.storage import open_store

@@ -23,8 +23,8 @@ from pipeline.config_io import to_toml
 from pipeline.config_sections import write_section
 from pipeline.data.image_stream import join_images, read_images
 from pipeline.errors import OutputExistsError, PipelineError
-from pipeline.generation.commits import read_record
-from pipeline.generation.inventory import load_generation_manifest
+from pipeline.generation.output.commits import read_record
+from pipeline.generation.output.inventory import load_generation_manifest
 from pipeline.generation.sample import describe_plan, sample
 from pipeline.generation.sample_job import SampleConfig
 from pipeline.presets import digits

@@ -14,7 +14,7 @@ from jobs.cli import run_job
 from jobs.sample import JOB
 from pipeline.data.shards import read_shard
 from pipeline.errors import ConfigError, OutputExistsError, PipelineError
-from pipeline.generation.requests import Inpaint, Interpolate, Partial
+from pipeline.generation.requests.requests import Inpaint, Interpolate, Partial
 from pipeline.generation.sample import describe_plan, sample
 from pipeline.generation.sample_job import SampleConfig
 from pipeline.models.model_files import load_model, read_model_files

@@ -20,7 +20,7 @@ from ddpm import (
 )
 from pipeline.cluster import ClusterConfig
 from pipeline.errors import ConfigError, ModelMissingError
-from pipeline.generation.requests import Edit, Inpaint, Interpolate, Partial
+from pipeline.generation.requests.requests import Edit, Inpaint, Interpolate, Partial
 from pipeline.generation.sample import sample
 from pipeline.generation.sample_job import ImagesConfig, SampleConfig, resolve_job
 from pipeline.models.model_files import read_card, read_model_files

@@ -20,7 +20,7 @@ from pipeline.evaluation.studies.ema_sweep import (
     draw_sweep,
     sweep_ema,
 )
-from pipeline.generation.requests import Partial
+from pipeline.generation.requests.requests import Partial
 from pipeline.generation.sample_job import ImagesConfig
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun

@@ -21,7 +21,7 @@ from pipeline.evaluation.studies.sampler_comparison import (
     most_steps,
 )
 from pipeline.evaluation.studies.sampler_table import SamplerComparison, SamplerRow, draw_comparison
-from pipeline.generation.requests import Partial
+from pipeline.generation.requests.requests import Partial
 from pipeline.generation.sample import sample
 from pipeline.generation.sample_job import ImagesConfig, SampleConfig
 from pipeline.measuring.measures import pixel_moments

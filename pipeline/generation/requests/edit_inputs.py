@@ -20,9 +20,9 @@ from pipeline.data.image_stream import LabelledImages, join_images, read_images
 from pipeline.data.manifest import MANIFEST_KEY, ShardRecord, load_manifest
 from pipeline.data.shards import check_levels, decode_mask
 from pipeline.errors import ConfigError, DatasetError, DatasetMissingError, ObjectMissingError, ShardCorruptError
-from pipeline.generation.edits import AnyEditSpec
-from pipeline.generation.inventory import load_generation_manifest
-from pipeline.generation.requests import REGIONS, Edit, Inpaint, Request
+from pipeline.generation.output.inventory import load_generation_manifest
+from pipeline.generation.requests.requests import REGIONS, Edit, Inpaint, Request
+from pipeline.generation.spec.edits import AnyEditSpec
 from pipeline.models.model_files import ModelCard
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store, read_file

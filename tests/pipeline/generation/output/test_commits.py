@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.config_io import to_json
 from pipeline.errors import CommitConflictError, ObjectMissingError, StorageAccessError
-from pipeline.generation.commits import (
+from pipeline.generation.output.commits import (
     Commit,
     Provenance,
     part_index,
@@ -27,13 +27,13 @@ from pipeline.generation.commits import (
     tar_key,
     write_once,
 )
-from pipeline.generation.inventory import collect_orphans, survey
-from pipeline.generation.sampling_plan import OutputShard, SamplingSpec, ShardPlan
+from pipeline.generation.output.inventory import collect_orphans, survey
+from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec, ShardPlan
 from pipeline.stores.local_store import LocalStore
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import join_uri, open_store
 from tests.fixtures_s3 import S3Server
-from tests.pipeline.generation.test_sampling_plan import make_spec
+from tests.pipeline.generation.spec.test_sampling_plan import make_spec
 
 SPEC = make_spec()
 SHARD = OutputShard(index=3, first_id=300, num_samples=100)
@@ -187,7 +187,7 @@ def test_a_kill_at_any_operation_is_repaired_by_the_next_attempt(
 
 KILLED_BETWEEN_TAR_AND_RECORD = """
 import os, signal, sys
-from tests.pipeline.generation.test_commits import OURS, commit
+from tests.pipeline.generation.output.test_commits import OURS, commit
 from pipeline.stores.storage import open_store
 store = open_store(sys.argv[1])
 create = type(store).create

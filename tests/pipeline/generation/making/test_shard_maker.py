@@ -15,9 +15,9 @@ import webdataset
 from ddpm import DDIM, Ancestral, Heun, Sampler, generate, x_0_to_images
 from pipeline.data.shards import decode_png, read_shard
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.generation.commits import read_record
-from pipeline.generation.sampling_plan import OutputShard, SamplingSpec
-from pipeline.generation.shard_maker import ImageMaker, Ingredients, ShardMaker
+from pipeline.generation.making.shard_maker import ImageMaker, Ingredients, ShardMaker
+from pipeline.generation.output.commits import read_record
+from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec
 from pipeline.models.model_files import ModelFiles, load_model, read_card, read_model_files
 from pipeline.stores.storage import open_store
 from tests.pipeline.tiny_models import write_model, write_own_model

@@ -22,10 +22,10 @@ from ddpm.shapes import Images
 from pipeline.config_io import identity
 from pipeline.data.shards import Sample, encode_png, pack_shard
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.generation.commits import Commit, Provenance, write_once
-from pipeline.generation.edit_inputs import InputImages, RowReader
-from pipeline.generation.edits import EditSpec, EditTools, LabelledInputs
-from pipeline.generation.sampling_plan import OutputShard, SamplingSpec, fixed_batches
+from pipeline.generation.output.commits import Commit, Provenance, write_once
+from pipeline.generation.requests.edit_inputs import InputImages, RowReader
+from pipeline.generation.spec.edits import EditSpec, EditTools, LabelledInputs
+from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec, fixed_batches
 from pipeline.models.model_files import ModelFiles, load_model
 from pipeline.stores.object_store import ObjectStore
 

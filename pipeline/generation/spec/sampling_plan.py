@@ -15,7 +15,7 @@ from ddpm.process.pixels import NumLevels
 from ddpm.samplers.registry import AnySampler
 from pipeline import config_io
 from pipeline.errors import OutputExistsError
-from pipeline.generation.edits import AnyEditSpec
+from pipeline.generation.spec.edits import AnyEditSpec
 
 MAX_IMAGES = 2**48
 """Ids have 48 bits in the counters of the noise."""

@@ -7,10 +7,10 @@ import PIL.Image
 import pytest
 
 from ddpm import DDIM
-from pipeline.generation.contact_sheet import contact_sheet
-from pipeline.generation.requests import Inpaint, Interpolate, Partial
+from pipeline.generation.requests.requests import Inpaint, Interpolate, Partial
 from pipeline.generation.sample import SampleResult
 from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.viewing.contact_sheet import contact_sheet
 from tests.pipeline.edit_fixtures import editing_config, write_editing_model
 from tests.pipeline.runs_in_process import run
 from tests.pipeline.small_datasets import SmallDataset, make_dataset

@@ -23,8 +23,15 @@ from ddpm import (
     repaint,
 )
 from pipeline.config_io import digest, from_json, to_json
-from pipeline.generation.edits import AnyEditSpec, EditTools, InpaintSpec, InterpolateSpec, LabelledInputs, PartialSpec
-from tests.pipeline.generation.test_sampling_plan import make_spec
+from pipeline.generation.spec.edits import (
+    AnyEditSpec,
+    EditTools,
+    InpaintSpec,
+    InterpolateSpec,
+    LabelledInputs,
+    PartialSpec,
+)
+from tests.pipeline.generation.spec.test_sampling_plan import make_spec
 
 SHARED: dict[str, Any] = {"revision": 1, "inputs_digest": "ab" * 32, "label": None}
 KNOWN = torch.zeros(1, 1, 8, 8, dtype=torch.bool)

@@ -10,8 +10,8 @@ import pytest
 from pipeline.config_fields import variants_of
 from pipeline.data.shards import encode_png
 from pipeline.errors import ConfigError, DatasetError, DatasetMissingError, ShardCorruptError, UsageError
-from pipeline.generation.edit_inputs import RowReader, known_pixels, resolve_request
-from pipeline.generation.requests import AnyRequest, Edit, Generate
+from pipeline.generation.requests.edit_inputs import RowReader, known_pixels, resolve_request
+from pipeline.generation.requests.requests import AnyRequest, Edit, Generate
 from pipeline.models.model_files import ModelCard, read_card, read_model_files
 from pipeline.stores.storage import open_store
 from tests.pipeline.edit_fixtures import write_editing_model

@@ -23,7 +23,7 @@ from typing import Literal
 from pipeline import config_io
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import CommitConflictError
-from pipeline.generation.sampling_plan import OutputShard, SamplingSpec
+from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec
 from pipeline.progress import say
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.remover import Remover

@@ -5,9 +5,9 @@ from jaxtyping import UInt8
 
 from pipeline.data.image_stream import read_images
 from pipeline.data.pictures import class_grid, image_grid
-from pipeline.generation.edit_inputs import EditRequest, RowReader
-from pipeline.generation.edits import InterpolateSpec
-from pipeline.generation.inventory import GenerationManifest
+from pipeline.generation.output.inventory import GenerationManifest
+from pipeline.generation.requests.edit_inputs import EditRequest, RowReader
+from pipeline.generation.spec.edits import InterpolateSpec
 from pipeline.stores.object_store import ObjectStore
 
 _HIDDEN = 128

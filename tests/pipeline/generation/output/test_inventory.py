@@ -14,8 +14,8 @@ import pytest
 from pipeline.config_io import from_json, to_json
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import ConfigError, FormatVersionError, ObjectMissingError, OutputExistsError
-from pipeline.generation.commits import part_key, tar_key, write_once
-from pipeline.generation.inventory import (
+from pipeline.generation.output.commits import part_key, tar_key, write_once
+from pipeline.generation.output.inventory import (
     MANIFEST_KEY,
     GenerationManifest,
     load_generation_manifest,
@@ -23,11 +23,11 @@ from pipeline.generation.inventory import (
     survey,
     write_if_changed,
 )
-from pipeline.generation.sampling_plan import OutputShard, ShardPlan, plan_shards
+from pipeline.generation.spec.sampling_plan import OutputShard, ShardPlan, plan_shards
 from pipeline.stores.object_store import ObjectInfo, ObjectStore
 from pipeline.stores.storage import open_store
-from tests.pipeline.generation.test_commits import made_by
-from tests.pipeline.generation.test_sampling_plan import make_spec
+from tests.pipeline.generation.output.test_commits import made_by
+from tests.pipeline.generation.spec.test_sampling_plan import make_spec
 
 SPEC = make_spec(shard_size=10)
 
@@ -192,9 +192,9 @@ def test_manifests_and_records_of_another_version_are_refused_by_name(store: Obj
 INTERRUPTED = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from pipeline.generation.inventory import survey
+from pipeline.generation.output.inventory import survey
 from pipeline.stores.local_store import LocalStore
-from tests.pipeline.generation.test_inventory import SPEC, plan_shards
+from tests.pipeline.generation.output.test_inventory import SPEC, plan_shards
 
 class Away(LocalStore):
     def read(self, key):

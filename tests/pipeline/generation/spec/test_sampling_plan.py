@@ -13,8 +13,14 @@ from ddpm import DDIM, SAMPLERS, DPMSolver2M, Heun, Sampler
 from ddpm.added_field import added_field
 from pipeline.config_io import digest, from_json, to_json
 from pipeline.errors import OutputExistsError
-from pipeline.generation.edits import PartialSpec
-from pipeline.generation.sampling_plan import OutputShard, SamplingSpec, check_same_shard, fixed_batches, plan_shards
+from pipeline.generation.spec.edits import PartialSpec
+from pipeline.generation.spec.sampling_plan import (
+    OutputShard,
+    SamplingSpec,
+    check_same_shard,
+    fixed_batches,
+    plan_shards,
+)
 
 GOLDEN = {
     "ancestral": "cca9eaa2d65312af569fa726a7ea4e19b5dc2b14a11812e712bfbaeacd4db6fa",

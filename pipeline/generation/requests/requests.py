@@ -14,7 +14,7 @@ from ddpm.editing.interpolate import check_deterministic
 from ddpm.editing.partial import num_partial_steps
 from ddpm.editing.repaint import resampling_path, single_step_sampler
 from pipeline.config_io import refuse_empty
-from pipeline.generation.edits import AnyEditSpec, InpaintSpec, InterpolateSpec, PartialSpec
+from pipeline.generation.spec.edits import AnyEditSpec, InpaintSpec, InterpolateSpec, PartialSpec
 from pipeline.stores.storage import check_file_uris, check_uris
 
 REGIONS = ("upper_half", "lower_half", "left_half", "right_half", "centre")

@@ -16,9 +16,9 @@ from ray.util.annotations import RayDeprecationWarning
 from pipeline.cluster import quiet_data_context
 from pipeline.config_io import from_json, to_json
 from pipeline.errors import PipelineError
-from pipeline.generation.commits import Commit, CommitRecord
-from pipeline.generation.sampling_plan import OutputShard, SamplingSpec
-from pipeline.generation.shard_maker import Ingredients, ShardMaker
+from pipeline.generation.making.shard_maker import Ingredients, ShardMaker
+from pipeline.generation.output.commits import Commit, CommitRecord
+from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec
 from pipeline.ray_errors import of_values, to_values
 from pipeline.redact import redact
 from pipeline.stores.storage import open_store

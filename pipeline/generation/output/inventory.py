@@ -12,8 +12,8 @@ from multiprocessing.pool import ThreadPool
 from pipeline import config_io
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import ObjectMissingError
-from pipeline.generation.commits import CommitRecord, part_index, read_record, tar_index
-from pipeline.generation.sampling_plan import SamplingSpec, ShardPlan, check_same_shard
+from pipeline.generation.output.commits import CommitRecord, part_index, read_record, tar_index
+from pipeline.generation.spec.sampling_plan import SamplingSpec, ShardPlan, check_same_shard
 from pipeline.progress import say
 from pipeline.stores.object_store import ObjectInfo, ObjectStore
 from pipeline.stores.remover import Remover

@@ -13,8 +13,8 @@ from ddpm.editing.repaint import num_repaint_evaluations
 from pipeline.config_fields import variants_of
 from pipeline.config_io import from_json, read_toml, to_json, to_toml
 from pipeline.errors import ConfigError
-from pipeline.generation.edits import InpaintSpec, InterpolateSpec, PartialSpec
-from pipeline.generation.requests import AnyRequest, Edit, Generate, Inpaint, Interpolate, Partial
+from pipeline.generation.requests.requests import AnyRequest, Edit, Generate, Inpaint, Interpolate, Partial
+from pipeline.generation.spec.edits import InpaintSpec, InterpolateSpec, PartialSpec
 
 INPAINT = Inpaint(inputs="s3://b/x", mask="lower_half")
 

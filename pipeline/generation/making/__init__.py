@@ -1,0 +1,1 @@
+"""From sample ids to a committed shard, in one process. No Ray."""

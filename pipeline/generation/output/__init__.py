@@ -1,0 +1,1 @@
+"""The output prefix: exactly-once commits, what is there, the manifest."""

@@ -1,0 +1,1 @@
+"""Shards made by actors all over a cluster."""

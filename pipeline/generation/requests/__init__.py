@@ -1,0 +1,1 @@
+"""What an operator asks for, and the images that an edit starts from."""
