@@ -200,7 +200,7 @@ commit(store, OURS, "killed")
 
 def test_sigkill_between_tar_and_record_leaves_an_orphan_that_is_adopted_or_collected(store: ObjectStore) -> None:
     script = [sys.executable, "-c", KILLED_BETWEEN_TAR_AND_RECORD, store.uri]
-    assert subprocess.run(script, cwd=Path(__file__).parents[3]).returncode == -signal.SIGKILL
+    assert subprocess.run(script, cwd=Path(__file__).parents[4]).returncode == -signal.SIGKILL
     assert contents(store) == {key_of(OURS): OURS}, "killed between the two"
     found = survey(store, PLAN, {})
     assert [item.key for item in found.unnamed] == [key_of(OURS)] and not any(found.done)
