@@ -11,7 +11,7 @@ is.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -30,7 +30,10 @@ from pipeline.generation.output.inventory import (
     survey,
     write_if_changed,
 )
-from pipeline.generation.pool.sampling_pool import PoolConfig, make_shards
+from pipeline.generation.pool.node_models import stage_model
+from pipeline.generation.pool.sampling_pool import SamplingPool
+from pipeline.generation.pool.shard_actor import WorkOrder
+from pipeline.generation.pool.shard_queue import Retried
 from pipeline.generation.requests.edit_inputs import EditRequest
 from pipeline.generation.sample_job import SampleConfig, SampleJob, resolve_job
 from pipeline.generation.viewing.contact_sheet import contact_sheet
@@ -40,10 +43,12 @@ from pipeline.progress import Progress, say
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import join_uri, open_store
+from pipeline.stores.waiting import told_of_outages
 
 CONTACT_SHEET_KEY = "contact_sheet.png"
 CONFIG_KEY = "config.toml"
 _MAX_ROUNDS = 3
+_MAX_NAMED = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,18 +138,23 @@ def _make_missing(config: SampleConfig, job: SampleJob, found: Survey, made: _Ma
     done = sum(tar.num_samples for tar in found.tars.values())
     num_images = job.plan.num_images
     say(f"sampling {num_images - done:,} of {num_images:,} images with {job.model.uri} into {job.store.uri}")
-    pool = PoolConfig(
-        num_actors=config.num_actors,
-        cpus_per_actor=config.cpus_per_actor,
+    output = open_store(config.output)
+    for files in job.models:
+        stage_model(output, files)
+    order = WorkOrder(
+        spec=job.spec,
+        store_uri=job.store.uri,
+        models_uri=output.uri,
+        trusts_code=any(files.trusted for files in job.models),
+        make_ingredients=job.make_ingredients,
+        num_threads=config.cpus_per_actor,
         use_gpu=config.use_gpu,
-        max_shard_retries=config.max_shard_retries,
-        ray_logs=config.cluster.ray_logs,
     )
     tars: dict[int, ShardRecord] = {}
     num_lost = 0
     with ray_session(config.cluster), Progress("sampling", num_images, "img", done=done) as progress:
-        missing = job.plan.missing(found.done)
-        for commit in make_shards(job.ingredients, job.spec, job.store.uri, missing, pool):
+        pool = SamplingPool(order, job.plan.missing(found.done), config.pool, found.done.count(0))
+        for commit in told_of_outages(pool.commits(), [job.store], "shard"):
             record = commit.record
             tars[record.index] = record.tar
             made.num_sampled += record.num_samples
@@ -159,7 +169,21 @@ def _make_missing(config: SampleConfig, job: SampleJob, found: Survey, made: _Ma
                     )
     if num_lost > 1:
         say(f"{num_lost} shards were committed first elsewhere, with other bytes: those commits stand")
+    if pool.set_aside:
+        raise PipelineError(_what_is_missing(job, pool.set_aside))
     return tars
+
+
+def _what_is_missing(job: SampleJob, set_aside: Sequence[Retried]) -> str:
+    """The last line of a job that has made all but some shards."""
+    failed = sorted(set_aside, key=lambda one: one.shard.index)
+    named = ", ".join(str(one.shard.index) for one in failed[:_MAX_NAMED])
+    more = f" and {len(failed) - _MAX_NAMED} more" if len(failed) > _MAX_NAMED else ""
+    return (
+        f"{job.store.uri}: of {job.plan.num_shards} output shards {len(failed)} could not be made: {named}{more}; all "
+        f"others are committed. The first failed {len(failed[0].places)} times, at last: {failed[0].error}; run again "
+        "to try them once more"
+    )
 
 
 def _publish(config: SampleConfig, job: SampleJob, found: Survey) -> GenerationManifest:

@@ -1,19 +1,22 @@
 """What an operator says about a generation run, and what it comes to: all that is checked before any cluster work."""
 
+import functools
 from dataclasses import dataclass, field, fields
 
 from ddpm import DDIM, ModelConfig, flops_per_image, make_schedule
 from ddpm.samplers.registry import AnySampler
 from pipeline.cluster import ClusterConfig
+from pipeline.config_io import refuse_empty
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import ConfigError
 from pipeline.generation.making.shard_maker import Ingredients
 from pipeline.generation.output.inventory import load_generation_manifest
+from pipeline.generation.pool.pool_config import PoolConfig, check_room
 from pipeline.generation.requests.edit_inputs import EditRequest, resolve_request
 from pipeline.generation.requests.requests import AnyRequest, Generate
 from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec, ShardPlan, check_same_shard, plan_shards
 from pipeline.models.calibration import Calibration, read_calibration
-from pipeline.models.model_files import ModelCard, check_trust, read_card
+from pipeline.models.model_files import ModelCard, ModelFiles, check_trust, read_card
 from pipeline.models.model_uri import check_model_uris
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.stores.object_store import ObjectStore
@@ -53,8 +56,17 @@ class ImagesConfig:
     """Logical CPUs, and threads of torch, of each process."""
     use_gpu: bool = False
     """Give each process one GPU."""
+    accelerator_type: str | None = None
+    """Kind of GPU by Ray's name for it, such as H100: bytes are equal only within a kind. Left out: any."""
     max_shard_retries: int = 4
-    """Times that a shard is tried again after its process or its machine has died."""
+    """Times that a shard is tried again, elsewhere if there is an elsewhere, after it has failed on a living node; then
+    it is set aside. Nodes that are lost count against no shard."""
+    shard_timeout_s: float = 900.0
+    """A shard is given up when it takes longer than this and than ten times the median of the last hundred, seconds."""
+    start_timeout_s: float = 7200.0
+    """A process may take so long to load the model, and as long again for its first shard, seconds."""
+    idle_limit_s: float = 1800.0
+    """The job ends when nobody has been at work for so long: no room, nothing that starts, no storage, seconds."""
     contact_sheet_columns: int = 10
     """Images of each class on the contact sheet; without classes as many rows of as many, of an edit one row."""
     orphan_age_s: float = 86_400.0
@@ -74,6 +86,12 @@ class ImagesConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}; choose a positive number")
+        for name in ("shard_timeout_s", "start_timeout_s", "idle_limit_s"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"{name}: must be positive, got {getattr(self, name)}; leave it out")
+        refuse_empty(self, "accelerator_type")
+        if self.accelerator_type is not None and not self.use_gpu:
+            raise ValueError("accelerator_type: is a kind of GPU and goes with use_gpu; leave it out or set use_gpu")
         for name in ("max_shard_retries", "orphan_age_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
@@ -93,6 +111,11 @@ class SampleConfig(ImagesConfig):
     """Where the model registry is."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Where the work runs."""
+
+    @property
+    def pool(self) -> PoolConfig:
+        """The part that says who makes them."""
+        return PoolConfig(**{one.name: getattr(self, one.name) for one in fields(PoolConfig)})
 
     @property
     def images(self) -> ImagesConfig:
@@ -134,15 +157,24 @@ class SampleJob:
     """The shards that the manifest of an earlier run names."""
 
     @property
-    def ingredients(self) -> Ingredients:
-        """What the actors need beside the spec."""
-        return Ingredients(
-            model=self.model.files,
-            guide=None if self.guide is None else self.guide.files,
+    def models(self) -> list[ModelFiles]:
+        """The model, and the guide if there is one."""
+        return [self.model.files, *([] if self.guide is None else [self.guide.files])]
+
+    @property
+    def make_ingredients(self) -> "functools.partial[Ingredients]":
+        """What the actors need beside the spec, with all but the models filled in: each fetches those itself."""
+        return functools.partial(
+            Ingredients,
             inputs=None if self.edit is None else self.edit.inputs,
             known=None if self.edit is None else self.edit.known,
             x_0_error=None if self.calibration is None else self.calibration.x_0_error,
         )
+
+    @property
+    def ingredients(self) -> Ingredients:
+        """All that is needed beside the spec."""
+        return self.make_ingredients(model=self.model.files, guide=None if self.guide is None else self.guide.files)
 
     @property
     def evaluations_per_image(self) -> int:
@@ -175,6 +207,7 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
         UntrustedCodeError: If a model brings code and is not trusted.
         ModelMissingError, CheckpointError, StorageError: If model or output cannot be read.
     """
+    check_room(config.pool, config.cluster)
     if model is None:
         model = resolve_model(config.model, config.tracking, trust_model_code=config.trust_model_code)
     check_trust(model.files, model.uri)

@@ -8,6 +8,7 @@ import torch
 
 from ddpm import ModelConfig, OwnNetworkConfig, ScheduleConfig, UNetConfig, build_network
 from ddpm.networks.registry import AnyNetwork
+from ddpm.noise import Stream, standard_normal
 from pipeline.models.model_files import ModelCard, encode_model
 from pipeline.models.model_source import collect_source
 
@@ -56,6 +57,7 @@ OWN_NETWORK = '''
 """Networks that misbehave, as a user's own module."""
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -75,16 +77,36 @@ class Network(torch.nn.Module):
             with Path(self.where).open("a") as file:
                 file.write("killed\\\\n")
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "by noise":
+            for one in Path(self.where).read_text().split():
+                action, value = one.split(":")
+                if (x_t.flatten(1)[:, 0] == torch.tensor(float(value))).any():
+                    self.misbehave(action)
         if self.what == "hungry" and len(x_t) > 4:
             torch.empty(2**55)
         if self.what == "diverged":
             return x_t * float("nan")
         return x_t * self.scale
 
+    def misbehave(self, action):
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if action == "hang":
+            time.sleep(3600)
+        if action == "raise":
+            raise RuntimeError("a network's own reason")
+        if action == "break_device":
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+
 
 def make(image_size, channels, num_classes, what, where=""):
     return Network(what, where)
 '''
+
+
+def noise_mark(seed: int, sample_id: int) -> float:
+    """The first number of an image's noise, by which a network of "by noise" knows the image when it is begun."""
+    return float(standard_normal(seed, Stream.X_T, torch.tensor([sample_id]), 0, (1, 8, 8)).flatten()[0])
 
 
 def write_own_model(folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, where: str = "") -> str:

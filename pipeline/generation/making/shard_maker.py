@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 
 from ddpm import DiffusionModel, generate, images_to_x_0, x_0_to_images
 from ddpm.shapes import Images
@@ -123,6 +123,20 @@ class ImageMaker:
         return LabelledInputs(x_0=x_0, labels=labels)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DrawnShard:
+    """The images of a shard that is not committed yet."""
+
+    shard: OutputShard
+    """Which ids."""
+    pixels: UInt8[np.ndarray, "n h w c"]
+    """uint8 [N, H, W, C], in id order."""
+    labels: list[int | None]
+    """The class that each was made as; None for models without classes."""
+    made: Provenance
+    """Who made them, and how long it took."""
+
+
 class ShardMaker:
     """Makes and commits output shards with one network on one device."""
 
@@ -150,15 +164,18 @@ class ShardMaker:
         self._images = ImageMaker(ingredients, self._device)
 
     def __call__(self, shard: OutputShard) -> Commit:
-        """Make a shard's images, pack them and commit them.
+        """Make a shard's images, pack them and commit them; errors as `draw` and `commit`."""
+        return self.commit(self.draw(shard))
+
+    def draw(self, shard: OutputShard) -> DrawnShard:
+        """Make a shard's images, on the device.
 
         Raises:
             PipelineError: If memory runs out (the message says which batch_size to choose) or images are not numbers.
-            CommitConflictError, StorageError: As write_once.
         """
         started_at, started_s = datetime.now(UTC), time.monotonic()
         try:
-            tar = make_tar(self._images, self._spec, shard)
+            pixels, labels = draw_shard(self._images, self._spec, shard)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -172,7 +189,16 @@ class ShardMaker:
             started_at_utc=started_at.isoformat(timespec="seconds"),
             wall_s=round(time.monotonic() - started_s, 3),
         )
-        return write_once(self._store, self._spec, shard, tar, made)
+        return DrawnShard(shard=shard, pixels=pixels, labels=labels, made=made)
+
+    def commit(self, drawn: DrawnShard) -> Commit:
+        """Pack images and commit them: off the device, so that another thread may do it while the next are drawn.
+
+        Raises:
+            CommitConflictError, StorageError: As write_once.
+        """
+        tar = pack_images(self._spec, drawn.shard, drawn.pixels, drawn.labels)
+        return write_once(self._store, self._spec, drawn.shard, tar, drawn.made)
 
     def _out_of_memory_message(self, shard: OutputShard) -> str:
         """Try smaller batches, so that the message can name one that fits."""
@@ -198,7 +224,7 @@ class ShardMaker:
         one_step = dataclasses.replace(spec.sampler, num_steps=1)
         first = OutputShard(index=0, first_id=0, num_samples=batch_size)
         try:
-            make_tar(self._images, dataclasses.replace(spec, sampler=one_step), first)
+            draw_shard(self._images, dataclasses.replace(spec, sampler=one_step), first)
         except (MemoryError, RuntimeError) as error:
             if _is_out_of_memory(error):
                 return False
@@ -206,13 +232,38 @@ class ShardMaker:
         return True
 
 
-def make_tar(images: ImageMaker, spec: SamplingSpec, shard: OutputShard) -> bytes:
-    """The bytes of an output shard: a function of its arguments.
+def draw_shard(
+    images: ImageMaker, spec: SamplingSpec, shard: OutputShard
+) -> tuple[UInt8[np.ndarray, "n h w c"], list[int | None]]:
+    """The pixels of an output shard and the class that each image was made as: a function of spec and ids.
 
     Args:
         images: Makes the images.
         spec: What to make.
         shard: Which ids.
+
+    Returns:
+        uint8 [N, H, W, C], and N classes; None for models without classes.
+    """
+    pixels: list[np.ndarray] = []
+    labels: list[int | None] = []
+    for ids, num_wanted in fixed_batches(shard, spec.batch_size):
+        x_0, of_batch = images(spec, ids)
+        pixels.append(x_0_to_images(x_0[:num_wanted], spec.num_levels).cpu().numpy())
+        labels += of_batch[:num_wanted]
+    return np.concatenate(pixels), labels
+
+
+def pack_images(
+    spec: SamplingSpec, shard: OutputShard, pixels: UInt8[np.ndarray, "n h w c"], labels: Sequence[int | None]
+) -> bytes:
+    """The bytes of an output shard: a function of its arguments.
+
+    Args:
+        spec: What was made.
+        shard: Which ids.
+        pixels: The images, uint8 [N, H, W, C], in id order.
+        labels: The class that each was made as.
 
     Returns:
         A WebDataset tar: per sample a PNG, its label (.cls) if the model has classes, and a .json with seed, sample id,
@@ -228,14 +279,11 @@ def make_tar(images: ImageMaker, spec: SamplingSpec, shard: OutputShard) -> byte
     if spec.request is not None:
         common["request"] = identity(spec.request)
     samples = []
-    for ids, num_wanted in fixed_batches(shard, spec.batch_size):
-        x_0, labels = images(spec, ids)
-        pixels = x_0_to_images(x_0[:num_wanted], spec.num_levels).cpu().numpy()
-        for sample_id, image, label in zip(ids, pixels, labels):
-            meta = {**common, "sample_id": sample_id, "label": label}
-            if spec.request is not None:
-                meta["input_rows"] = list(spec.request.rows(sample_id))
-            samples.append(Sample(key=f"{sample_id:012d}", png=encode_png(image), cls=label, meta=meta))
+    for sample_id, image, label in zip(shard.sample_ids, pixels, labels, strict=True):
+        meta = {**common, "sample_id": sample_id, "label": label}
+        if spec.request is not None:
+            meta["input_rows"] = list(spec.request.rows(sample_id))
+        samples.append(Sample(key=f"{sample_id:012d}", png=encode_png(image), cls=label, meta=meta))
     return pack_shard(samples)
 
 

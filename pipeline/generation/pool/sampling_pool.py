@@ -1,135 +1,199 @@
-"""The one place where generation meets Ray: a pool of Ray Data actors that make and commit output shards."""
+"""Output shards made by plain Ray actors all over a cluster: who is given what, and what a failure means.
 
-import dataclasses
-import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+Ray places actors, notices deaths and asks an autoscaler for room. Nothing but commit records passes through the driver.
+"""
+
+import time
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import ray
-import ray.data
-import ray.exceptions
-from ray.util.annotations import RayDeprecationWarning
+from ray.exceptions import RayError
 
-from pipeline.cluster import quiet_data_context
-from pipeline.config_io import from_json, to_json
+from pipeline.cluster_nodes import gone_nodes
 from pipeline.errors import PipelineError
-from pipeline.generation.making.shard_maker import Ingredients, ShardMaker
-from pipeline.generation.output.commits import Commit, CommitRecord
-from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec
-from pipeline.ray_errors import of_values, to_values
-from pipeline.redact import redact
-from pipeline.stores.storage import open_store
-from pipeline.stores.waiting import told_of_outages
+from pipeline.generation.output.commits import Commit
+from pipeline.generation.pool.actors import IN_HAND, Actor, Actors, has_died, why_dead
+from pipeline.generation.pool.idle_watch import IdleWatch
+from pipeline.generation.pool.pool_config import PoolConfig, PoolStatistics
+from pipeline.generation.pool.shard_actor import Answer, Place, WorkOrder
+from pipeline.generation.pool.shard_queue import FailureKind, Retried, ShardLimits, ShardQueue
+from pipeline.generation.spec.sampling_plan import OutputShard
+from pipeline.progress import format_duration, say
 
-# A dataset of Ray lives in the driver's memory: shards are handed over in waves, so that ten million need no more.
-_WAVE_SHARDS = 4096
-_WAVE_SHARDS_PER_ACTOR = 64
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoolConfig:
-    """The machines' share in a generation run; it decides nothing about the images."""
-
-    num_actors: int
-    """Processes that each hold the network and make one output shard at a time."""
-    cpus_per_actor: int
-    """Logical CPUs, and threads of torch, of each."""
-    use_gpu: bool
-    """Give each one GPU."""
-    max_shard_retries: int
-    """Times that a shard is tried again after its process or its machine has died."""
-    ray_logs: bool
-    """Show Ray's own output."""
+_LOOK_INTERVAL_S = 1.0
+_WATCH_INTERVAL_S = 2.0
+_PATIENCE = 20  # so many shards set aside, one after the other, with none made between them, end the job
 
 
-def make_shards(
-    ingredients: Ingredients, spec: SamplingSpec, store_uri: str, shards: Iterable[OutputShard], pool: PoolConfig
-) -> Iterator[Commit]:
-    """Make and commit shards on a pool of actors, in any order; needs an initialised Ray.
+class SamplingPool:
+    """Actors that make shards until none waits."""
 
-    Args:
-        ingredients: The model, and what else the spec names; put into Ray's object store once.
-        spec: What to make.
-        store_uri: The output prefix.
-        shards: Which shards; consumed lazily.
-        pool: How many actors of what size.
+    def __init__(self, order: WorkOrder, shards: Iterable[OutputShard], config: PoolConfig, num_shards: int) -> None:
+        """Start nothing yet; needs an initialised Ray.
 
-    Yields:
-        What became of each shard, as soon as it is committed.
+        Args:
+            order: What the actors make.
+            shards: Which, in order; drawn lazily.
+            config: How many actors of what size, and what they are forgiven.
+            num_shards: How many shards there are, so that no more actors are started.
+        """
+        self._queue = ShardQueue(shards, config.max_shard_retries)
+        self._limits = ShardLimits(floor_s=config.shard_timeout_s, first_s=config.start_timeout_s)
+        self._actors = Actors(order, config)
+        self._config, self._batch_size = config, order.spec.batch_size
+        self._num_actors = min(config.num_actors, num_shards)
+        self._idle, self._watched_s = IdleWatch(config), time.monotonic()
+        self._num_broken = self._num_failed_in_a_row = 0
+        self.statistics = PoolStatistics()
 
-    Raises:
-        PipelineError: What an actor raised, with its class and message, or that actors died too often.
-    """
-    quiet_data_context(pool.ray_logs)
-    ingredients_ref = ray.put(ingredients)
-    wave_size = max(_WAVE_SHARDS, _WAVE_SHARDS_PER_ACTOR * pool.num_actors)
-    waiting = iter(shards)
-    while wave := [dataclasses.asdict(shard) for shard in islice(waiting, wave_size)]:
-        dataset = _pool_dataset(wave, (ingredients_ref, spec, store_uri, pool.cpus_per_actor, pool.use_gpu), pool)
+    @property
+    def set_aside(self) -> Sequence[Retried]:
+        """The shards that could not be made, each with its failures."""
+        return self._queue.set_aside
+
+    def commits(self) -> Generator[Commit, None, None]:
+        """What becomes of each shard, in any order, as soon as it is committed.
+
+        Raises:
+            PipelineError: If the model cannot be loaded, the first shards all fail, or nobody works for idle_limit_s.
+                Shards that fail beside others are `set_aside`.
+        """
         try:
-            for row in told_of_outages(dataset.iter_rows(), [open_store(store_uri)], "shard"):
-                if row["error"]:
-                    raise of_values(row["error"], row["message"], row["trace"])
-                record = from_json(CommitRecord, row["message"].encode(), "commit of an actor")
-                yield Commit(record=record, outcome=row["outcome"])
-        except ray.exceptions.RayActorError as error:
-            raise PipelineError(_lost_actor_message(error, spec, pool)) from error
+            while self._queue.is_open:
+                self._actors.launch(self._num_actors if self._queue.has_waiting else 0)
+                self._feed()
+                yield from self._collect()
+                if time.monotonic() - self._watched_s >= _WATCH_INTERVAL_S:
+                    self._watch()
+        finally:
+            for actor in [*self._actors.all]:
+                self._actors.remove(actor)
+            self.statistics.actor_s = self._actors.total_s
 
+    def _feed(self) -> None:
+        places = self._actors.places
+        for number in range(IN_HAND):  # everybody one before anybody two
+            for actor in self._actors.that_hold(number):
+                if number and self._queue.is_suspect(actor.in_hand[0][1]):
+                    continue
+                if shard := self._queue.take(actor.where, places, is_alone=number == 0):
+                    actor.start(shard)
 
-def _pool_dataset(
-    shards: list[dict[str, int]], constructor_args: tuple[Any, ...], pool: PoolConfig
-) -> ray.data.Dataset:
-    with warnings.catch_warnings():
-        # Ray Data retries for ever unless told otherwise; Ray 2.60 to 2.63 have only this deprecated way to tell it.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        # One row per block: a block is what an actor is handed, what is retried, and what is reported when it is done.
-        return ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
-            _ShardActor,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(pool.num_actors, len(shards))),
-            fn_constructor_args=constructor_args,
-            num_cpus=pool.cpus_per_actor,
-            num_gpus=1 if pool.use_gpu else 0,
-            max_task_retries=pool.max_shard_retries,
-        )
+    def _collect(self) -> Generator[Commit, None, None]:
+        actors = {ref: actor for actor in self._actors.all for ref in actor.awaited}
+        if not actors:
+            time.sleep(_LOOK_INTERVAL_S)
+            return
+        ray.wait([*actors], num_returns=1, timeout=_LOOK_INTERVAL_S)
+        for ref in ray.wait([*actors], num_returns=len(actors), timeout=0)[0]:
+            actor = actors[ref]
+            if actor not in self._actors.all or actor.broken_by is not None:
+                continue  # ended over an answer before this one
+            try:
+                answer = ray.get(ref)
+            except RayError as error:
+                self._lose(actor, error)
+                continue
+            if actor.starting is not None:
+                self._go_on_starting(actor, answer)
+            elif commit := self._take(actor, ref, answer):
+                yield commit
 
+    def _go_on_starting(self, actor: Actor, answer: Place | Answer) -> None:
+        if isinstance(answer, Place):
+            actor.place, actor.starting = answer, actor.handle.load.remote()
+        elif answer.kind is None:
+            actor.starting, self._actors.num_failed_starts = None, 0
+        elif answer.kind == "shard" and self.statistics.num_made == 0:
+            raise answer.error  # a model that cannot be loaded here is no better elsewhere
+        else:
+            self._fail_start(actor, str(answer.error))
+        actor.since_s = time.monotonic()
 
-class _ShardActor:
-    """Turns rows of Ray Data into shards, and commits or errors into rows."""
+    def _take(self, actor: Actor, ref: Any, answer: Answer) -> Commit | None:
+        shard, took_s = actor.finish(ref)
+        actor.had_outage = answer.kind == "outage"
+        if answer.commit is None:
+            self._fail(actor, shard, answer.kind or "shard", answer.error)
+            return None
+        self._queue.made(shard)
+        self._num_failed_in_a_row = 0
+        self._limits.add(took_s, is_first=actor.num_made == 0)
+        actor.num_made += 1
+        self.statistics.num_made += 1
+        return answer.commit
 
-    def __init__(self, ingredients: Any, spec: SamplingSpec, store_uri: str, num_threads: int, use_gpu: bool) -> None:
-        self._ingredients, self._spec, self._store_uri = ingredients, spec, store_uri
-        self._num_threads, self._device = num_threads, "cuda" if use_gpu else "cpu"
-        self._maker: ShardMaker | None = None
+    def _fail(self, actor: Actor, shard: OutputShard, kind: FailureKind, error: PipelineError) -> None:
+        """Hold a failure against a shard, and perhaps a device; an outage against nobody."""
+        if kind == "outage":  # the actor's own requests have been repeated for minutes
+            self._idle.last_error = str(error)
+            self._queue.give_back(shard)
+            return
+        self.statistics.num_retries += 1
+        if kind == "device":
+            self._give_up_device(actor, shard, error)
+        if self._queue.fail(shard, kind, actor.where, error):
+            say(f"shard {shard.index} is set aside: {error}")
+            for held in [one for one in self._actors.all if one.broken_by == shard.index]:
+                self._actors.remove(held)  # it has broken several: they are not to blame
+        self._num_failed_in_a_row += 1
+        most = (self._config.max_shard_retries + 1) * (_PATIENCE if self.statistics.num_made else 1)
+        if self._num_failed_in_a_row >= most or (self._num_broken > 1 and not self.statistics.num_made):
+            raise error  # nothing works: not this shard, nor this device
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        shard = OutputShard(**{name: int(column[0]) for name, column in batch.items()})
-        try:
-            commit = self._load()(shard)
-        except PipelineError as error:
-            values = to_values(error)
-            row = {"error": [values["error"]], "message": [values["message"]], "trace": [values["trace"]]}
-            return {"outcome": [""], **row}
-        record = to_json(commit.record).decode()
-        return {"outcome": [commit.outcome], "error": [""], "message": [record], "trace": [""]}
+    def _give_up_device(self, actor: Actor, shard: OutputShard, error: PipelineError) -> None:
+        """Its process computes no more. Where there are others it stays and holds the device, which so gets no work."""
+        self._num_broken += 1
+        for other in actor.drop():
+            self._queue.give_back(other)
+        if self._actors.places - {actor.where}:
+            actor.broken_by = shard.index
+            say(f"{actor.where} is given up: {error}")
+        else:
+            self._actors.remove(actor)
 
-    def _load(self) -> ShardMaker:
-        # Not in __init__: an actor that dies while it is made is replaced without end.
-        if self._maker is None:
-            is_reference = isinstance(self._ingredients, ray.ObjectRef)
-            ingredients = ray.get(self._ingredients) if is_reference else self._ingredients
-            store = open_store(self._store_uri)
-            self._maker = ShardMaker(ingredients, self._spec, store, num_threads=self._num_threads, device=self._device)
-        return self._maker
+    def _lose(self, actor: Actor, error: RayError) -> None:
+        """It does not answer any more, which is a shard's fault only on a node that lives."""
+        reason = why_dead(error)
+        if actor.starting is not None:
+            self._fail_start(actor, reason)
+            return
+        if has_died(error) and not gone_nodes([actor.node_id]):
+            self._end(actor, f"its process died ({reason})")
+            return
+        self._actors.avoids_silent = True
+        self.statistics.num_lost += 1
+        say(f"the actor in {actor.where} is lost, its shards are made elsewhere: {reason}")
+        for shard in actor.drop():
+            self._queue.give_back(shard)
+        self._actors.remove(actor)
 
+    def _end(self, actor: Actor, what: str) -> None:
+        """End an actor over what it had in hand: one shard's fault; of two neither's, and each is tried alone."""
+        first, *more = shards = actor.drop()
+        self._actors.remove(actor)
+        if more:
+            for shard in shards:
+                self._queue.give_back(shard, is_suspect=True)
+            return
+        advice = f"if memory ran out, choose fewer actors or batch_size={max(self._batch_size // 2, 1)}"
+        where = f"output shard {first.index} (ids from {first.first_id})"
+        self._fail(actor, first, "shard", PipelineError(f"{where}: {what}; {advice}"))
 
-def _lost_actor_message(error: Exception, spec: SamplingSpec, pool: PoolConfig) -> str:
-    reason = redact(" ".join(str(error).split()))[:300]
-    smaller = max(spec.batch_size // 2, 1)
-    return (
-        f"sampling: actors died {pool.max_shard_retries + 1} times over one output shard ({reason}); run again to go "
-        f"on from what is committed; if memory ran out, choose fewer actors or batch_size={smaller}"
-    )
+    def _fail_start(self, actor: Actor, reason: str) -> None:
+        self._actors.fail_start(actor)
+        if reason != self._idle.last_error:
+            say(f"an actor did not start: {reason}")
+        self._idle.last_error = reason
+
+    def _watch(self) -> None:
+        """Look for what no answer tells: nodes that will go, what hangs, and that nobody works."""
+        now_s = self._watched_s = time.monotonic()
+        self._actors.look_for_notices()
+        for actor in [*self._actors.all]:
+            limit_s = self._limits.limit_s(is_first=actor.num_made == 0)
+            if actor.place and actor.awaited and now_s - actor.since_s > limit_s:
+                what = f"no answer for {format_duration(limit_s)} (shard_timeout_s, start_timeout_s)"
+                (self._fail_start if actor.starting else self._end)(actor, what)
+        self._idle.look(self._actors.all, self._actors.num_failed_starts)

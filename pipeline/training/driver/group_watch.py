@@ -13,9 +13,10 @@ from typing import Any
 
 import ray
 
+from pipeline.cluster_nodes import silent_nodes
 from pipeline.progress import Progress, format_duration, say
 from pipeline.redact import redact
-from pipeline.training.driver.places import Places, silent_nodes
+from pipeline.training.driver.places import Places
 from pipeline.training.side_work import SideWork
 from pipeline.training.stop_request import StopRequest
 from pipeline.training.train_board import BoardState, Orders, Phase

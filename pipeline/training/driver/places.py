@@ -1,56 +1,28 @@
 """Room for workers in a Ray cluster: reserved one worker at a time, so that a count is what Ray really has.
 
 A reservation is a placement group of one worker's resources. While it waits an autoscaler sees it as demand; it is
-given only by a node that answers and is not being drained. A node that has died counts as alive with Ray for about half
-a minute: it is found by asking its port, and left out.
+given only by a node that answers and is not being drained; nodes that have died without a word are left out
+(pipeline/cluster_nodes.py).
 """
 
 import contextlib
-import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import ray
 from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from pipeline.cluster_nodes import avoiding, silent_nodes
 from pipeline.progress import format_duration
 
-_CONNECT_TIMEOUT_S = 2.0
-_MAX_ASKED_AT_ONCE = 32
 _LOOK_INTERVAL_S = 0.2
 _SETTLED_S = 3.0
 _ASK_INTERVAL_S = 10.0
 _FIRST_SAY_S = 5.0
 _SAY_INTERVAL_S = 60.0
-_NODE_LABEL = "ray.io/node-id"
-
-
-def whole_cluster() -> dict[str, float]:
-    """All that the cluster's nodes have, free or not, by Ray's names."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources
-
-
-def silent_nodes() -> list[str]:
-    """Ids of nodes that Ray counts as alive and that do not answer."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    with ThreadPoolExecutor(_MAX_ASKED_AT_ONCE, thread_name_prefix="nodes") as pool:
-        return [node["NodeID"] for node, answers in zip(nodes, pool.map(_answers, nodes)) if not answers]
-
-
-def gone_nodes(ids: Iterable[str]) -> list[str]:
-    """Which of some nodes are no longer there, or do not answer."""
-    nodes = {node["NodeID"]: node for node in ray.nodes()}  # type: ignore[no-untyped-call]
-    return sorted({id for id in ids if not (id in nodes and nodes[id]["Alive"] and _answers(nodes[id]))})
-
-
-def avoiding(nodes: list[str]) -> dict[str, str] | None:
-    """The label selector that leaves nodes out; None where there are none."""
-    return {_NODE_LABEL: f"!in({','.join(nodes)})"} if nodes else None  # Ray takes a space for part of a name
 
 
 class Places:
@@ -144,11 +116,3 @@ def _waiting(resources: Mapping[str, float], at_least: int, number: int, avoided
         f"waiting for {at_least} workers with {needs} each: Ray has room for {number}{silent}; "
         f"{format_duration(waited_s)} so far"
     )
-
-
-def _answers(node: Mapping[str, Any]) -> bool:
-    try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _CONNECT_TIMEOUT_S).close()
-    except OSError:
-        return False
-    return True

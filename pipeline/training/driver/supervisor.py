@@ -7,6 +7,7 @@ what can only fail again, and end a group without notice to make it larger.
 
 import os
 
+from pipeline.cluster_nodes import gone_nodes, whole_cluster
 from pipeline.errors import ConfigError, PipelineError, StoppedError, TrainingFailedError
 from pipeline.models.model_files import ModelFiles
 from pipeline.progress import Progress, say
@@ -16,7 +17,7 @@ from pipeline.training.checkpoints.checkpoint_records import CheckpointRecord
 from pipeline.training.checkpoints.checkpoint_store import CheckpointStore
 from pipeline.training.driver.failures import MAX_LOSSES, Failure, FailureCount
 from pipeline.training.driver.group_watch import GroupTerms, GroupWatch
-from pipeline.training.driver.places import gone_nodes, wait_for_places, whole_cluster
+from pipeline.training.driver.places import wait_for_places
 from pipeline.training.driver.rollback import roll_back
 from pipeline.training.driver.validation import Validator
 from pipeline.training.driver.worker_group import failure_of, found_no_room, resources_of, run_group, was_preempted

@@ -10,10 +10,10 @@ import ray
 import ray.train
 import ray.train.torch
 
+from pipeline.cluster_nodes import avoiding
 from pipeline.ray_errors import innermost, own_error
 from pipeline.stores.object_store import one_line
 from pipeline.training.driver.failures import Failure
-from pipeline.training.driver.places import avoiding
 from pipeline.training.hang_timeout import peer_timeout_s
 from pipeline.training.train_board import BoardState
 from pipeline.training.train_config import WorkerConfig

@@ -197,7 +197,7 @@ def test_a_shard_that_kills_every_actor_ends_the_run_after_its_retries(
 ) -> None:
     marker = tmp_path / "killed"
     model = write_own_model(tmp_path / "own", monkeypatch, "kills", str(marker))
-    with pytest.raises(PipelineError, match=r"actors died 3 times over one output shard .*batch_size=2"):
+    with pytest.raises(PipelineError, match=r"^output shard 0 \(ids from 0\): its process died .*batch_size=2"):
         sample(
             config_of(
                 model, tmp_path / "out", trust_model_code=True, images_per_class=1, num_actors=1, max_shard_retries=2

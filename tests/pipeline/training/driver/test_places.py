@@ -1,14 +1,12 @@
 """Room for workers is what Ray has given; what is waited for is said."""
 
-import socket
 import threading
 from collections.abc import Callable
 
 import pytest
 import ray
 
-from pipeline.training.driver import places
-from pipeline.training.driver.places import Places, avoiding, gone_nodes, silent_nodes, wait_for_places
+from pipeline.training.driver.places import Places, wait_for_places
 
 CPU = {"CPU": 1.0}
 
@@ -66,23 +64,3 @@ def test_a_node_that_is_left_out_gives_no_place() -> None:
         while not one.num_given():
             pass
         assert none.num_given() == 0
-
-
-def test_no_selector_where_nothing_is_left_out() -> None:
-    assert avoiding([]) is None
-    assert avoiding(["a", "b"]) == {"ray.io/node-id": "!in(a,b)"}
-
-
-def test_a_node_is_silent_when_its_port_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        there, gone = listening.getsockname()[1], socket.create_server(("127.0.0.1", 0))
-        port_of_gone = gone.getsockname()[1]
-        gone.close()
-        nodes = [
-            {"NodeID": "a", "Alive": True, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": there},
-            {"NodeID": "b", "Alive": True, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port_of_gone},
-            {"NodeID": "c", "Alive": False, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": there},
-        ]
-        monkeypatch.setattr(places.ray, "nodes", lambda: nodes)
-        assert silent_nodes() == ["b"]
-        assert gone_nodes(["a", "b", "b", "c", "d"]) == ["b", "c", "d"]

@@ -1,0 +1,150 @@
+"""The pool of actors: shards that fail, devices that break, storage that is away, room that there is not."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from ddpm import DDIM
+from pipeline.cluster import ClusterConfig
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.generation.sample import describe_plan, sample
+from pipeline.generation.sample_job import SampleConfig
+from tests.pipeline.runs_in_process import digests, make_in_process
+from tests.pipeline.tiny_models import noise_mark, write_model, write_own_model
+
+
+def config_of(model: str, output: Path, **changes: object) -> SampleConfig:
+    """24 images in eight shards of three."""
+    config = SampleConfig(
+        model=model,
+        output=str(output),
+        images_per_class=8,
+        sampler=DDIM(num_steps=4),
+        shard_size=3,
+        batch_size=3,
+        num_actors=2,
+        max_shard_retries=1,
+        contact_sheet_columns=2,
+        trust_model_code=True,
+        cluster=ClusterConfig(num_cpus=2),
+    )
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+def misbehaving(folder: Path, monkeypatch: pytest.MonkeyPatch, actions: dict[int, str]) -> tuple[str, Path]:
+    """A model that does something at the first image of some shards; the file that says so."""
+    marks = folder / "marks"
+    model = write_own_model(folder / "own", monkeypatch, "by noise", str(marks))
+    marks.write_text("\n".join(f"{action}:{noise_mark(0, 3 * index)!r}" for index, action in actions.items()))
+    return model, marks
+
+
+def records(output: Path) -> set[int]:
+    return {int(path.stem) for path in output.glob("*/_parts/*.json")}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("ray_session")
+def test_shards_that_kill_hang_or_raise_are_set_aside_and_all_others_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, marks = misbehaving(tmp_path, monkeypatch, {1: "kill", 3: "hang", 6: "raise"})
+    config = config_of(model, tmp_path / "out", shard_timeout_s=4.0, start_timeout_s=12.0)
+    with pytest.raises(
+        PipelineError, match=r"of 8 output shards 3 could not be made: 1, 3, 6; all others are"
+    ) as caught:
+        sample(config)
+    assert caught.value.exit_code == 1 and "The first failed 2 times, at last: output shard 1 " in str(caught.value)
+    assert "its process died (its worker process has died" in str(caught.value)
+    said = capsys.readouterr().out
+    assert "shard 6 is set aside: output shard 6 (ids from 18): RuntimeError: a network's own reason" in said
+    assert "shard 3 is set aside: output shard 3 (ids from 9): no answer for " in said
+    assert records(tmp_path / "out") == {0, 2, 4, 5, 7}, "nobody else was blamed"
+    assert not list(tmp_path.glob("out/*/manifest.json"))
+
+    marks.write_text("")
+    result = sample(config)
+    assert result.num_made == 9
+    assert digests(result) == make_in_process(config_of(model, tmp_path / "in process"))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_first_shards_that_all_fail_end_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = misbehaving(tmp_path, monkeypatch, dict.fromkeys(range(8), "raise"))
+    with pytest.raises(PipelineError, match=r"^output shard \d \(ids from \d+\): RuntimeError: a network's own reason"):
+        sample(config_of(model, tmp_path / "out"))
+    assert not records(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_device_that_breaks_gets_no_more_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of two: the other makes the rest, but for the shard that breaks every device."""
+    model, _ = misbehaving(tmp_path, monkeypatch, {5: "break_device"})
+    with pytest.raises(PipelineError, match=r"of 8 output shards 1 could not be made: 5; .*uncorrectable ECC error"):
+        sample(config_of(model, tmp_path / "out", max_shard_retries=5))
+    assert records(tmp_path / "out") == {0, 1, 2, 3, 4, 6, 7}
+    said = capsys.readouterr().out
+    assert said.count(" is given up: output shard 5 ") == 1 and "shard 5 is set aside" in said
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_devices_that_break_at_the_first_shards_end_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = misbehaving(tmp_path, monkeypatch, dict.fromkeys(range(8), "break_device"))
+    with pytest.raises(PipelineError, match=r"CUDA error: uncorrectable ECC error"):
+        sample(config_of(model, tmp_path / "out", max_shard_retries=99))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_model_that_no_actor_can_load_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is damaged between the driver's check and the actors': they verify what they fetch."""
+    config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
+
+    def stage_damaged(output: object, files: object) -> None:
+        folder = tmp_path / "out" / "_models" / files.digest  # type: ignore[attr-defined]
+        folder.mkdir(parents=True)
+        for name, data in files.as_dict().items():  # type: ignore[attr-defined]
+            (folder / name).write_bytes(data[:-1] + b"?")
+
+    monkeypatch.setattr("pipeline.generation.sample.stage_model", stage_damaged)
+    with pytest.raises(PipelineError, match="was altered, sha256 differs"):
+        sample(config)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_nobody_who_works_ends_the_job_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cluster may grow, so that more than it has is waited for; a line says so, and the end does."""
+    monkeypatch.setattr("pipeline.generation.pool.idle_watch._FIRST_SAY_S", 0.0)
+    monkeypatch.setattr("pipeline.generation.sample_job.check_room", lambda *_: None)
+    config = config_of(write_model(tmp_path / "model"), tmp_path / "out", cpus_per_actor=3, idle_limit_s=5.0)
+    needs = r"each needs 3 CPU of one node, the cluster has 2 CPU in all"
+    with pytest.raises(
+        PipelineError, match=rf"^sampling: nobody was at work for 5\.0 s \(idle_limit_s\): {needs}; run"
+    ):
+        sample(config)
+    assert "waiting for an actor: each needs 3 CPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"cpus_per_actor": 10_000},
+            r"^cpus_per_actor: at most the \d+ CPUs of the Ray that is started here, got 10000;",
+        ),
+        ({"use_gpu": True}, r"^use_gpu: there is no GPU on this machine"),
+    ],
+)
+def test_what_this_machine_will_never_have_is_said_at_once(
+    tmp_path: Path, changes: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = config_of(write_model(tmp_path / "model"), tmp_path / "out", cluster=ClusterConfig(), **changes)
+    for job in (sample, describe_plan):
+        with pytest.raises(ConfigError, match=message):
+            job(config)
+    assert not (tmp_path / "out").exists()
