@@ -189,7 +189,7 @@ def test_the_spec_says_what_decides_the_images(model: str, tmp_path: Path) -> No
     assert (spec.sampler, spec.sampler_revision, spec.seed) == (config.sampler, Heun.revision, 9)
     assert (spec.image_size, spec.channels, spec.num_levels, spec.num_classes) == ((8, 8), 1, 256, 7)
     assert (spec.shard_size, spec.batch_size, spec.request, spec.guide_digest) == (6, 4, None, None)
-    ways = [{"num_actors": 7}, {"cpus_per_actor": 3}, {"images_per_class": 1}, {"contact_sheet_columns": 2}]
+    ways = [{"num_actors": 7}, {"shard_timeout_s": 5.0}, {"images_per_class": 1}, {"contact_sheet_columns": 2}]
     for way in ways:
         assert resolve_job(dataclasses.replace(config, **way)).spec == spec, "who makes how many is no part of it"
 
