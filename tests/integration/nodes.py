@@ -35,6 +35,11 @@ class Nodes:
     def address(self) -> str:
         return str(self._cluster.address)
 
+    @property
+    def newest_node(self) -> str:
+        """Ray's id of the node that came last."""
+        return str(self._others[-1].node_id)
+
     def keep(self, number: int) -> None:
         """Add nodes, or kill some, until there are so many beside the head."""
         while len(self._others) > number:
@@ -57,13 +62,16 @@ class Nodes:
 
     def kill_worker(self) -> None:
         """SIGKILL to a training worker, not that of the head's node if there is another."""
-        workers = [
+        workers = [process for process in self.processes() if process.name().startswith(_WORKER[:15])]
+        workers[0].kill()
+
+    def processes(self) -> list[psutil.Process]:
+        """All that raylets have started, the head's last."""
+        return [
             process
             for node in [*self._others, self._cluster.head_node]
             for process in psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
-            if process.name().startswith(_WORKER[:15])
         ]
-        workers[0].kill()
 
     def shutdown(self) -> None:
         self._cluster.shutdown()

@@ -82,6 +82,8 @@ class Network(torch.nn.Module):
                 action, value = one.split(":")
                 if (x_t.flatten(1)[:, 0] == torch.tensor(float(value))).any():
                     self.misbehave(action)
+        if self.what == "slow" and Path(self.where).exists():
+            time.sleep(float(Path(self.where).read_text()))
         if self.what == "hungry" and len(x_t) > 4:
             torch.empty(2**55)
         if self.what == "diverged":

@@ -105,6 +105,8 @@ class SamplingPool:
             actor.place, actor.starting = answer, actor.handle.load.remote()
         elif answer.kind is None:
             actor.starting, self._actors.num_failed_starts = None, 0
+            if self.statistics.num_lost:
+                say(f"an actor is at work in {actor.where}")
         elif answer.kind == "shard" and self.statistics.num_made == 0:
             raise answer.error  # a model that cannot be loaded here is no better elsewhere
         else:
