@@ -1,5 +1,6 @@
 """Images of verified shards, one shard in memory at a time: of a dataset's split or of a generation run."""
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ class LabelledImages:
 
 
 def stream_images(
-    store: ObjectStore, shards: Sequence[ShardRecord], stop: int | None = None
+    store: ObjectStore, shards: Iterable[ShardRecord], stop: int | None = None
 ) -> Iterator[LabelledImages]:
     """The images of some shards, in order, verified before use.
 
@@ -50,10 +51,10 @@ def stream_images(
     Raises:
         ShardCorruptError: If a shard is not as its record says, or an image in it does not decode.
     """
-    left = sum(shard.num_samples for shard in shards) if stop is None else stop
+    left = sys.maxsize if stop is None else stop
+    if left <= 0:
+        return
     for shard in shards:
-        if left <= 0:
-            return
         samples = read_shard(store, shard)[:left]
         try:
             images = np.stack([decode_png(sample.png) for sample in samples])
@@ -64,9 +65,11 @@ def stream_images(
         yield LabelledImages(
             images=images, labels=np.array(labels, dtype=np.int64) if len(labels) == len(samples) else None
         )
+        if left <= 0:
+            return
 
 
-def read_images(store: ObjectStore, shards: Sequence[ShardRecord], stop: int | None = None) -> LabelledImages:
+def read_images(store: ObjectStore, shards: Iterable[ShardRecord], stop: int | None = None) -> LabelledImages:
     """The images of some shards at once; arguments and errors as `stream_images`, at least one image."""
     return join_images(list(stream_images(store, shards, stop)))
 

@@ -37,7 +37,7 @@ from pipeline.errors import ConfigError, PipelineError, TrackingUnavailableError
 from pipeline.evaluation.baselines import ClassGaussians, draw_images
 from pipeline.evaluation.fills import Fills
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
-from pipeline.generation.output.inventory import write_if_changed
+from pipeline.generation.output.manifest import read_shards, write_if_changed
 from pipeline.generation.sample import SampleResult, sample
 from pipeline.generation.sample import describe_plan as sampling_plan
 from pipeline.generation.sample_job import ImagesConfig, SampleConfig, resolve_job
@@ -160,7 +160,7 @@ def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> E
         fills = Fills.fit(made.edit, num_images, train, card.config.num_classes)
         figures |= _fill_figures(config, dataset, fills, figures)
         num_shown = min(config.sample.contact_sheet_columns, num_images)
-        first = read_images(made.store, made.manifest.shards, num_shown).images
+        first = read_images(made.store, read_shards(made.store, made.manifest.parts), num_shown).images
         write_if_changed(made.store, FILLS_KEY, fills.picture(first))
     record = EvaluationRecord(
         model=model.uri,
@@ -230,7 +230,7 @@ def _frechet(
     real = real_distance(lambda: dataset.stream("train", config.max_train_images), num_train, made.num_asked, held_out)
 
     def first() -> Iterator[LabelledImages]:
-        return stream_images(made.store, made.manifest.shards, stop=real.num_images)
+        return stream_images(made.store, read_shards(made.store, made.manifest.parts), stop=real.num_images)
 
     of_model = pixel_distance(first, held_out)
     of_naive = None if draw is None else pixel_distance(functools.partial(draw, real.num_images), held_out)

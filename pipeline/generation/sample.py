@@ -20,14 +20,13 @@ from ddpm import count_parameters
 from pipeline.cluster import ray_session
 from pipeline.config_sections import write_section
 from pipeline.data.image_stream import LabelledImages, stream_images
-from pipeline.data.manifest import ShardRecord
 from pipeline.errors import PipelineError
-from pipeline.generation.output.inventory import (
+from pipeline.generation.output.inventory import Inventory, collect_orphans
+from pipeline.generation.output.manifest import (
     GenerationManifest,
-    Survey,
-    collect_orphans,
+    PartRecord,
     publish,
-    survey,
+    read_shards,
     write_if_changed,
 )
 from pipeline.generation.pool.node_models import stage_model
@@ -77,7 +76,7 @@ class SampleResult:
 
     def images(self) -> Iterator[LabelledImages]:
         """The images that were asked for, in the order of their ids, one verified shard after the other."""
-        return stream_images(self.store, self.manifest.shards, stop=self.num_asked)
+        return stream_images(self.store, read_shards(self.store, self.manifest.parts), stop=self.num_asked)
 
 
 def sample(config: SampleConfig, *, model: ResolvedModel | None = None) -> SampleResult:
@@ -98,19 +97,22 @@ def sample(config: SampleConfig, *, model: ResolvedModel | None = None) -> Sampl
     job = resolve_job(config, model)
     for warning in job.calibration.warnings if job.calibration else ():
         say(f"warning: calibration {config.calibration}: {warning}")
-    known, made, making_s = dict(job.known), _Made(), 0.0
-    for round_number in range(_MAX_ROUNDS):
-        found = survey(job.store, job.plan, known)
-        if 0 not in found.done:
-            break
-        if round_number == 0:
-            check_conditions(open_store(config.output))
-        round_started_s = time.monotonic()
-        known = {**found.tars, **_make_missing(config, job, found, made)}
-        making_s += time.monotonic() - round_started_s
-    else:
-        raise PipelineError(f"{job.store.uri}: shards disappear as they are made; does something else delete there?")
-    manifest = _publish(config, job, found)
+    inventory, made, making_s = Inventory(job.store, job.plan, job.manifest), _Made(), 0.0
+    try:
+        for round_number in range(_MAX_ROUNDS):
+            if inventory.num_missing:
+                if round_number == 0:
+                    check_conditions(open_store(config.output))
+                round_started_s = time.monotonic()
+                _make_missing(config, job, inventory, made)
+                making_s += time.monotonic() - round_started_s
+            if (parts := inventory.finish()) is not None:
+                break
+        else:
+            raise PipelineError(f"{job.store.uri}: shards go as they are made; does something else delete there?")
+    finally:
+        inventory.stop()
+    manifest = _publish(config, job, inventory, parts)
     return SampleResult(
         store=job.store,
         manifest=manifest,
@@ -131,12 +133,9 @@ class _Made:
     """Those of num_sampled that are in the output: another writer may have been quicker, with other bytes."""
 
 
-def _make_missing(config: SampleConfig, job: SampleJob, found: Survey, made: _Made) -> dict[int, ShardRecord]:
-    """Have the missing shards made; their tars by index."""
-    if found.lost:
-        say(f"{len(found.lost)} committed shards have lost their tar (the first is {found.lost[0]}): making them again")
-    done = sum(tar.num_samples for tar in found.tars.values())
-    num_images = job.plan.num_images
+def _make_missing(config: SampleConfig, job: SampleJob, inventory: Inventory, made: _Made) -> None:
+    """Have the missing shards made."""
+    done, num_images = inventory.num_images_done, job.plan.num_images
     say(f"sampling {num_images - done:,} of {num_images:,} images with {job.model.uri} into {job.store.uri}")
     output = open_store(config.output)
     for files in job.models:
@@ -150,13 +149,13 @@ def _make_missing(config: SampleConfig, job: SampleJob, found: Survey, made: _Ma
         num_threads=config.cpus_per_actor,
         use_gpu=config.use_gpu,
     )
-    tars: dict[int, ShardRecord] = {}
     num_lost = 0
+    inventory.close_complete()
     with ray_session(config.cluster), Progress("sampling", num_images, "img", done=done) as progress:
-        pool = SamplingPool(order, job.plan.missing(found.done), config.pool, found.done.count(0))
+        pool = SamplingPool(order, inventory.missing(), config.pool, inventory.num_missing)
         for commit in told_of_outages(pool.commits(), [job.store], "shard"):
             record = commit.record
-            tars[record.index] = record.tar
+            inventory.add(record)
             made.num_sampled += record.num_samples
             made.num_images += record.num_samples if commit.outcome != "lost" else 0
             progress.advance(record.num_samples, f"shard {record.index}")
@@ -171,7 +170,6 @@ def _make_missing(config: SampleConfig, job: SampleJob, found: Survey, made: _Ma
         say(f"{num_lost} shards were committed first elsewhere, with other bytes: those commits stand")
     if pool.set_aside:
         raise PipelineError(_what_is_missing(job, pool.set_aside))
-    return tars
 
 
 def _what_is_missing(job: SampleJob, set_aside: Sequence[Retried]) -> str:
@@ -186,32 +184,44 @@ def _what_is_missing(job: SampleJob, set_aside: Sequence[Retried]) -> str:
     )
 
 
-def _publish(config: SampleConfig, job: SampleJob, found: Survey) -> GenerationManifest:
+def _publish(
+    config: SampleConfig, job: SampleJob, inventory: Inventory, parts: Sequence[PartRecord]
+) -> GenerationManifest:
     """Manifest, contact sheet, orphans: each only if there is something to change."""
-    manifest = GenerationManifest(
-        spec=job.spec,
-        spec_digest=job.spec.digest,
-        class_names=job.card.class_names,
-        num_images=job.plan.num_images,
-        shards=tuple(found.tars[index] for index in range(job.plan.num_shards)),
-    )
-    if [*job.known.values()] != [*manifest.shards]:
+    manifest = job.manifest
+    if manifest is None or manifest.num_images < job.plan.num_images:
         write_if_changed(job.store, CONFIG_KEY, write_section(config, "sample").encode())
-        publish(job.store, manifest)
+        manifest = publish(
+            job.store,
+            GenerationManifest(
+                spec=job.spec,
+                spec_digest=job.spec.digest,
+                model_uri=job.model.uri,
+                guide_uri=None if job.guide is None else job.guide.uri,
+                class_names=job.card.class_names,
+                num_images=job.plan.num_images,
+                parts=tuple(parts),
+            ),
+        )
     sheet = contact_sheet(manifest, job.edit, job.store, config.contact_sheet_columns)
     write_if_changed(job.store, CONTACT_SHEET_KEY, sheet)
-    orphans = collect_orphans(job.store, found.unnamed, older_than_s=config.orphan_age_s, now_s=time.time())
+    orphans = collect_orphans(job.store, inventory.unnamed, older_than_s=config.orphan_age_s, now_s=time.time())
     if orphans:
         say(f"removed {len(orphans)} shards of killed attempts, which no record names")
+    if num_young := len(inventory.unnamed) - len(orphans):
+        say(
+            f"shards of killed attempts, which no record names: {num_young} of them are too young to be removed "
+            f"(orphan_age_s); later jobs/output.py repair {job.store.uri} removes them"
+        )
     return manifest
 
 
 def describe_plan(config: SampleConfig) -> list[tuple[str, str]]:
     """What a run would do, as names and values; reads the model and the output's listing, starts nothing."""
     job = resolve_job(config)
-    found = survey(job.store, job.plan, job.known)
-    missing = job.plan.num_images - sum(tar.num_samples for tar in found.tars.values())
-    num_missing_shards = found.done.count(0)
+    inventory = Inventory(job.store, job.plan, job.manifest)
+    inventory.stop()
+    missing, num_missing_shards = job.plan.num_images - inventory.num_images_done, inventory.num_missing
     named = [(name, model) for name, model in (("model", job.model), ("guide", job.guide)) if model is not None]
     # Before the cost is counted, which builds the networks: loading is what makes a model's own code importable.
     models = [(name, _describe_model(model)) for name, model in named]

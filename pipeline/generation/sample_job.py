@@ -7,14 +7,13 @@ from ddpm import DDIM, ModelConfig, flops_per_image, make_schedule
 from ddpm.samplers.registry import AnySampler
 from pipeline.cluster import ClusterConfig
 from pipeline.config_io import refuse_empty
-from pipeline.data.manifest import ShardRecord
 from pipeline.errors import ConfigError
 from pipeline.generation.making.shard_maker import Ingredients
-from pipeline.generation.output.inventory import load_generation_manifest
+from pipeline.generation.output.manifest import GenerationManifest, load_generation_manifest
 from pipeline.generation.pool.pool_config import PoolConfig, check_room
 from pipeline.generation.requests.edit_inputs import EditRequest, resolve_request
 from pipeline.generation.requests.requests import AnyRequest, Generate
-from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec, ShardPlan, check_same_shard, plan_shards
+from pipeline.generation.spec.sampling_plan import SamplingSpec, ShardPlan, plan_shards
 from pipeline.models.calibration import Calibration, read_calibration
 from pipeline.models.model_files import ModelCard, ModelFiles, check_trust, read_card
 from pipeline.models.model_uri import check_model_uris
@@ -153,8 +152,8 @@ class SampleJob:
     """The output shards: of as many images as are asked for, or as are there already if that is more."""
     store: ObjectStore
     """The output prefix."""
-    known: dict[int, ShardRecord]
-    """The shards that the manifest of an earlier run names."""
+    manifest: GenerationManifest | None
+    """That of an earlier run; None: none has finished there."""
 
     @property
     def models(self) -> list[ModelFiles]:
@@ -248,16 +247,8 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
         raise ConfigError(f"sample: {error}") from error
     store = open_store(join_uri(config.output, spec.digest[:16]))
     manifest = load_generation_manifest(store)
-    known = dict(enumerate(manifest.shards)) if manifest else {}
-    if manifest and manifest.num_images >= plan.num_images:
+    if manifest and manifest.num_images > plan.num_images:
         plan = plan_shards(spec, manifest.num_images)
-    elif manifest:
-        last = OutputShard(
-            index=len(known) - 1,
-            first_id=(len(known) - 1) * spec.shard_size,
-            num_samples=manifest.shards[-1].num_samples,
-        )
-        check_same_shard(plan.shard(last.index), last, plan.num_images, store.uri)
     return SampleJob(
         model=model,
         card=card,
@@ -268,7 +259,7 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
         spec=spec,
         plan=plan,
         store=store,
-        known=known,
+        manifest=manifest,
     )
 
 

@@ -12,11 +12,13 @@ import pytest
 from ddpm import DDIM
 from pipeline.config_sections import write_section
 from pipeline.generation.output.commits import read_record
-from pipeline.generation.output.inventory import load_generation_manifest
+from pipeline.generation.output.manifest import load_generation_manifest, read_shards
+from pipeline.generation.pool.actors import IN_HAND
 from pipeline.generation.sample_job import SampleConfig, resolve_job
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import join_uri
 from pipeline.tracking.tracking import TrackingConfig
+from tests.faulty_proxy import FaultyProxy
 from tests.fixtures_s3 import S3Server
 from tests.integration.jobs import start_job
 from tests.integration.nodes import Log, Nodes, ending
@@ -70,7 +72,7 @@ class Generation:
     def digests(self) -> dict[int, str]:
         manifest = load_generation_manifest(self.store)
         assert manifest is not None
-        return {index: shard.sha256 for index, shard in enumerate(manifest.shards)}
+        return {index: shard.sha256 for index, shard in enumerate(read_shards(self.store, manifest.parts))}
 
 
 def actors_of(nodes: Nodes) -> list[psutil.Process]:
@@ -116,20 +118,24 @@ def test_lost_nodes_cost_no_shard_and_one_that_comes_back_makes_some(
     assert "set aside" not in log.text
 
 
+@pytest.mark.parametrize(("seed", "num_kills"), [(0, 3), pytest.param(1, 20, marks=pytest.mark.slow)])
 def test_a_run_through_kills_of_actors_nodes_and_drivers(
     all_nodes: Nodes,
-    ceph_server: S3Server,
+    s3_server: S3Server,
+    storage: dict[str, str],
+    proxy: FaultyProxy,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
+    seed: int,
+    num_kills: int,
 ) -> None:
     """At moments of a seed; after the last rerun every byte is that of an unbroken run, and little was made twice."""
-    for name, value in ceph_server.environment.items():
+    for name, value in storage.items():
         monkeypatch.setenv(name, value)
     choice, slow_file = random.Random(seed), tmp_path / "slow"
     all_nodes.keep(1)
     slow_file.write_text("0")
-    config = config_of(tmp_path, join_uri(ceph_server.uri, uuid.uuid4().hex), slow_file, monkeypatch)
+    config = config_of(tmp_path, join_uri(s3_server.uri, uuid.uuid4().hex), slow_file, monkeypatch)
     config = dataclasses.replace(config, num_actors=2)
     expected = make_in_process(dataclasses.replace(config, output=str(tmp_path / "in process")))
 
@@ -158,8 +164,12 @@ def test_a_run_through_kills_of_actors_nodes_and_drivers(
     slow_file.unlink()
     assert job.wait(600) == 0, (tmp_path / "log").read_text()
     assert generation.digests() == expected
+    stored = [one for one in proxy.requests if one.method == "PUT" and one.path.endswith(".tar")]
+    num_again = sum(config.output.partition("//")[2] in one.path for one in stored) - NUM_SHARDS
+    print("shards stored a second time:", num_again)
+    assert num_again <= num_kills * IN_HAND * config.num_actors, "what was in hand, and no more"
     for index in range(NUM_SHARDS):
         assert read_record(generation.store, index).sha256 == expected[index]
     before = {info.key: info.modified_s for info in generation.store.list()}
-    assert generation.start().wait(300) == 0
+    assert generation.start().wait(300) == 0, "and starts no Ray"
     assert {info.key: info.modified_s for info in generation.store.list()} == before, "a run after that writes nothing"

@@ -12,7 +12,7 @@ from jobs import evaluate, prepare_data, sample, train
 from jobs.cli import run_job
 from pipeline.data.manifest import load_manifest
 from pipeline.data.shards import decode_png, read_shard
-from pipeline.generation.output.inventory import load_generation_manifest
+from pipeline.generation.output.manifest import load_generation_manifest
 from pipeline.stores.storage import open_store
 
 PROJECT = """

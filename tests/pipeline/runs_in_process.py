@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pipeline.data.image_stream import LabelledImages, join_images
 from pipeline.generation.making.shard_maker import ShardMaker
+from pipeline.generation.output.manifest import read_shards
 from pipeline.generation.sample import SampleResult, sample
 from pipeline.generation.sample_job import SampleConfig, resolve_job
 
@@ -25,7 +26,7 @@ def run(config: SampleConfig) -> tuple[SampleResult, LabelledImages]:
 
 def digests(result: SampleResult) -> dict[int, str]:
     """The digest of each shard of a finished run, by index."""
-    return {index: shard.sha256 for index, shard in enumerate(result.manifest.shards)}
+    return {index: shard.sha256 for index, shard in enumerate(read_shards(result.store, result.manifest.parts))}
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes]]:

@@ -24,7 +24,7 @@ from pipeline.evaluation.studies.bound_comparison import BoundComparison
 from pipeline.evaluation.studies.ema_sweep import EmaSweep, EmaSweepRow
 from pipeline.evaluation.studies.sampler_table import SamplerComparison, SamplerRow
 from pipeline.generation.output.commits import CommitRecord, Provenance
-from pipeline.generation.output.inventory import GenerationManifest
+from pipeline.generation.output.manifest import GenerationManifest, PartRecord
 from pipeline.generation.spec.edits import InpaintSpec
 from pipeline.generation.spec.sampling_plan import SamplingSpec
 from pipeline.models.calibration import Calibration
@@ -173,7 +173,13 @@ RECORDS: dict[str, Any] = {
         ),
     ),
     "generation_manifest": GenerationManifest(
-        spec=SPEC, spec_digest=SPEC.digest, class_names=("cat", "dog"), num_images=7, shards=(TAR,)
+        spec=SPEC,
+        spec_digest=SPEC.digest,
+        model_uri="models:/ddpm/1",
+        guide_uri=None,
+        class_names=("cat", "dog"),
+        num_images=7,
+        parts=(PartRecord(key=f"_manifest/00000-00001-{SHA}.parquet"),),
     ),
     "evaluation": EvaluationRecord(
         model="models:/ddpm/1",

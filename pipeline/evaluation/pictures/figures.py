@@ -21,7 +21,7 @@ from pipeline.evaluation.pictures.method_charts import draw_loss_weights, draw_p
 from pipeline.evaluation.studies import sampler_comparison
 from pipeline.evaluation.studies.sampler_comparison import SamplerComparisonConfig, compare_samplers
 from pipeline.evaluation.studies.sampler_table import draw_comparison
-from pipeline.generation.output.inventory import write_if_changed
+from pipeline.generation.output.manifest import write_if_changed
 from pipeline.measuring.bound import BoundMeter
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.models.model_files import load_model

@@ -14,7 +14,7 @@ from ddpm import Estimate, ImageBound, LikelihoodConfig, RunningMoments
 from ddpm.added_field import added_field
 from pipeline.config_io import to_json
 from pipeline.errors import ConfigError
-from pipeline.generation.output.inventory import write_if_changed
+from pipeline.generation.output.manifest import write_if_changed
 from pipeline.measuring.bound import BoundMeter
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.models.model_files import load_model, read_card

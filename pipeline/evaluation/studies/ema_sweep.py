@@ -17,7 +17,7 @@ from pipeline.config_sections import write_section
 from pipeline.evaluation.charts import Line, Panel, line_charts
 from pipeline.evaluation.evaluate import EvaluateConfig, MeasuresConfig, evaluate
 from pipeline.evaluation.report import EvaluationRecord
-from pipeline.generation.output.inventory import write_if_changed
+from pipeline.generation.output.manifest import write_if_changed
 from pipeline.generation.requests.requests import Generate
 from pipeline.generation.sample_job import ImagesConfig
 from pipeline.models.model_files import ModelFiles

@@ -32,7 +32,7 @@ from pipeline.data.image_stream import LabelledImages, join_images
 from pipeline.errors import ConfigError
 from pipeline.evaluation.studies.sampler_judge import JudgedImages, SamplerJudge, rows_of
 from pipeline.evaluation.studies.sampler_table import SamplerComparison, draw_comparison
-from pipeline.generation.output.inventory import write_if_changed
+from pipeline.generation.output.manifest import write_if_changed
 from pipeline.generation.requests.requests import Generate
 from pipeline.generation.sample import sample
 from pipeline.generation.sample_job import ImagesConfig, SampleConfig, resolve_job

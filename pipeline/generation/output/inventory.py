@@ -1,145 +1,285 @@
-"""What is in an output prefix: the shards that are committed, the manifest of a finished run, and what may go.
+"""What of a run is in its output prefix, for any number of shards: one byte each, and the records of a few ranges.
 
-The driver of a run looks here before and after it: a `survey` says what is missing, `publish` writes the manifest when
-nothing is, `collect_orphans` removes tars that no record names. A survey is one listing (1,000 keys per request) and
-one read per record that neither the manifest nor this run knows already.
+A driver looks once, by listings alone: a range with a part (manifest.py) is complete and is not looked into; of others
+the keys of the commit records say which shards exist. While shards are made, each range that becomes complete is
+*closed* beside the work: its records are read, its tars listed and compared with them, and its part is written. A shard
+whose tar is gone or cut short is then missing again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
+from itertools import islice
+from multiprocessing.pool import AsyncResult, ThreadPool
 
-from pipeline import config_io
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import ObjectMissingError
 from pipeline.generation.output.commits import CommitRecord, part_index, read_record, tar_index
-from pipeline.generation.spec.sampling_plan import SamplingSpec, ShardPlan, check_same_shard
+from pipeline.generation.output.manifest import (
+    SHARDS_PER_PART,
+    GenerationManifest,
+    PartRecord,
+    list_parts,
+    read_part,
+    write_part,
+)
+from pipeline.generation.spec.sampling_plan import OutputShard, ShardPlan, check_same_shard
 from pipeline.progress import say
 from pipeline.stores.object_store import ObjectInfo, ObjectStore
 from pipeline.stores.remover import Remover
 
-MANIFEST_KEY = "manifest.json"
-_READ_THREADS = 16
-_READ_CHUNK = 1024  # records asked for at once: a run may have millions
+_THREADS = 16
+_READ_CHUNK = 1024  # records asked for at once
+_FEW = 1000  # keys: what one request lists
+_NUM_ENDS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GenerationManifest:
-    """The content of `manifest.json`: a complete run. It names no machine and no time: equal runs have equal bytes."""
+class ClosedRange:
+    """A range that was looked into."""
 
-    format_version: int = 2
-    """Version of this record."""
-    spec: SamplingSpec
-    """All that decides the images."""
-    spec_digest: str
-    """Digest of the spec."""
-    class_names: tuple[str, ...]
-    """Names of the classes; empty when images have no label."""
-    num_images: int
-    """Images of the run, with ids 0 .. num_images - 1."""
-    shards: tuple[ShardRecord, ...]
-    """The tars, in id order; readers verify size, digest and count."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Survey:
-    """What of a plan is in the store."""
-
-    done: bytearray
-    """One byte per shard of the plan, 1 where it is committed and its tar is there."""
-    tars: Mapping[int, ShardRecord]
-    """The tars of the shards that are done, by index."""
+    index: int
+    """Which."""
+    part: PartRecord | None
+    """Its part; None: something is missing."""
     lost: tuple[int, ...]
-    """Shards that are committed but whose tar is gone or cut short: to be made again."""
+    """Shards whose tar is gone or cut short."""
     unnamed: tuple[ObjectInfo, ...]
-    """Tars that none of the records seen names: orphans, or of shards outside the plan, or just being committed."""
+    """Tars that no record names: orphans, or just being committed by another driver."""
 
 
-def survey(store: ObjectStore, plan: ShardPlan, known: Mapping[int, ShardRecord]) -> Survey:
-    """List what is committed.
+class Inventory:
+    """The shards of a plan: which are there, which are missing."""
+
+    def __init__(self, store: ObjectStore, plan: ShardPlan, manifest: GenerationManifest | None) -> None:
+        """Look what is there; nothing is written.
+
+        Args:
+            store: The output prefix.
+            plan: The shards wanted.
+            manifest: That of a finished run there, of at most as many images.
+
+        Raises:
+            OutputExistsError: If what is there cuts the ids differently (a run grown from a ragged end).
+            ShardCorruptError: If a part was altered.
+            StorageError: If the store fails.
+        """
+        self._store, self._plan = store, plan
+        self.done = bytearray(plan.num_shards)
+        """One byte per shard, 1 where it is there."""
+        self._parts: dict[int, PartRecord] = {}
+        self._known: dict[int, dict[int, ShardRecord]] = {}
+        self._num_done = [0] * -(-plan.num_shards // SHARDS_PER_PART)
+        self._closing: dict[int, AsyncResult[ClosedRange]] = {}
+        self._thread: ThreadPool | None = None
+        self.unnamed: list[ObjectInfo] = []
+        """Tars that no record names, of the ranges that were closed."""
+        self._take_parts(manifest)
+        self._take_records()
+
+    @property
+    def num_missing(self) -> int:
+        """Shards that are not there."""
+        return self.done.count(0)
+
+    @property
+    def num_images_done(self) -> int:
+        """Images of the shards that are there."""
+        last = self._plan.num_shards - 1
+        full = self.done.count(1) * self._plan.shard_size
+        return full - (self._plan.shard_size - self._plan.shard(last).num_samples if self.done[last] else 0)
+
+    @property
+    def num_known(self) -> int:
+        """Shards of which more is kept than that they are there."""
+        return sum(map(len, self._known.values()))
+
+    def missing(self) -> Iterator[OutputShard]:
+        """The shards that are not there, in order."""
+        return self._plan.missing(self.done)
+
+    def add(self, record: CommitRecord) -> None:
+        """Note a shard that has just been committed; a range that is complete by it is closed beside the work.
+
+        Raises:
+            OutputExistsError, StorageError: As `finish`, of a range that was closed meanwhile.
+        """
+        range_index = record.index // SHARDS_PER_PART
+        self._known.setdefault(range_index, {})[record.index] = record.tar
+        self._num_done[range_index] += not self.done[record.index]
+        self.done[record.index] = 1
+        self._close_if_complete(range_index)
+        for finished in [index for index, one in self._closing.items() if one.ready()]:
+            self._take_closed(self._closing.pop(finished).get())
+
+    def close_complete(self) -> None:
+        """Close the ranges that are complete already, beside the work."""
+        for range_index in range(len(self._num_done)):
+            self._close_if_complete(range_index)
+
+    def finish(self) -> Sequence[PartRecord] | None:
+        """Wait until the ranges that are complete are closed.
+
+        Returns:
+            The parts of the run, in order; None if shards are missing: their tars were lost, or never made.
+
+        Raises:
+            OutputExistsError: If a record cuts the ids differently.
+            ConfigError, FormatVersionError: If a record is damaged, or of another version.
+            StorageError: If the store fails.
+        """
+        self.close_complete()
+        try:
+            while self._closing:
+                self._take_closed(self._closing.pop(next(iter(self._closing))).get())
+        finally:
+            self.stop()
+        if 0 in self.done:
+            return None
+        return [self._parts[index] for index in range(len(self._num_done))]
+
+    def stop(self) -> None:
+        """Wait for nothing any more; safe to repeat."""
+        if self._thread is not None:
+            self._thread.terminate()
+            self._thread = None
+
+    def _take_parts(self, manifest: GenerationManifest | None) -> None:
+        """Ranges with a part of all their shards are complete; a shorter part knows some."""
+        if manifest is not None and self._plan.num_shards > manifest.num_shards:
+            last = list(read_part(self._store, manifest.parts[-1]))[-1]
+            index = manifest.num_shards - 1
+            shard = OutputShard(index=index, first_id=index * self._plan.shard_size, num_samples=last.num_samples)
+            check_same_shard(self._plan.shard(index), shard, self._plan.num_images, self._store.uri)
+        for part in [*(manifest.parts if manifest else ()), *list_parts(self._store)]:
+            indices = self._indices(part.range_index)
+            if part.range_index in self._parts or not indices:
+                continue
+            if part.num_shards == len(indices):
+                self._parts[part.range_index] = part
+                self.done[indices.start : indices.stop] = b"\1" * len(indices)
+            elif manifest is not None and part in manifest.parts:
+                known = dict(enumerate(read_part(self._store, part), start=indices.start))
+                self._known[part.range_index] = known
+                self.done[indices.start : indices.start + len(known)] = b"\1" * len(known)
+
+    def _take_records(self) -> None:
+        """The keys of commit records, of all ranges without a part."""
+        open_ranges = [index for index in range(len(self._num_done)) if index not in self._parts]
+        if not open_ranges:
+            return
+        ends: list[int] = []
+        first = list(islice(self._store.list("_parts/"), _FEW + 1))
+        if len(first) <= _FEW:
+            self._mark(part_index(info.key) for info in first)
+        else:
+            with ThreadPool(min(_THREADS, len(open_ranges))) as threads:
+                for committed in threads.imap_unordered(self._committed, open_ranges):
+                    self._mark(committed)
+        for range_index in open_ranges:
+            indices = self._indices(range_index)
+            self._num_done[range_index] = self.done.count(1, indices.start, indices.stop)
+            known = self._known.get(range_index, {})
+            ends += [index for index in self._last_of_runs(indices) if index not in known]
+        for record in _read_records(self._store, ends[-_NUM_ENDS:]):
+            check_same_shard(self._plan.shard(record.index), record.shard, self._plan.num_images, self._store.uri)
+
+    def _committed(self, range_index: int) -> list[int]:
+        keys = (info.key for info in self._store.list(f"_parts/{range_index:05d}"))
+        return [index for index in map(part_index, keys) if index is not None]
+
+    def _mark(self, indices: Iterable[int | None]) -> None:
+        for index in indices:
+            if index is not None and index < self._plan.num_shards:
+                self.done[index] = 1
+
+    def _last_of_runs(self, indices: range) -> list[int]:
+        """Shards that are there before one that is not, or at the end: any may be the last of an earlier plan."""
+        stop = indices.stop
+        ends, start = [], self.done.find(1, indices.start, stop)
+        while start != -1:
+            end = self.done.find(0, start, stop)
+            ends.append((stop if end == -1 else end) - 1)
+            start = -1 if end == -1 else self.done.find(1, end, stop)
+        return ends
+
+    def _indices(self, range_index: int) -> range:
+        first = range_index * SHARDS_PER_PART
+        return range(first, min(first + SHARDS_PER_PART, self._plan.num_shards))
+
+    def _close_if_complete(self, range_index: int) -> None:
+        indices = self._indices(range_index)
+        is_open = range_index not in self._parts and range_index not in self._closing
+        if is_open and self._num_done[range_index] == len(indices):
+            known = dict(self._known.get(range_index, {}))
+            if self._thread is None:
+                self._thread = ThreadPool(1)  # unlike an executor's it is waited for by nobody who is interrupted
+            self._closing[range_index] = self._thread.apply_async(
+                close_range, (self._store, self._plan, indices, known)
+            )
+
+    def _take_closed(self, closed: ClosedRange) -> None:
+        self.unnamed += closed.unnamed
+        if closed.part is not None:
+            self._parts[closed.index] = closed.part
+            self._known.pop(closed.index, None)
+        for index in closed.lost:
+            self.done[index] = 0
+            self._num_done[closed.index] -= 1
+            self._known.get(closed.index, {}).pop(index, None)
+        if closed.lost:
+            say(
+                f"{len(closed.lost)} committed shards have lost their tar (the first is {closed.lost[0]}): making them "
+                "again"
+            )
+
+
+def close_range(store: ObjectStore, plan: ShardPlan, indices: range, known: Mapping[int, ShardRecord]) -> ClosedRange:
+    """Compare the records of a complete range with its tars, and write its part.
 
     Args:
         store: The output prefix.
-        plan: The shards wanted; records of others are left alone.
-        known: Tars of the plan whose records need not be read: from a manifest, or from this run's own commits.
+        plan: The shards wanted.
+        indices: The shards of the range.
+        known: Tars whose records need not be read: from a manifest, or from this run's own commits.
 
     Raises:
-        OutputExistsError: If a record cuts the ids differently (a run grown from a ragged end).
+        OutputExistsError: If a record cuts the ids differently.
+        ConfigError, FormatVersionError: If a record is damaged, or of another version.
+        StorageError: If the store fails.
     """
+    range_index = indices.start // SHARDS_PER_PART
+    objects = {info.key: info for info in store.list(f"{range_index:05d}") if tar_index(info.key) is not None}
     tars = dict(known)
-    objects: dict[str, ObjectInfo] = {}
-    unread: list[int] = []
-    for item in store.list():
-        if tar_index(item.key) is not None:
-            objects[item.key] = item
-        elif (index := part_index(item.key)) is not None and index not in tars and index < plan.num_shards:
-            unread.append(index)
-    for record in _read_records(store, unread):
+    for record in _read_records(store, [index for index in indices if index not in known]):
         check_same_shard(plan.shard(record.index), record.shard, plan.num_images, store.uri)
         tars[record.index] = record.tar
-
     lost = []
-    done = bytearray(plan.num_shards)
-    for index, tar in tars.items():
-        item_of_tar = objects.pop(tar.key, None)
-        if item_of_tar is None or item_of_tar.size_bytes != tar.size_bytes:
+    for index in indices:
+        tar = tars.get(index)
+        found = None if tar is None else objects.pop(tar.key, None)
+        if tar is None or found is None or found.size_bytes != tar.size_bytes:
             lost.append(index)
-        else:
-            done[index] = 1
-    for index in lost:
-        del tars[index]
-    return Survey(done=done, tars=tars, lost=tuple(sorted(lost)), unnamed=tuple(objects.values()))
+    part = None if lost else write_part(store, range_index, [tars[index] for index in indices])
+    return ClosedRange(index=range_index, part=part, lost=tuple(lost), unnamed=tuple(objects.values()))
 
 
 def _read_records(store: ObjectStore, indices: Sequence[int]) -> Iterator[CommitRecord]:
+    """The records that are there, of some shards."""
     if not indices:
         return
-    with ThreadPool(_READ_THREADS) as threads:  # unlike an executor it waits for no thread when it is interrupted
+    with ThreadPool(
+        min(_THREADS, len(indices))
+    ) as threads:  # unlike an executor it waits for no thread when interrupted
         for start in range(0, len(indices), _READ_CHUNK):
-            yield from threads.imap(lambda index: read_record(store, index), indices[start : start + _READ_CHUNK])
+            chunk = indices[start : start + _READ_CHUNK]
+            yield from (one for one in threads.imap(lambda index: _record(store, index), chunk) if one is not None)
 
 
-def load_generation_manifest(store: ObjectStore) -> GenerationManifest | None:
-    """The manifest of the output prefix, or None when no run has finished there.
-
-    Raises:
-        ConfigError: If it is damaged.
-        FormatVersionError: If it is of another version.
-    """
+def _record(store: ObjectStore, index: int) -> CommitRecord | None:
     try:
-        data = store.read(MANIFEST_KEY)
+        return read_record(store, index)
     except ObjectMissingError:
         return None
-    where = f"{store.uri}/{MANIFEST_KEY}"
-    return config_io.read_record(GenerationManifest, data, where, remedy="make the images again into another output")
-
-
-def publish(store: ObjectStore, manifest: GenerationManifest) -> bool:
-    """Write the manifest if it says something new; a shorter one never replaces a longer one.
-
-    Returns:
-        Whether it was written.
-    """
-    current = load_generation_manifest(store)
-    if current is not None and (current == manifest or current.num_images > manifest.num_images):
-        return False
-    store.write(MANIFEST_KEY, config_io.to_json(manifest))
-    return True
-
-
-def write_if_changed(store: ObjectStore, key: str, data: bytes) -> bool:
-    """Write an object unless it has these bytes already.
-
-    Returns:
-        Whether it was written.
-    """
-    try:
-        if store.read(key) == data:
-            return False
-    except ObjectMissingError:
-        pass
-    store.write(key, data)
-    return True
 
 
 def collect_orphans(
@@ -149,7 +289,7 @@ def collect_orphans(
 
     Args:
         store: The output prefix.
-        unnamed: The candidates, from a survey.
+        unnamed: The candidates, from closed ranges.
         older_than_s: Least age to collect, seconds; much longer than any writer takes from its tar to its record.
         now_s: The time, seconds since 1970.
 
@@ -161,13 +301,11 @@ def collect_orphans(
         index = tar_index(candidate.key)
         if index is None or now_s - candidate.modified_s <= older_than_s:
             continue
-        try:
-            named = read_record(store, index).key
-        except ObjectMissingError:
-            named = None
+        record = _record(store, index)
         # Its age once more: a writer that makes the same bytes may have adopted it since the listing.
         current = store.stat(candidate.key)
-        if named != candidate.key and current is not None and now_s - current.modified_s > older_than_s:
+        is_named = record is not None and record.key == candidate.key
+        if not is_named and current is not None and now_s - current.modified_s > older_than_s:
             if not remover.remove([candidate.key]):
                 break
             collected.append(candidate.key)

@@ -20,7 +20,7 @@ from pipeline.data.image_stream import LabelledImages, join_images, read_images
 from pipeline.data.manifest import MANIFEST_KEY, ShardRecord, load_manifest
 from pipeline.data.shards import check_levels, decode_mask
 from pipeline.errors import ConfigError, DatasetError, DatasetMissingError, ObjectMissingError, ShardCorruptError
-from pipeline.generation.output.inventory import load_generation_manifest
+from pipeline.generation.output.manifest import load_generation_manifest, read_shards
 from pipeline.generation.requests.requests import REGIONS, Edit, Inpaint, Request
 from pipeline.generation.spec.edits import AnyEditSpec
 from pipeline.models.model_files import ModelCard
@@ -108,7 +108,10 @@ def _find_inputs(uri: str, split: str | None) -> InputImages:
         spec = run.spec
         names = run.class_names or tuple(str(k) for k in range(spec.num_classes or 0))
         return InputImages(
-            uri=store.uri, shards=run.shards, image_shape=(*spec.image_size, spec.channels), class_names=names
+            uri=store.uri,
+            shards=tuple(read_shards(store, run.parts)),
+            image_shape=(*spec.image_size, spec.channels),
+            class_names=names,
         )
     dataset = load_manifest(store)
     check_levels(dataset, store.uri)

@@ -5,7 +5,7 @@ from jaxtyping import UInt8
 
 from pipeline.data.image_stream import read_images
 from pipeline.data.pictures import class_grid, image_grid
-from pipeline.generation.output.inventory import GenerationManifest
+from pipeline.generation.output.manifest import GenerationManifest, read_shards
 from pipeline.generation.requests.edit_inputs import EditRequest, RowReader
 from pipeline.generation.spec.edits import InterpolateSpec
 from pipeline.stores.object_store import ObjectStore
@@ -25,7 +25,7 @@ def contact_sheet(manifest: GenerationManifest, edit: EditRequest | None, store:
     """
     num_classes = manifest.spec.num_classes
     num_shown = columns if edit is not None else columns * (num_classes or columns)
-    images = read_images(store, manifest.shards, min(num_shown, manifest.num_images)).images
+    images = read_images(store, read_shards(store, manifest.parts), min(num_shown, manifest.num_images)).images
     if edit is not None:
         return _edit_sheet(edit, images)
     return image_grid(images, columns) if num_classes is None else class_grid(images, num_classes, columns)

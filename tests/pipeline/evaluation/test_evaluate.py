@@ -21,7 +21,7 @@ from pipeline.data.shards import Sample, encode_png, pack_shard
 from pipeline.errors import ConfigError, DatasetMissingError
 from pipeline.evaluation.evaluate import EvaluateConfig, describe_plan, evaluate
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
-from pipeline.generation.output.inventory import load_generation_manifest
+from pipeline.generation.output.manifest import load_generation_manifest, read_shards
 from pipeline.generation.sample_job import ImagesConfig
 from pipeline.models.registration import register_model
 from pipeline.models.registry import resolve_model
@@ -108,7 +108,7 @@ def test_figures_are_those_of_independent_code(digits: str, model: str, tmp_path
     store = open_store(str(Path(found.uri).parent))
     manifest = load_generation_manifest(store)
     assert manifest is not None
-    made = read_images(store, manifest.shards)
+    made = read_images(store, read_shards(store, manifest.parts))
     images = made.images.reshape(NUM_IMAGES, 64) / 255
 
     assert figures["label_agreement"] == pytest.approx((svm.predict(images) == np.arange(NUM_IMAGES) % 10).mean())
@@ -158,7 +158,7 @@ def test_more_images_than_real_ones_are_compared_at_the_real_ones_number(
     store = open_store(str(Path(few.uri).parent))
     manifest = load_generation_manifest(store)
     assert manifest is not None
-    first = read_images(store, manifest.shards, figure.num_images)
+    first = read_images(store, read_shards(store, manifest.parts), figure.num_images)
     held_out = read_images(open_store(digits), load_manifest(open_store(digits)).splits["held_out"].shards)
     x, y = (images.images.reshape(-1, 64) / 255 for images in (first, held_out))
     assert figure.model == pytest.approx(frechet(x, y), rel=1e-4)

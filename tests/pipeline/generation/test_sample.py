@@ -24,9 +24,9 @@ from pipeline.config_sections import write_section
 from pipeline.data.image_stream import join_images, read_images
 from pipeline.errors import OutputExistsError, PipelineError
 from pipeline.generation.output.commits import read_record
-from pipeline.generation.output.inventory import load_generation_manifest
+from pipeline.generation.output.manifest import load_generation_manifest, read_shards
 from pipeline.generation.sample import describe_plan, sample
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample_job import SampleConfig, resolve_job
 from pipeline.presets import digits
 from pipeline.project import parse_project, read_preset
 from pipeline.stores.storage import open_store
@@ -80,7 +80,7 @@ def test_the_images_are_those_that_were_asked_for_in_the_order_of_their_ids(tmp_
     result, images = run(config)
     assert result.num_asked == 60 and images.labels is not None
     assert images.labels.tolist() == [i % 3 for i in range(60)]
-    assert (images.images == read_images(result.store, result.manifest.shards).images).all()
+    assert (images.images == read_images(result.store, read_shards(result.store, result.manifest.parts)).images).all()
     fewer = sample(dataclasses.replace(config, images_per_class=7))
     few = join_images(list(fewer.images()))
     assert (fewer.num_asked, fewer.manifest.num_images) == (21, 60), "21 images end inside the second shard"
@@ -110,20 +110,19 @@ def test_a_run_with_a_ragged_end_does_not_grow_and_nothing_is_changed(tmp_path: 
         assert snapshot(tmp_path / "out") == before
 
 
-def test_orphans_go_when_they_are_old_enough(tmp_path: Path) -> None:
+def test_orphans_go_when_they_are_old_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are found when their range is closed."""
     config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
     make_in_process(config)
-    result = sample(config)
-    orphan = Path(result.store.uri, f"000000002-{'0' * 64}.tar")
-    orphan.write_bytes(b"bytes of other hardware")
+    prefix = Path(resolve_job(config).store.uri)
+    young, old = (prefix / f"00000000{index}-{'0' * 64}.tar" for index in (1, 2))
+    for orphan in (young, old):
+        orphan.write_bytes(b"bytes of other hardware")
+    os.utime(old, (0, time.time() - config.orphan_age_s - 1))
     sample(config)
-    assert orphan.exists()
-    os.utime(orphan, (0, time.time() - config.orphan_age_s - 1))
-    before = snapshot(Path(result.store.uri))
-    sample(config)
-    assert not orphan.exists()
-    after = snapshot(Path(result.store.uri))
-    assert {key for key in before if key != "."} - set(after) == {orphan.name}
+    assert young.exists() and not old.exists()
+    said = capsys.readouterr().out
+    assert "removed 1 shards of killed attempts" in said and "1 of them are too young" in said
 
 
 def test_the_plan_is_described_without_a_trace(tmp_path: Path) -> None:

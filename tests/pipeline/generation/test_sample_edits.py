@@ -14,6 +14,7 @@ from jobs.cli import run_job
 from jobs.sample import JOB
 from pipeline.data.shards import read_shard
 from pipeline.errors import ConfigError, OutputExistsError, PipelineError
+from pipeline.generation.output.manifest import read_shards
 from pipeline.generation.requests.requests import Inpaint, Interpolate, Partial
 from pipeline.generation.sample import describe_plan, sample
 from pipeline.generation.sample_job import SampleConfig
@@ -144,7 +145,7 @@ def test_samples_say_what_they_were_made_of(dataset: SmallDataset, model: str, t
     result, _ = run(editing_config(model, tmp_path / "out", inpaint(dataset.uri)))
     spec = result.manifest.spec
     assert spec.request is not None and result.edit is not None and result.edit.spec == spec.request
-    for sample_ in read_shard(result.store, result.manifest.shards[1]):
+    for sample_ in read_shard(result.store, list(read_shards(result.store, result.manifest.parts))[1]):
         assert sample_.meta["input_rows"] == [sample_.meta["sample_id"]]
         assert sample_.meta["request"] == json.loads(json.dumps(dataclasses.asdict(spec.request)))
 

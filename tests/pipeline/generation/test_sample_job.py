@@ -211,7 +211,7 @@ def test_a_new_revision_of_a_sampler_makes_other_runs(
     make_in_process(config)
     before = sample(config)
     monkeypatch.setattr(DDIM, "revision", 2)
-    assert resolve_job(config).store.uri != before.store.uri and not resolve_job(config).known
+    assert resolve_job(config).store.uri != before.store.uri and resolve_job(config).manifest is None
 
 
 @pytest.mark.parametrize(
