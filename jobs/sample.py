@@ -11,7 +11,8 @@ from pipeline.progress import say
 def _run(config: SampleConfig) -> None:
     made = sample(config)
     now = f"{made.num_made:,} made now" if made.num_made else "all of them there already, nothing written"
-    where = f"{made.store.uri}; contact sheet {made.contact_sheet_uri}"
+    gallery = f", gallery {made.gallery_uri}" if made.gallery_uri else ""
+    where = f"{made.store.uri}; contact sheet {made.contact_sheet_uri}{gallery}"
     say(f"done: {made.manifest.num_images:,} images ({now}) in {where}")
 
 

@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class Sample:
     """Label; None: the shard has no .cls member for it."""
     meta: dict[str, Any]
     """JSON values: where the image came from, or how it was made."""
+    offset_bytes: int | None = field(default=None, compare=False)
+    """Where the PNG begins in the shard that the sample was read from; None: it was not read from one."""
 
 
 def pack_shard(samples: Iterable[Sample]) -> bytes:
@@ -71,7 +73,7 @@ def unpack_shard(data: bytes, where: str = "shard") -> list[Sample]:
     """
     samples: list[Sample] = []
     members: dict[str, bytes] = {}
-    current, offset = "", 0
+    current, offset, png_offset = "", 0, 0
     try:
         while True:
             block = data[offset : offset + _BLOCK]
@@ -82,15 +84,17 @@ def unpack_shard(data: bytes, where: str = "shard") -> list[Sample]:
             if not header.isreg() or not 0 <= header.size <= len(data) - offset - _BLOCK:
                 raise ValueError(f"member {header.name!r} is no plain file, or cut short")
             if key != current and members:
-                samples.append(_sample(current, members))
+                samples.append(_sample(current, members, png_offset))
                 members = {}
             if extension in members:
                 raise ValueError(f"member {header.name!r} occurs twice")
             current = key
             members[extension] = data[offset + _BLOCK : offset + _BLOCK + header.size]
+            if extension == "png":
+                png_offset = offset + _BLOCK
             offset += _BLOCK + header.size + (-header.size % _BLOCK)
         if members:
-            samples.append(_sample(current, members))
+            samples.append(_sample(current, members, png_offset))
         if len(data) < offset + 2 * _BLOCK or any(data[offset:]):
             raise ValueError("the end-of-archive mark is missing or followed by other data")
     except (tarfile.HeaderError, ValueError) as error:
@@ -100,14 +104,14 @@ def unpack_shard(data: bytes, where: str = "shard") -> list[Sample]:
     return samples
 
 
-def _sample(key: str, members: dict[str, bytes]) -> Sample:
+def _sample(key: str, members: dict[str, bytes], png_offset: int) -> Sample:
     if set(members) not in ({"png", "json"}, {"png", "cls", "json"}):
         raise ValueError(f"sample {key!r} has the members {sorted(members)}")
     meta = json.loads(members["json"])
     if not isinstance(meta, dict):
         raise ValueError(f"the .json of sample {key!r} is no object")
     cls = int(members["cls"]) if "cls" in members else None
-    return Sample(key=key, png=members["png"], cls=cls, meta=meta)
+    return Sample(key=key, png=members["png"], cls=cls, meta=meta, offset_bytes=png_offset)
 
 
 def read_shard(store: ObjectStore, record: ShardRecord) -> list[Sample]:

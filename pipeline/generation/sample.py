@@ -4,6 +4,7 @@
                                config.toml          the configuration that the manifest was made with
                                manifest.json        last; readers trust only this
                                contact_sheet.png    the first images of each class, read back through the manifest
+                               index.html, gallery/    a page of images and their origin, see viewing/gallery.py
 
 The driver looks what is missing, has it made by a pool of actors, looks again, and publishes the manifest. It may be
 killed at any moment, or be started twice: running it again makes only what is missing, and writes nothing when nothing
@@ -36,10 +37,11 @@ from pipeline.generation.pool.shard_queue import Retried
 from pipeline.generation.requests.edit_inputs import EditRequest
 from pipeline.generation.sample_job import SampleConfig, SampleJob, resolve_job
 from pipeline.generation.viewing.contact_sheet import contact_sheet
+from pipeline.generation.viewing.gallery import PAGE_KEY, Lineage, write_gallery
 from pipeline.models.model_files import load_model
 from pipeline.models.registry import ResolvedModel
 from pipeline.progress import Progress, say
-from pipeline.stores.object_store import ObjectStore
+from pipeline.stores.object_store import ObjectStore, one_line
 from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import join_uri, open_store
 from pipeline.stores.waiting import told_of_outages
@@ -68,6 +70,14 @@ class SampleResult:
     """Time of the whole run, seconds."""
     evaluations_per_s: float
     """Images made times network evaluations per image, per second of making; 0 when nothing was missing."""
+
+    has_gallery: bool
+    """Whether this run left the gallery as it should be."""
+
+    @property
+    def gallery_uri(self) -> str | None:
+        """The page of the images; None where none was wanted, or it could not be made."""
+        return join_uri(self.store.uri, PAGE_KEY) if self.has_gallery else None
 
     @property
     def contact_sheet_uri(self) -> str:
@@ -113,12 +123,14 @@ def sample(config: SampleConfig, *, model: ResolvedModel | None = None) -> Sampl
     finally:
         inventory.stop()
     manifest = _publish(config, job, inventory, parts)
+    has_gallery = _make_gallery(config, job, manifest)
     return SampleResult(
         store=job.store,
         manifest=manifest,
         edit=job.edit,
         num_asked=job.num_asked,
         num_made=made.num_images,
+        has_gallery=has_gallery,
         wall_s=time.monotonic() - started_s,
         evaluations_per_s=made.num_sampled * job.evaluations_per_image / making_s if made.num_sampled else 0.0,
     )
@@ -214,6 +226,32 @@ def _publish(
             f"(orphan_age_s); later jobs/output.py repair {job.store.uri} removes them"
         )
     return manifest
+
+
+def _make_gallery(config: SampleConfig, job: SampleJob, manifest: GenerationManifest) -> bool:
+    """The page of the images; whether there is one. The run can do without it: what goes wrong there is a line."""
+    version = job.model.version
+    lineage = Lineage(
+        model_uri=job.model.uri,
+        guide_uri=None if job.guide is None else job.guide.uri,
+        run_id=None if version is None else version.run_id,
+        dataset_digest=job.card.dataset_digest,
+    )
+    try:
+        write_gallery(
+            job.store,
+            manifest.spec,
+            manifest.class_names,
+            read_shards(job.store, manifest.parts),
+            lineage,
+            num_images=manifest.num_images,
+            max_images=config.gallery_images,
+        )
+    except Exception as error:
+        reason = one_line(error) or type(error).__name__
+        say(f"the gallery could not be made ({reason}); the images are all there, and running again makes it")
+        return False
+    return config.gallery_images > 0
 
 
 def describe_plan(config: SampleConfig) -> list[tuple[str, str]]:

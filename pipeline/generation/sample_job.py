@@ -68,6 +68,8 @@ class ImagesConfig:
     """The job ends when nobody has been at work for so long: no room, nothing that starts, no storage, seconds."""
     contact_sheet_columns: int = 10
     """Images of each class on the contact sheet; without classes as many rows of as many, of an edit one row."""
+    gallery_images: int = 1_000_000
+    """Images that the gallery shows, the page index.html of the output, from the first on; 0: there is none."""
     orphan_age_s: float = 86_400.0
     """Age, seconds, from which the files of killed attempts are removed; longer than making and storing any shard."""
 
@@ -91,7 +93,7 @@ class ImagesConfig:
         refuse_empty(self, "accelerator_type")
         if self.accelerator_type is not None and not self.use_gpu:
             raise ValueError("accelerator_type: is a kind of GPU and goes with use_gpu; leave it out or set use_gpu")
-        for name in ("max_shard_retries", "orphan_age_s"):
+        for name in ("max_shard_retries", "gallery_images", "orphan_age_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**64:

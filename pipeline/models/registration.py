@@ -66,7 +66,7 @@ def register_model(
     check_model_name(name, alias)
     with mlflow_errors(run.uri):
         version = _Registration(run, files, name, tags or {}).version(alias)
-    return registered(run.uri, name, version)
+    return registered(run.uri, name, version, run.require_id())
 
 
 class _Registration:

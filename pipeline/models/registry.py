@@ -55,6 +55,8 @@ class RegisteredVersion:
     """models:/name/version."""
     tracking_uri: str = field(repr=False)
     """The MLflow that it is registered with."""
+    run_id: str | None
+    """The MLflow run that it comes from; None: it names none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,12 +155,14 @@ def _found(
                 known = _describe_registry(client, uri.name)
                 raise ModelMissingError(f"{uri.text}: not in the registry at {registry_uri}; {known}") from error
             raise
-        yield client, found, registered(registry_uri, uri.name, int(found.version))
+        yield client, found, registered(registry_uri, uri.name, int(found.version), found.run_id)
 
 
-def registered(uri: str, name: str, version: int) -> RegisteredVersion:
-    """A version by its number."""
-    return RegisteredVersion(name=name, version=version, uri=f"models:/{name}/{version}", tracking_uri=uri)
+def registered(uri: str, name: str, version: int, run_id: str | None) -> RegisteredVersion:
+    """A version by its number, and the run that it comes from."""
+    return RegisteredVersion(
+        name=name, version=version, uri=f"models:/{name}/{version}", tracking_uri=uri, run_id=run_id
+    )
 
 
 def _download(client: "MlflowClient", found: "ModelVersion", version: RegisteredVersion) -> ModelFiles:

@@ -21,6 +21,15 @@ _PARTS_AT_ONCE = 4
 """In memory: one being filled, the others being sent."""
 _PARTS_OF_ONE_SIZE = 1500
 _ABORT_PATIENCE_S = 5.0
+# A browser shows a page from a bucket only if its files say what they are; all others are S3's "binary/octet-stream".
+_MEDIA_TYPES = {
+    "css": "text/css",
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript",
+    "png": "image/png",
+    "svg": "image/svg+xml",
+    "webp": "image/webp",
+}
 
 
 def write_parts(requests: S3Requests, key: str, data: bytes | Iterable[bytes], part_bytes: int) -> None:
@@ -41,7 +50,8 @@ def write_parts(requests: S3Requests, key: str, data: bytes | Iterable[bytes], p
     try:
         for part, is_last in _parts_of([data] if isinstance(data, bytes) else data, part_bytes):
             if upload is None and is_last:
-                requests.send("put_object", Key=key, Body=part)
+                media_type = _MEDIA_TYPES.get(key.rpartition(".")[2])
+                requests.send("put_object", Key=key, Body=part, **({"ContentType": media_type} if media_type else {}))
                 return
             upload = upload or _Upload(requests, key)
             upload.add(part)

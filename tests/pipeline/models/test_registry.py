@@ -26,6 +26,7 @@ def test_what_is_registered_is_what_is_resolved(registry: TrackingConfig, run: T
     files = model_files(1)
     version = register_model(run, files, "round")
     assert (version.name, version.version, version.uri) == ("round", 1, "models:/round/1")
+    assert version.run_id == run.run_id
     for uri in ("models:/round@candidate", "models:/round/1"):
         model = resolve_model(uri, registry)
         assert model.uri == "models:/round/1", "an alias is resolved once"

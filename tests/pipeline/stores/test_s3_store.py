@@ -37,6 +37,28 @@ def test_listing_skips_markers_and_reads_what_others_wrote(s3: str) -> None:
     assert store.read("folder//double") == b"x"
 
 
+@pytest.mark.parametrize(
+    ("key", "media_type"),
+    [
+        ("index.html", "text/html; charset=utf-8"),
+        ("gallery/view.js", "text/javascript"),
+        ("gallery/gallery.css", "text/css"),
+        ("gallery/icon.svg", "image/svg+xml"),
+        ("gallery/00.webp", "image/webp"),
+        ("contact_sheet.png", "image/png"),
+        ("a.html/shard.tar", "binary/octet-stream"),
+    ],
+)
+def test_a_browser_is_told_what_it_may_show(s3: str, key: str, media_type: str) -> None:
+    """Else it saves a page instead of showing it, and refuses its style."""
+    prefix = uuid.uuid4().hex
+    open_store(f"{s3}/{prefix}").write(key, b"x")
+    client = boto3.session.Session().client("s3")
+    answer = client.head_object(Bucket=s3.removeprefix("s3://"), Key=f"{prefix}/{key}")
+    client.close()
+    assert answer["ContentType"] == media_type
+
+
 def test_wrong_secret_key(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     refused_everywhere(open_store(f"{s3}/x"), "AWS_SECRET_ACCESS_KEY")
