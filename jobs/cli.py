@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import tyro
 
+from jobs.alternative_flags import make_room
 from jobs.exits import run_guarded
 from jobs.variant_flags import describe_variants, take_variants
 from pipeline.config_fields import fields_of
@@ -174,6 +176,7 @@ def _sections(job: Job[C], preset: Preset, config: C) -> Iterator[str]:
 def _parse_flags(job: Job[C], preset: Preset, config: C, flags: Sequence[str], program: str | None) -> C:
     reads = ", ".join(f"[{section}]" for section in dict.fromkeys(_sections(job, preset, config)))
     start, rest = take_variants(config, flags)
+    start = make_room(start, rest)
     description = (type(config).__doc__ or "") + describe_variants(start)
     description += _COMMON.format(presets=", ".join(PRESETS), default=_DEFAULT_PRESET, reads=reads)
 
@@ -191,11 +194,12 @@ def _parse_flags(job: Job[C], preset: Preset, config: C, flags: Sequence[str], p
     try:
         with contextlib.redirect_stdout(unseen), contextlib.redirect_stderr(unseen):
             return parse(start, rest)
-    except SystemExit:
+    except SystemExit as stop:
+        is_help = not stop.code
         # It prints values, broken where the line ends, where no password can be told: asked again without them.
         start, rest = redact_fields(start), [redact(flag) for flag in rest]
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), contextlib.nullcontext() if is_help else _endless_lines():
             parse(start, rest)
     except SystemExit as stop:
         if not stop.code:  # --help
@@ -221,6 +225,20 @@ def _first_sentence(box: str, owner: str) -> str:
         path = field["path"]
         sentence = field["rule"] if path is None else f"{path.replace('-', '_')}.{field['rule']}"
     return f"{sentence} (--help lists every flag)"
+
+
+@contextlib.contextmanager
+def _endless_lines() -> Iterator[None]:
+    """The flag parser breaks its lines where the terminal ends, also inside a path or a value."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "10000"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 @contextlib.contextmanager

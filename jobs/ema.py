@@ -12,7 +12,6 @@ from jobs.cli import Job, run_subcommand
 from pipeline.evaluation.evaluate import MeasuresConfig
 from pipeline.evaluation.studies import ema_sweep
 from pipeline.evaluation.studies.ema_sweep import EmaSweepConfig, sweep_ema
-from pipeline.generation.requests.requests import Generate
 from pipeline.presets import Preset
 from pipeline.progress import say
 from pipeline.stores.storage import join_uri
@@ -33,7 +32,7 @@ def _sweep_of_preset(preset: Preset) -> EmaSweepConfig:
         run=preset.train.output,
         output=join_uri(preset.train.output, "ema"),
         dataset=base.dataset,
-        sample=dataclasses.replace(preset.sample.images, request=Generate()),
+        sample=preset.sample.images.from_nothing(),
         evaluate=MeasuresConfig(**measures),
         tracking=base.tracking,
         cluster=base.cluster,

@@ -42,7 +42,7 @@ def take_variants(config: C, flags: Sequence[str]) -> tuple[C, list[str]]:
             chosen[path] = value if given else waiting.pop(0)
     for path, options, value in list(variant_fields(config)):
         if path in chosen:
-            config = _replaced(config, path.split("."), _start(path, options, value, chosen[path]))
+            config = replaced(config, path.split("."), _start(path, options, value, chosen[path]))
     _refuse_options_of_others(config, rest)
     return config, rest
 
@@ -99,11 +99,11 @@ def _start(path: str, options: dict[str, type], old: Any, name: str) -> Any:
     return _unchecked(new, {f: tyro.MISSING if v is dataclasses.MISSING else v for f, v in values.items()})
 
 
-def _replaced(config: Any, path: Sequence[str], value: Any) -> Any:
-    """A copy with another value at a path."""
+def replaced(config: Any, path: Sequence[str], value: Any) -> Any:
+    """A copy with another value at a path, not checked: see take_variants."""
     cls: Any = type(config)
     values = {field: getattr(config, field) for field in fields_of(cls)}
-    values[path[0]] = value if len(path) == 1 else _replaced(values[path[0]], path[1:], value)
+    values[path[0]] = value if len(path) == 1 else replaced(values[path[0]], path[1:], value)
     return _unchecked(cls, values)
 
 

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import pydantic
 import tomli_w
 
+from pipeline.config_alternatives import make_room
 from pipeline.config_errors import check_names, explain, short
 from pipeline.config_fields import (
     NAME,
@@ -315,6 +316,7 @@ def _over(hint: Any, base: Any, data: Any) -> Any:
         return {key: _over(element_of(option, key), None, value) for key, value in data.items()}
     merged: dict[str, Any] = {}
     if has_base:
+        base = make_room(base, data)
         kept = fields if type(base) is option else shared_fields(type(base), option)
         merged = {key: value for key, value in _plain(type(base), base).items() if key in kept}
     for key, value in data.items():

@@ -29,6 +29,7 @@ SECTIONS = (
     "calibrate",
     "compare_samplers",
     "compare_bounds",
+    "compare_models",
     "figures",
     "ema_reconstruct",
     "ema_sweep",

@@ -151,6 +151,8 @@ def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> E
     for warning in warnings:
         say(f"warning: {warning}")
     made = sample(config.sampling, model=model)
+    for warning in made.labels.warnings:
+        say(f"warning: {warning}")
     num_images = made.num_asked
     card, diffusion = load_model(model.files, model.uri)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -169,7 +171,7 @@ def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> E
         dataset_digest=dataset.manifest.digest,
         num_images=num_images,
         figures=figures,
-        warnings=warnings,
+        warnings=warnings + made.labels.warnings,
     )
     write_if_changed(made.store, REPORT_KEY, to_json(record))
     evaluation = Evaluation(uri=join_uri(made.store.uri, REPORT_KEY), record=record)
@@ -238,8 +240,8 @@ def _frechet(
         model=_figure(of_model.value),
         real=_figure(real.distance.value),
         gaussian=None if of_naive is None else _figure(of_naive.value),
-        # An edit's images are not drawn independently of each other: they share their inputs with the held-out images.
-        standard_error=None if made.edit is not None else _error_of(of_model),
+        # The error is that of images drawn by themselves; those of an edit share their inputs with the held-out ones.
+        standard_error=_error_of(of_model) if made.is_independent else None,
         real_standard_error=_figure(real.distance.standard_error),
         gaussian_standard_error=None if of_naive is None else _error_of(of_naive),
         num_images=real.num_images,
@@ -383,7 +385,7 @@ def describe_plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     dataset = EvaluationDataset(config.dataset)
     splits = {name: split.num_samples for name, split in dataset.manifest.splits.items()}
     job = resolve_job(config.sampling)
-    warnings = dataset.check_fits(job.card, job.model.uri)
+    warnings = dataset.check_fits(job.card, job.model.uri) + job.labels.warnings
     num_evaluated = job.card.config.schedule.num_timesteps * config.eps_images_per_t
     return [
         *sampling_plan(config.sampling),

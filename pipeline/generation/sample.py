@@ -35,6 +35,7 @@ from pipeline.generation.pool.sampling_pool import SamplingPool
 from pipeline.generation.pool.shard_actor import WorkOrder
 from pipeline.generation.pool.shard_queue import Retried
 from pipeline.generation.requests.edit_inputs import EditRequest
+from pipeline.generation.requests.label_requests import LabelRequest
 from pipeline.generation.sample_job import SampleConfig, SampleJob, resolve_job
 from pipeline.generation.viewing.contact_sheet import contact_sheet
 from pipeline.generation.viewing.gallery import PAGE_KEY, Lineage, write_gallery
@@ -62,6 +63,8 @@ class SampleResult:
     """What is there."""
     edit: EditRequest | None
     """What was edited; None: images from nothing."""
+    labels: LabelRequest
+    """Which labels were asked for."""
     num_asked: int
     """Images that were asked for; the manifest may name more."""
     num_made: int
@@ -83,6 +86,11 @@ class SampleResult:
     def contact_sheet_uri(self) -> str:
         """A PNG with the first images of each class, or of an edit the first ones below their inputs."""
         return join_uri(self.store.uri, CONTACT_SHEET_KEY)
+
+    @property
+    def is_independent(self) -> bool:
+        """Whether each image was drawn by itself: edits share their inputs, and a label plan may repeat noise."""
+        return self.edit is None and not (self.labels.plan is not None and self.labels.plan.repeats_noise)
 
     def images(self) -> Iterator[LabelledImages]:
         """The images that were asked for, in the order of their ids, one verified shard after the other."""
@@ -128,6 +136,7 @@ def sample(config: SampleConfig, *, model: ResolvedModel | None = None) -> Sampl
         store=job.store,
         manifest=manifest,
         edit=job.edit,
+        labels=job.labels,
         num_asked=job.num_asked,
         num_made=made.num_images,
         has_gallery=has_gallery,
@@ -266,6 +275,7 @@ def describe_plan(config: SampleConfig) -> list[tuple[str, str]]:
     flops = missing * job.flops_per_image
     return [
         *models,
+        *([] if job.labels.text is None else [("labels", job.labels.text)]),
         *([] if job.edit is None else [("edit", f"{job.edit.spec.name} of images in {job.edit.inputs.uri}")]),
         ("output", job.store.uri),
         ("images", f"{job.plan.num_images:,}, of which {missing:,} are missing"),

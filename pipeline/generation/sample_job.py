@@ -1,7 +1,8 @@
 """What an operator says about a generation run, and what it comes to: all that is checked before any cluster work."""
 
 import functools
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar
 
 from ddpm import DDIM, ModelConfig, flops_per_image, make_schedule
 from ddpm.samplers.registry import AnySampler
@@ -12,6 +13,7 @@ from pipeline.generation.making.shard_maker import Ingredients
 from pipeline.generation.output.manifest import GenerationManifest, load_generation_manifest
 from pipeline.generation.pool.pool_config import PoolConfig, check_room
 from pipeline.generation.requests.edit_inputs import EditRequest, resolve_request
+from pipeline.generation.requests.label_requests import LabelRequest, resolve_labels
 from pipeline.generation.requests.requests import AnyRequest, Generate
 from pipeline.generation.spec.sampling_plan import SamplingSpec, ShardPlan, plan_shards
 from pipeline.models.calibration import Calibration, read_calibration
@@ -22,18 +24,27 @@ from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import check_file_uris, check_uris, join_uri, open_store
 from pipeline.tracking.tracking import TrackingConfig
 
+_IMAGES_PER_CLASS = 100  # where nothing is said
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImagesConfig:
     """Which images to make, with what, and where they go."""
+
+    ALTERNATIVES: ClassVar[tuple[str, ...]] = ("images_per_class", "num_images", "request.label_plan")
+    """Each says how many images there are: one that a file or a flag gives takes the place of another that stood before
+    (config_alternatives.py)."""
 
     model: str
     """models:/name@alias, models:/name/3, or a checkpoint's folder (local or s3://...); ?ema=HALFLIFE at the end: its
     further average of that half-life."""
     output: str
     """Folder or s3://bucket/prefix; each sampling spec gets a prefix of its own below it."""
-    images_per_class: int = 100
-    """Images of each class; the number of images when the model has no classes. Edits count by their inputs instead."""
+    images_per_class: int | None = None
+    """Images of each class that is asked for; the number of images when the model has no classes. Edits count by their
+    inputs instead. 100 if neither this nor num_images nor a label plan is given."""
+    num_images: int | None = None
+    """Images in all, instead of images_per_class: the classes take turns, and the first ones may have one more."""
     request: AnyRequest = field(default_factory=Generate)
     """Images from nothing, or edits of given ones; --request.name chooses which."""
     guide_model: str | None = None
@@ -67,7 +78,8 @@ class ImagesConfig:
     idle_limit_s: float = 1800.0
     """The job ends when nobody has been at work for so long: no room, nothing that starts, no storage, seconds."""
     contact_sheet_columns: int = 10
-    """Images of each class on the contact sheet; without classes as many rows of as many, of an edit one row."""
+    """Images of each class on the contact sheet; without classes or with a label plan as many rows of as many, of an
+    edit one row."""
     gallery_images: int = 1_000_000
     """Images that the gallery shows, the page index.html of the output, from the first on; 0: there is none."""
     orphan_age_s: float = 86_400.0
@@ -79,14 +91,16 @@ class ImagesConfig:
         check_file_uris(self, "calibration")
         for name in (
             "images_per_class",
+            "num_images",
             "shard_size",
             "batch_size",
             "num_actors",
             "cpus_per_actor",
             "contact_sheet_columns",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}; choose a positive number")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: must be at least 1, got {value}; choose a positive number")
         for name in ("shard_timeout_s", "start_timeout_s", "idle_limit_s"):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name}: must be positive, got {getattr(self, name)}; leave it out")
@@ -98,7 +112,40 @@ class ImagesConfig:
                 raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed: must be in [0, 2^64), got {self.seed}; choose another seed")
+        self._check_count()
         self.request.check_sampler(self.sampler)
+
+    def _check_count(self) -> None:
+        """Refuse two answers to how many images there are."""
+        given = [f"{name} {value:,}" for name in _COUNTS if (value := getattr(self, name)) is not None]
+        if len(given) == 2:
+            raise ValueError(f"num_images: goes without images_per_class, got {' and '.join(given)}; leave one out")
+        if isinstance(self.request, Generate):
+            plan = self.request.label_plan
+            if given and plan is not None:
+                name, number = given[0].split()
+                raise ValueError(f"{name}: the rows of {plan} say how many images, got {number}; leave one out")
+        elif self.num_images is not None:
+            raise ValueError(
+                f"num_images: an edit has as many images as its inputs give, got {self.num_images}; leave it out, or "
+                "say it as request.num_images"
+            )
+
+    def from_nothing(self) -> "ImagesConfig":
+        """The same without an edit, for studies that measure images from nothing; labels stay as they were chosen."""
+        return self if isinstance(self.request, Generate) else replace(self, request=Generate())
+
+    @property
+    def count(self) -> str:
+        """How many images are asked for, in words."""
+        if isinstance(self.request, Generate) and self.request.label_plan is not None:
+            return f"one for each row of {self.request.label_plan}"
+        if self.num_images is not None:
+            return f"{self.num_images:,}"
+        return f"{self.images_per_class or _IMAGES_PER_CLASS:,} per class"
+
+
+_COUNTS = ("images_per_class", "num_images")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +191,8 @@ class SampleJob:
     """The weaker model of autoguidance."""
     edit: EditRequest | None
     """What is edited, and how; None: images from nothing."""
+    labels: LabelRequest
+    """Which labels are asked for."""
     num_asked: int
     """Images that are asked for; there may be more already."""
     calibration: Calibration | None
@@ -170,6 +219,7 @@ class SampleJob:
             inputs=None if self.edit is None else self.edit.inputs,
             known=None if self.edit is None else self.edit.known,
             x_0_error=None if self.calibration is None else self.calibration.x_0_error,
+            label_plan=self.labels.plan,
         )
 
     @property
@@ -202,7 +252,8 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
     """Look up the models, the inputs of an edit and the output; nothing is written.
 
     Raises:
-        ConfigError: If sampler, guide or inputs do not fit the model, or the seed or number of images is out of range.
+        ConfigError: If sampler, guide, labels or inputs do not fit the model, or the seed or number of images is out of
+            range.
         DatasetMissingError, DatasetError: If there are no inputs where they were named, or their manifest is damaged.
         OutputExistsError: If the output holds a run that cannot grow to this number of images.
         UntrustedCodeError: If a model brings code and is not trusted.
@@ -228,6 +279,7 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
                 clip_x_0=config.sampler.clip_x_0,
             )
         edit = resolve_request(config.request, card, model.uri)
+        labels = resolve_labels(config.request, card, model.uri)
         spec = SamplingSpec(
             model_digest=model.files.digest,
             guide_digest=None if guide is None else guide.files.digest,
@@ -236,6 +288,7 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
             sampler=config.sampler,
             sampler_revision=config.sampler.revision_on(schedule),
             seed=config.seed,
+            label_rule=labels.rule,
             num_classes=network.num_classes,
             shard_size=config.shard_size,
             batch_size=config.batch_size,
@@ -243,7 +296,7 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
             channels=network.channels,
             num_levels=network.num_levels,
         )
-        num_asked = config.images_per_class * (network.num_classes or 1) if edit is None else edit.num_asked
+        num_asked = _num_asked(config, spec, edit, labels)
         plan = plan_shards(spec, num_asked)
     except ValueError as error:
         raise ConfigError(f"sample: {error}") from error
@@ -256,6 +309,7 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
         card=card,
         guide=guide,
         edit=edit,
+        labels=labels,
         num_asked=num_asked,
         calibration=calibration,
         spec=spec,
@@ -263,6 +317,14 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
         store=store,
         manifest=manifest,
     )
+
+
+def _num_asked(config: SampleConfig, spec: SamplingSpec, edit: EditRequest | None, labels: LabelRequest) -> int:
+    """Images that are asked for."""
+    if edit is not None:
+        return edit.num_asked
+    fixed = labels.num_images or config.num_images
+    return fixed or (config.images_per_class or _IMAGES_PER_CLASS) * (spec.label_rule.turn(spec.num_classes) or 1)
 
 
 def _resolve_guide(config: SampleConfig, card: ModelCard, model_uri: str) -> ResolvedModel | None:

@@ -275,6 +275,16 @@ def test_no_password_is_printed(
     assert "secret" not in re.sub(r"\s|secrets?\b", "", printed)
 
 
+def test_a_value_is_quoted_whole_however_narrow_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The flag parser breaks its lines at hyphens too."""
+    monkeypatch.setenv("COLUMNS", "40")
+    value = "a-value-with-many-hyphens-" * 6 + "and-an-end"
+    assert run_job(train.JOB, ["--dataset", "d", "--output", "o", "--steps", value]) == 2
+    assert value in capsys.readouterr().err
+
+
 def test_a_patience_that_is_no_number_is_found_before_the_job_runs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

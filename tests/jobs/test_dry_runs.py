@@ -39,6 +39,7 @@ FLAGS = {
     "calibrate": ["--model", "models:/digits@candidate", "--dataset", "dataset", "--output", "c.json", *TRACKING],
     "compare bounds": ["--model", "models:/digits@candidate", "--baseline", "other", "--dataset", "dataset",
                        "--output", "bounds", *TRACKING],
+    "compare models": ["--models", "other", *SAMPLE, *TRACKING],
     "compare samplers": [*MEASURED, "--evaluations", "5", "10"],
     "ema reconstruct": ["--run", "train", "--output", "ema", *TRACKING],
     "ema sweep": ["--run", "train", "--output", "ema", "--dataset", "dataset", *TRACKING],

@@ -82,6 +82,7 @@ WITH_FLAGS = {
     "--new-run": f"{_TRAIN} --resume --new-run",
     "--if-held leave": f"{_TRAIN} --if-held leave",
     "--lease-s": f"{_TRAIN} --lease-s 30",
+    "--num-images 10": f"{_SAMPLE} --num-images 10",
     "--sampler.name heun": f"{_SAMPLE} --sampler.name heun",
     "--sampler.name": f"{_SAMPLE} --sampler.name ddim",
     "--sampler.churn 10": f"{_SAMPLE} --sampler.name heun --sampler.churn 10",
@@ -245,6 +246,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Pr
                 (folder / source / label / f"{number}.png").touch()
     (folder / "package").mkdir()
     (folder / "package" / "module.py").write_text(OWN_NETWORK)
+    (folder / "labels.csv").write_text("label,noise_id,id\nclass 0003,7,a-1\n3,,\n")
     manifests = {name: realistic_manifest(PRESETS[name](), name) for name in NUM_IMAGES}
     photos = dataclasses.replace(manifests["cifar10"], name="photos", class_names=("bright", "dark"))
     for place, manifest in [

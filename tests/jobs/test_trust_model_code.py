@@ -113,6 +113,9 @@ JOBS: dict[str, Callable[[Stored], list[str]]] = {
     "compare bounds": lambda s: [
         *("--dataset", s.dataset, "--model", s.model, "--baseline", s.other, "--output", "out", "--max-images", "14"),
     ],
+    "compare models": lambda s: [
+        *("--models", s.other, "--sample.model", s.model, "--sample.output", "out", *_INNER),
+    ],
     "figures": lambda s: ["--dataset", s.dataset, "--sample.model", s.model, "--output", "out/f", *_INNER],
     "ema reconstruct": lambda s: ["--run", s.run, "--output", "out"],
     "ema sweep": lambda s: ["--run", s.run, "--dataset", s.dataset, "--output", "out", *_INNER],
@@ -146,7 +149,7 @@ def test_with_the_flag_a_job_runs_it(name: str, stored: Stored, capsys: pytest.C
     to_its_end = name in STARTS_NO_CLUSTER
     flags = [*JOBS[name](stored), "--trust-model-code", *([] if to_its_end else ["--dry-run"])]
     assert run_job(EVERY_JOB[name], flags) == 0, capsys.readouterr().err
-    needs_no_network = ("compare samplers", "figures")  # for their plans
+    needs_no_network = ("compare models", "compare samplers", "figures")  # for their plans
     assert stored.has_run or name in needs_no_network
     printed = capsys.readouterr().out
     if not to_its_end:

@@ -271,6 +271,6 @@ def describe_plan(config: EmaSweepConfig) -> list[tuple[str, str]]:
         ("snapshots", f"{len(averages.snapshots)}, the newest behind {averages.num_images:,} images"),
         ("models", f"{len(config.sigma_rels)} lengths, the weights in training and the registered average"),
         *((f"sigma_rel {s:g}", f"profile within {averages.fit(s).residual:.2%}") for s in sorted(config.sigma_rels)),
-        ("images", f"{config.sample.images_per_class:,} per class of each model"),
+        ("images", f"{config.sample.count} of each model"),
         ("report", join_uri(config.output, REPORT_KEY)),
     ]

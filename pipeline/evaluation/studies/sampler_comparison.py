@@ -135,8 +135,7 @@ def compare_samplers(config: SamplerComparisonConfig, *, model: ResolvedModel | 
     check_conditions(open_store(config.sample.output))
     for warning in found.warnings:
         say(f"warning: {warning}")
-    num_images = config.sample.images_per_class * (found.card.config.num_classes or 1)
-    judge = SamplerJudge(found.dataset, config.max_train_images, num_images)
+    judge = SamplerJudge(found.dataset, config.max_train_images, found.num_images)
     judged = []
     with ray_session(config.cluster):
         references = [_images(config, found.reference, found, k) for k in range(config.num_seeds)]
@@ -147,7 +146,7 @@ def compare_samplers(config: SamplerComparisonConfig, *, model: ResolvedModel | 
         model=found.model.uri,
         model_digest=found.model.files.digest,
         dataset_digest=found.dataset.manifest.digest,
-        num_images=num_images,
+        num_images=found.num_images,
         wall_s=round(time.monotonic() - started_s),
         real_frechet_pixels=judge.real.distance.value,
         real_label_agreement=judge.real_agreement,
@@ -206,6 +205,8 @@ class _Comparison:
     card: ModelCard
     reference: AnySampler
     runs: tuple[_Run, ...]
+    num_images: int
+    """Of each seed."""
     warnings: tuple[str, ...]
 
 
@@ -226,9 +227,17 @@ def _resolve(config: SamplerComparisonConfig, model: ResolvedModel | None) -> _C
     runs = tuple(run for name, obstacle in obstacles.items() if not obstacle for run in _runs(name, config, card))
     num_steps = min(REFERENCE.num_steps, card.config.schedule.num_timesteps)
     reference = dataclasses.replace(_with_options(REFERENCE, config.sample.sampler), num_steps=num_steps)
-    for sampler in (reference, *{run.name: run.sampler for run in runs}.values()):
-        resolve_job(_sample_config(config, sampler, 0), model)
-    return _Comparison(dataset=dataset, model=model, card=card, reference=reference, runs=runs, warnings=warnings)
+    for sampler in (*{run.name: run.sampler for run in runs}.values(), reference):
+        job = resolve_job(_sample_config(config, sampler, 0), model)
+    return _Comparison(
+        dataset=dataset,
+        model=model,
+        card=card,
+        reference=reference,
+        runs=runs,
+        num_images=job.num_asked,
+        warnings=warnings + job.labels.warnings,
+    )
 
 
 def _obstacle(name: str, config: SamplerComparisonConfig, card: ModelCard) -> str | None:
@@ -294,7 +303,7 @@ def _images(config: SamplerComparisonConfig, sampler: AnySampler, found: _Compar
 def describe_plan(config: SamplerComparisonConfig) -> list[tuple[str, str]]:
     """What a comparison would do, as names and values; reads manifest and models, starts nothing."""
     found = _resolve(config, None)
-    num_images = config.sample.images_per_class * (found.card.config.num_classes or 1) * config.num_seeds
+    num_images = found.num_images * config.num_seeds
     evaluations = sum(run.num_evaluations for run in found.runs)
     evaluations += found.reference.num_evaluations(make_schedule(found.card.config.schedule))
     guided = 1 if config.sample.sampler.guidance_scale == 1.0 else 2

@@ -8,7 +8,7 @@ import dataclasses
 import platform
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +25,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.generation.output.commits import Commit, Provenance, write_once
 from pipeline.generation.requests.edit_inputs import InputImages, RowReader
 from pipeline.generation.spec.edits import EditSpec, EditTools, LabelledInputs
+from pipeline.generation.spec.labels import LabelPlan
 from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec, fixed_batches
 from pipeline.models.model_files import ModelFiles, load_model
 from pipeline.stores.object_store import ObjectStore
@@ -44,6 +45,8 @@ class Ingredients:
     """Pixels that an inpainting keeps."""
     x_0_error: tuple[float, ...] | None = None
     """Mean squared error of x_0_hat, one per trained step, for the analytic variance."""
+    label_plan: LabelPlan | None = None
+    """The rows that the spec's label plan names by the digest of their file."""
 
 
 class ImageMaker:
@@ -65,6 +68,7 @@ class ImageMaker:
             self._known = torch.from_numpy(ingredients.known)[None, None].to(device)
         error = ingredients.x_0_error
         self._x_0_error = None if error is None else torch.tensor(error, dtype=torch.float64)
+        self._label_plan = ingredients.label_plan
 
     def _load(self, files: ModelFiles, field: str) -> DiffusionModel:
         try:
@@ -82,19 +86,19 @@ class ImageMaker:
             ShardCorruptError, StorageError: If inputs cannot be read.
             ValueError: As generate and the edits.
         """
-        sample_ids = torch.arange(ids.start, ids.stop, device=self._device)
         if spec.request is None:
-            labels = [spec.label(sample_id) for sample_id in ids]
+            labels = spec.label_rule.labels(ids, spec.num_classes, self._label_plan)
             x_0 = generate(
                 self._model,
                 spec.sampler,
                 seed=spec.seed,
-                sample_ids=sample_ids,
+                sample_ids=torch.tensor(spec.label_rule.noise_ids(ids, self._label_plan), device=self._device),
                 label=None if spec.num_classes is None else torch.tensor(labels, device=self._device),
                 guide=self._guide,
                 x_0_error=self._x_0_error,
             )
             return x_0, labels
+        sample_ids = torch.arange(ids.start, ids.stop, device=self._device)
         rows = zip(*map(spec.request.rows, ids))
         tools = EditTools(
             model=self._model,
@@ -107,6 +111,12 @@ class ImageMaker:
         return spec.request.edit(
             tools, sample_ids, tuple(self._inputs(spec, spec.request, of_each) for of_each in rows)
         )
+
+    def meta(self, spec: SamplingSpec, sample_id: int) -> dict[str, Any]:
+        """What the metadata of an image says of where it came from: the inputs of an edit, the row of a label plan."""
+        if spec.request is not None:
+            return {"input_rows": list(spec.request.rows(sample_id))}
+        return spec.label_rule.meta(sample_id, self._label_plan)
 
     def _inputs(self, spec: SamplingSpec, edit: EditSpec, rows: Sequence[int]) -> LabelledInputs:
         """Input images in [-1, 1] and the classes to make of them."""
@@ -197,7 +207,8 @@ class ShardMaker:
         Raises:
             CommitConflictError, StorageError: As write_once.
         """
-        tar = pack_images(self._spec, drawn.shard, drawn.pixels, drawn.labels)
+        metas = [self._images.meta(self._spec, sample_id) for sample_id in drawn.shard.sample_ids]
+        tar = pack_images(self._spec, drawn.shard, drawn.pixels, drawn.labels, metas)
         return write_once(self._store, self._spec, drawn.shard, tar, drawn.made)
 
     def _out_of_memory_message(self, shard: OutputShard) -> str:
@@ -255,7 +266,11 @@ def draw_shard(
 
 
 def pack_images(
-    spec: SamplingSpec, shard: OutputShard, pixels: UInt8[np.ndarray, "n h w c"], labels: Sequence[int | None]
+    spec: SamplingSpec,
+    shard: OutputShard,
+    pixels: UInt8[np.ndarray, "n h w c"],
+    labels: Sequence[int | None],
+    metas: Sequence[Mapping[str, Any]],
 ) -> bytes:
     """The bytes of an output shard: a function of its arguments.
 
@@ -264,10 +279,12 @@ def pack_images(
         shard: Which ids.
         pixels: The images, uint8 [N, H, W, C], in id order.
         labels: The class that each was made as.
+        metas: What else the metadata of each says of where it came from.
 
     Returns:
         A WebDataset tar: per sample a PNG, its label (.cls) if the model has classes, and a .json with seed, sample id,
-        label, sampler and model digest; of an edit also what was asked for and which inputs it was made of.
+        label, sampler and model digest; of an edit also what was asked for and which inputs it was made of; of a label
+        plan the id of its noise, and the caller's id where there is one.
     """
     common: dict[str, Any] = {
         "seed": spec.seed,
@@ -279,10 +296,8 @@ def pack_images(
     if spec.request is not None:
         common["request"] = identity(spec.request)
     samples = []
-    for sample_id, image, label in zip(shard.sample_ids, pixels, labels, strict=True):
-        meta = {**common, "sample_id": sample_id, "label": label}
-        if spec.request is not None:
-            meta["input_rows"] = list(spec.request.rows(sample_id))
+    for sample_id, image, label, more in zip(shard.sample_ids, pixels, labels, metas, strict=True):
+        meta = {**common, "sample_id": sample_id, "label": label, **more}
         samples.append(Sample(key=f"{sample_id:012d}", png=encode_png(image), cls=label, meta=meta))
     return pack_shard(samples)
 

@@ -14,6 +14,7 @@ from ddpm.editing.interpolate import check_deterministic
 from ddpm.editing.partial import num_partial_steps
 from ddpm.editing.repaint import resampling_path, single_step_sampler
 from pipeline.config_io import refuse_empty
+from pipeline.generation.requests.label_file import ENDINGS
 from pipeline.generation.spec.edits import AnyEditSpec, InpaintSpec, InterpolateSpec, PartialSpec
 from pipeline.stores.storage import check_file_uris, check_uris
 
@@ -41,6 +42,26 @@ class Generate(Request):
 
     name: Literal["generate"] = "generate"
     """Images from nothing."""
+    classes: tuple[str | int, ...] = ()
+    """Make only these classes, in turn: names or numbers, such as cat dog, or 3,7; left out: all that the model has."""
+    label_plan: str | None = None
+    """A CSV or JSON-lines file (local or s3://...) that says each image's label, and so how many there are: columns
+    label, and perhaps noise_id (whose noise it has; else its own) and id (yours, kept in the image's metadata)."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        check_file_uris(self, "label_plan")
+        if "" in self.classes:
+            raise ValueError(f"classes: must not be empty, got {self.classes}; name a class or leave it out")
+        if self.label_plan is not None and not self.label_plan.endswith(ENDINGS):
+            raise ValueError(
+                f"label_plan: must be a file that ends in {', '.join(ENDINGS)}, got {self.label_plan!r}; name it so"
+            )
+        if self.classes and self.label_plan is not None:
+            raise ValueError(
+                f"classes: a label plan says each image's class, got {self.classes} beside {self.label_plan}; leave "
+                "one of them out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

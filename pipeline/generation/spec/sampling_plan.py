@@ -8,7 +8,7 @@ Plans are lazy: a plan of ten million shards is two integers, and what is done i
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ddpm.process.pixels import NumLevels
@@ -16,6 +16,7 @@ from ddpm.samplers.registry import AnySampler
 from pipeline import config_io
 from pipeline.errors import OutputExistsError
 from pipeline.generation.spec.edits import AnyEditSpec
+from pipeline.generation.spec.labels import AnyLabelRule, IdModuloClasses
 
 MAX_IMAGES = 2**48
 """Ids have 48 bits in the counters of the noise."""
@@ -43,9 +44,8 @@ class SamplingSpec:
     """The sampler's revision, by which the images are made."""
     seed: int
     """Seed of all noise, in [0, 2^64)."""
-    label_rule: Literal["id_modulo_classes"] = "id_modulo_classes"
-    """The label is the sample id modulo the number of classes, so that growing a run relabels nothing. An edit has its
-    own rule, in request."""
+    label_rule: AnyLabelRule = field(default_factory=IdModuloClasses)
+    """How the label, and the id of the noise, follow from the sample id. An edit has its own rule, in request."""
     num_classes: int | None
     """Classes of the model; none: images have no label."""
     shard_size: int
@@ -73,10 +73,6 @@ class SamplingSpec:
     def digest(self) -> str:
         """sha256 of the canonical JSON of this record, 64 hex digits; fields added later count off their pins only."""
         return config_io.digest(self)
-
-    def label(self, sample_id: int) -> int | None:
-        """The class asked for in sample `sample_id`, if nothing is edited; None when the model has no classes."""
-        return None if self.num_classes is None else sample_id % self.num_classes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,14 +21,14 @@ def contact_sheet(manifest: GenerationManifest, edit: EditRequest | None, store:
         manifest: The run.
         edit: What was asked for, if images were edited.
         store: The output prefix.
-        columns: Images of each class; of an edit, and without classes, images in a row.
+        columns: Images of each class; of an edit, of a label plan, and without classes, images in a row.
     """
-    num_classes = manifest.spec.num_classes
-    num_shown = columns if edit is not None else columns * (num_classes or columns)
+    turn = manifest.spec.label_rule.turn(manifest.spec.num_classes)
+    num_shown = columns if edit is not None else columns * (turn or columns)
     images = read_images(store, read_shards(store, manifest.parts), min(num_shown, manifest.num_images)).images
     if edit is not None:
         return _edit_sheet(edit, images)
-    return image_grid(images, columns) if num_classes is None else class_grid(images, num_classes, columns)
+    return image_grid(images, columns) if turn is None else class_grid(images, turn, columns)
 
 
 def _edit_sheet(edit: EditRequest, made: UInt8[np.ndarray, "n h w c"]) -> bytes:

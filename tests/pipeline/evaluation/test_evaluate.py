@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, DatasetMissingError
 from pipeline.evaluation.evaluate import EvaluateConfig, describe_plan, evaluate
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
 from pipeline.generation.output.manifest import load_generation_manifest, read_shards
+from pipeline.generation.requests.requests import Generate
 from pipeline.generation.sample_job import ImagesConfig
 from pipeline.models.registration import register_model
 from pipeline.models.registry import resolve_model
@@ -162,6 +163,24 @@ def test_more_images_than_real_ones_are_compared_at_the_real_ones_number(
     held_out = read_images(open_store(digits), load_manifest(open_store(digits)).splits["held_out"].shards)
     x, y = (images.images.reshape(-1, 64) / 255 for images in (first, held_out))
     assert figure.model == pytest.approx(frechet(x, y), rel=1e-4)
+
+
+def test_images_of_chosen_labels_are_measured_and_the_report_says_so(digits: str, model: str, tmp_path: Path) -> None:
+    """Real images are of all classes; and where images share their noise the error of a distance is not known."""
+    plan = tmp_path / "plan.csv"
+    plan.write_text("label,noise_id\n" + "".join(f"{i % 10},{i // 2}\n" for i in range(64)))
+    small = dataclasses.replace(config_of(digits, model, tmp_path / "out"), eps_images_per_t=2, max_bound_images=2)
+    for counts, request, num_images, words in (
+        ({"num_images": 64, "images_per_class": None}, Generate(classes=(7, 3)), 64, "the labels 7, 3, in turn, real"),
+        ({"images_per_class": None}, Generate(label_plan=str(plan)), 64, f"the labels 64 rows of {plan}, sha256"),
+    ):
+        images = dataclasses.replace(small.sample, request=request, **counts)
+        config = dataclasses.replace(small, sample=images)
+        (told,) = [value for name, value in describe_plan(config) if name == "warning" and "labels" in value]
+        found = run(config).record
+        assert found.num_images == num_images and found.warnings[-1] == told and words in told
+        drawn_alone = request.label_plan is None
+        assert (found.figures["frechet_pixels"].standard_error is not None) == drawn_alone
 
 
 def write_dataset(folder: Path, *, size: int, channels: int = 3, held_out: bool = True) -> str:

@@ -161,14 +161,15 @@ def write_shards(
             return
         if not ids:
             continue  # a shard holds at least one image
+        labels = [None if spec.num_classes is None else i % spec.num_classes for i in ids]
         samples = [
             Sample(
                 key=f"{i:012d}",
-                png=draw(i, spec.label(i)),
-                cls=spec.label(i),
-                meta={**common, "sample_id": i, "label": spec.label(i)},
+                png=draw(i, label),
+                cls=label,
+                meta={**common, "sample_id": i, "label": label},
             )
-            for i in ids
+            for i, label in zip(ids, labels)
         ]
         tar = pack_shard(samples)
         sha256 = hashlib.sha256(tar).hexdigest()
