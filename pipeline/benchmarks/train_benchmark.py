@@ -179,7 +179,7 @@ def _bare_rate(config: TrainConfig, place: Path) -> float:
     samples = [sample for shard in manifest.splits["train"].shards for sample in read_shard(store, shard)]
     np.savez(
         place / "data.npz",
-        images=np.stack([decode_png(sample.png) for sample in samples]),
+        images=np.stack([decode_png(sample.image) for sample in samples]),
         labels=np.array([sample.cls or 0 for sample in samples]),
     )
     workers = multiprocessing.get_context("spawn")

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from pipeline.data.manifest import ShardRecord
-from pipeline.data.shards import decode_png, read_shard
+from pipeline.data.shards import decode_image, read_shard
 from pipeline.errors import ShardCorruptError
 from pipeline.stores.object_store import ObjectStore
 
@@ -57,7 +57,7 @@ def stream_images(
     for shard in shards:
         samples = read_shard(store, shard)[:left]
         try:
-            images = np.stack([decode_png(sample.png) for sample in samples])
+            images = np.stack([decode_image(sample.image, sample.extension) for sample in samples])
         except ValueError as error:
             raise ShardCorruptError(f"{store.uri}/{shard.key}: {error}; restore the file or make it again") from error
         labels = [sample.cls for sample in samples if sample.cls is not None]

@@ -118,7 +118,7 @@ def _samples(task: ShardTask, reader: Reader, quarantined: dict[str, str]) -> It
                 label = task.labels[position]
                 yield Sample(
                     key=f"{task.first + position:09d}",
-                    png=png,
+                    image=png,
                     cls=None if label < 0 else label,
                     meta={"source": task.keys[position]},
                 )

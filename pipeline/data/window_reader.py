@@ -19,7 +19,7 @@ from cachetools import LRUCache
 
 from pipeline.data.data_order import DataOrder, Int64Array, Window
 from pipeline.data.manifest import ShardRecord
-from pipeline.data.shards import Sample, decode_png, read_shard
+from pipeline.data.shards import Sample, decode_image, read_shard
 from pipeline.errors import ShardCorruptError
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
@@ -224,7 +224,7 @@ def _decode(plan: ReadPlan, record: ShardRecord, sample: Sample) -> tuple[UInt8A
     """Image and label, -1 for none; both must be what the manifest announces."""
     label = -1 if sample.cls is None else sample.cls
     try:
-        image = decode_png(sample.png)
+        image = decode_image(sample.image, sample.extension)
         if image.shape != plan.image_shape:
             raise ValueError(f"the image has the shape {image.shape}, the manifest says {plan.image_shape}")
         if plan.num_classes is not None and not 0 <= label < plan.num_classes:

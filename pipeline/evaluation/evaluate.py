@@ -147,7 +147,7 @@ def evaluate(config: EvaluateConfig, *, model: ResolvedModel | None = None) -> E
     dataset = EvaluationDataset(config.dataset)
     if model is None:
         model = resolve_model(config.sample.model, config.tracking, trust_model_code=config.trust_model_code)
-    warnings = dataset.check_fits(read_card(model.files, model.uri), model.uri)
+    warnings = (*dataset.check_fits(read_card(model.files, model.uri), model.uri), *config.sample.format.warnings)
     for warning in warnings:
         say(f"warning: {warning}")
     made = sample(config.sampling, model=model)
@@ -385,7 +385,7 @@ def describe_plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     dataset = EvaluationDataset(config.dataset)
     splits = {name: split.num_samples for name, split in dataset.manifest.splits.items()}
     job = resolve_job(config.sampling)
-    warnings = dataset.check_fits(job.card, job.model.uri) + job.labels.warnings
+    warnings = dataset.check_fits(job.card, job.model.uri) + job.labels.warnings + config.sample.format.warnings
     num_evaluated = job.card.config.schedule.num_timesteps * config.eps_images_per_t
     return [
         *sampling_plan(config.sampling),

@@ -1,6 +1,6 @@
 """Generation: any number of images from a model, each exactly once, as output shards in object storage.
 
-    <output>/<spec digest>/    NNNNNNNNN-<sha256>.tar, _parts/NNNNNNNNN.json    see generation/output/commits.py
+    <output>/<spec digest>/    NNNNNNNNN-<sha256>.tar (or .parquet), _parts/NNNNNNNNN.json    see output/commits.py
                                config.toml          the configuration that the manifest was made with
                                manifest.json        last; readers trust only this
                                contact_sheet.png    the first images of each class, read back through the manifest
@@ -51,6 +51,7 @@ CONTACT_SHEET_KEY = "contact_sheet.png"
 CONFIG_KEY = "config.toml"
 _MAX_ROUNDS = 3
 _MAX_NAMED = 10
+_CONTAINERS = {"webdataset": "WebDataset tars", "parquet": "Parquet"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,10 +240,10 @@ def _publish(
 
 def _make_gallery(config: SampleConfig, job: SampleJob, manifest: GenerationManifest) -> bool:
     """The page of the images; whether there is one. The run can do without it: what goes wrong there is a line."""
-    version = job.model.version
+    version = job.model.version if job.model.uri == manifest.model_uri else None
     lineage = Lineage(
-        model_uri=job.model.uri,
-        guide_uri=None if job.guide is None else job.guide.uri,
+        model_uri=manifest.model_uri,  # the first name: the same model under another is no reason to write
+        guide_uri=manifest.guide_uri,
         run_id=None if version is None else version.run_id,
         dataset_digest=job.card.dataset_digest,
     )
@@ -279,6 +280,7 @@ def describe_plan(config: SampleConfig) -> list[tuple[str, str]]:
         *([] if job.edit is None else [("edit", f"{job.edit.spec.name} of images in {job.edit.inputs.uri}")]),
         ("output", job.store.uri),
         ("images", f"{job.plan.num_images:,}, of which {missing:,} are missing"),
+        ("stored as", f"{job.spec.image_format.words}, in {_CONTAINERS[job.spec.container]}"),
         ("output shards", f"{job.plan.num_shards:,}, of which {num_missing_shards:,} are missing"),
         ("network evaluations", f"{missing * job.evaluations_per_image:,} images, {flops:.3g} FLOP"),
         ("workers", f"{min(config.num_actors, num_missing_shards)} actors, {config.cpus_per_actor} CPUs each"),

@@ -8,6 +8,7 @@ from ddpm import DDIM, ModelConfig, flops_per_image, make_schedule
 from ddpm.samplers.registry import AnySampler
 from pipeline.cluster import ClusterConfig
 from pipeline.config_io import refuse_empty
+from pipeline.data.image_formats import AnyImageFormat, Png
 from pipeline.errors import ConfigError
 from pipeline.generation.making.shard_maker import Ingredients
 from pipeline.generation.output.manifest import GenerationManifest, load_generation_manifest
@@ -15,7 +16,7 @@ from pipeline.generation.pool.pool_config import PoolConfig, check_room
 from pipeline.generation.requests.edit_inputs import EditRequest, resolve_request
 from pipeline.generation.requests.label_requests import LabelRequest, resolve_labels
 from pipeline.generation.requests.requests import AnyRequest, Generate
-from pipeline.generation.spec.sampling_plan import SamplingSpec, ShardPlan, plan_shards
+from pipeline.generation.spec.sampling_plan import Container, SamplingSpec, ShardPlan, plan_shards
 from pipeline.models.calibration import Calibration, read_calibration
 from pipeline.models.model_files import ModelCard, ModelFiles, check_trust, read_card
 from pipeline.models.model_uri import check_model_uris
@@ -56,6 +57,11 @@ class ImagesConfig:
     """The JSON file of jobs/calibrate.py for this model, which the analytic variance of ancestral sampling needs."""
     seed: int = 0
     """Seed of all noise, in [0, 2^64): same seed, same images."""
+    format: AnyImageFormat = field(default_factory=Png)
+    """How an image is stored; --format.name chooses: png and webp keep every pixel as it was made, jpeg does not."""
+    container: Container = "webdataset"
+    """What an output shard is: a tar of images in the WebDataset layout, or a Parquet file with a column of images that
+    Hugging Face's datasets reads, with the names of the classes."""
     shard_size: int = 500
     """Images per output shard, the unit of work and of retry; a run grows only from a multiple of it."""
     batch_size: int = 125
@@ -292,6 +298,8 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
             num_classes=network.num_classes,
             shard_size=config.shard_size,
             batch_size=config.batch_size,
+            image_format=config.format,
+            container=config.container,
             image_size=network.image_size,
             channels=network.channels,
             num_levels=network.num_levels,

@@ -209,6 +209,8 @@ def test_help_documents_every_field(name: str, capsys: pytest.CaptureFixture[str
         (["--sampler.eta", "2"], "error: sampler.eta: must be in [0, 1]"),
         (["--sampler.eta", "x"], "error: Error parsing --sampler.eta: "),
         (["--sampler.name", "hein"], "error: sampler.name: must be one of"),
+        (["--format.name", "jpg"], "error: format.name: must be one of png, webp, jpeg, got 'jpg'"),
+        (["--format.name", "jpeg", "--format.quality", "101"], "error: format.quality: must be from 1 to 100, got 101"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_by_its_path(

@@ -157,6 +157,6 @@ def test_it_samples_like_any_other(copy: Path, tmp_path: Path) -> None:
     shards = [ShardRecord(**record) for record in manifest["shards"]]
     samples = [one for shard in shards for one in read_shard(open_store(str(folder)), shard)]
     assert [one.meta["sampler"]["name"] for one in samples] == ["halfway"] * 12
-    assert (np.stack([decode_png(one.png) for one in samples]) == like_ddim.images).all()
+    assert (np.stack([decode_png(one.image) for one in samples]) == like_ddim.images).all()
     again = python(copy, "jobs/sample.py", "--config", str(folder / "config.toml"))
     assert again.returncode == 0 and "all of them there already, nothing written" in again.stdout, again.stderr

@@ -108,7 +108,7 @@ def test_a_project_of_rectangles(
     made = load_generation_manifest(store)
     assert made is not None and made.spec.image_size == (24, 40)
     assert (made.spec.sampler.name, made.num_images) == ("heun", 6)
-    shapes = {decode_png(one.png).shape for shard in made.shards for one in read_shard(store, shard)}
+    shapes = {decode_png(one.image).shape for shard in made.shards for one in read_shard(store, shard)}
     assert shapes == {(24, 40, 3)}
     with PIL.Image.open(prefix / "contact_sheet.png") as sheet:
         assert sheet.width > sheet.height, "three wide images beside each other, two classes"

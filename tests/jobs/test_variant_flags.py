@@ -12,6 +12,7 @@ from jobs import evaluate, sample, train
 from jobs.cli import Job, run_job
 from jobs.variant_flags import describe_variants, take_variants, variant_fields
 from pipeline.config_io import variants_of
+from pipeline.data.image_formats import Jpeg, Png, WebP
 from pipeline.errors import ConfigError
 from pipeline.generation.requests.requests import AnyRequest, Generate, Inpaint, Interpolate, Partial
 from pipeline.generation.sample_job import SampleConfig
@@ -53,6 +54,16 @@ def test_preset_then_file_then_flags(tmp_path: Path) -> None:
 def test_a_variant_is_chosen_first_wherever_its_flag_stands(flags: list[str]) -> None:
     config = resolve(sample.JOB, *flags)
     assert (config.sampler, config.seed) == (Heun(num_steps=50, churn=10.0), 3)
+
+
+def test_the_format_of_the_images_is_a_variant_too(tmp_path: Path) -> None:
+    file = with_file(tmp_path, '[sample.format]\nname = "jpeg"\n')
+    assert resolve(sample.JOB).format == Png()
+    assert resolve(sample.JOB, *file).format == Jpeg(quality=95)
+    assert resolve(sample.JOB, *file, "--format.quality", "90").format == Jpeg(quality=90)
+    assert resolve(sample.JOB, *file, "--format.name", "webp", "--container", "parquet").format == WebP()
+    with pytest.raises(ConfigError, match=r"^format\.quality: is an option of jpeg, got it with webp"):
+        take_variants(digits().sample, ["--format.name", "webp", "--format.quality", "90"])
 
 
 def test_options_of_the_presets_variant_are_no_obstacle() -> None:
@@ -207,7 +218,11 @@ def test_help_shows_the_options_of_the_variant_that_is_chosen(capsys: pytest.Cap
 
 def test_the_fields_with_variants_are_found_at_every_depth() -> None:
     preset = digits()
-    assert [path for path, _, _ in variant_fields(preset.evaluate)] == ["sample.request", "sample.sampler"]
+    assert [path for path, _, _ in variant_fields(preset.evaluate)] == [
+        "sample.request",
+        "sample.sampler",
+        "sample.format",
+    ]
     assert [path for path, _, _ in variant_fields(preset.train)] == ["network", "grid_sampler"]
     assert describe_variants(preset.prepare) == ""
 

@@ -52,7 +52,7 @@ def make_dataset(
     first = 0
     for number, size in enumerate(sizes):
         samples = [
-            Sample(key=f"{i:08d}", png=encode_png(images[i]), cls=i % NUM_CLASSES if labelled else None, meta={})
+            Sample(key=f"{i:08d}", image=encode_png(images[i]), cls=i % NUM_CLASSES if labelled else None, meta={})
             for i in range(first, first + size)
         ]
         data = pack_shard(samples)

@@ -16,6 +16,7 @@ import pytest
 
 from ddpm import Ancestral, Estimate, Heun, ModelConfig, ObjectiveConfig, ScheduleConfig, UNetConfig
 from pipeline.config_io import digest, read_record, to_json
+from pipeline.data.image_formats import Jpeg
 from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
 from pipeline.data.prepare import Quarantine
 from pipeline.errors import ConfigError, FormatVersionError
@@ -69,6 +70,7 @@ SPEC = SamplingSpec(
 PLAIN_SPEC = dataclasses.replace(
     SPEC, request=None, sampler=Heun(num_steps=18, churn=10.0), sampler_revision=Heun.revision, num_classes=None
 )
+JPEG_SPEC = dataclasses.replace(PLAIN_SPEC, image_format=Jpeg(quality=90), container="parquet")
 
 IDENTITY = RunIdentity(
     network=UNetConfig(),
@@ -159,6 +161,7 @@ RECORDS: dict[str, Any] = {
         model_digest=SHA, dataset_digest=SHA, num_images=100, clip_x_0=True, x_0_error=(0.001, 0.5)
     ),
     "sampling_spec": PLAIN_SPEC,
+    "sampling_spec_of_jpegs": JPEG_SPEC,
     "commit": CommitRecord(
         index=0,
         first_id=0,
@@ -338,6 +341,16 @@ def test_another_version_is_refused_by_name(name: str, version: int | None, advi
         tree["format_version"] = version
     with pytest.raises(FormatVersionError, match=rf"^place/{name}: has .*format_version.*{advice}"):
         read_record(type(RECORDS[name]), json.dumps(tree).encode(), f"place/{name}", remedy="make it again")
+
+
+OLDER = sorted(path for path in FOLDER.glob("*.v*.json") if path not in {path_of(name) for name in RECORDS})
+
+
+@pytest.mark.parametrize("path", OLDER, ids=lambda path: path.stem)
+def test_a_sample_of_an_older_version_is_refused_by_name(path: Path) -> None:
+    name, _, version = path.stem.rpartition(".v")
+    with pytest.raises(FormatVersionError, match=f"^{name}: has format_version {version}, .*make it again"):
+        read_record(type(RECORDS[name]), path.read_bytes(), name, remedy="make it again")
 
 
 def test_every_record_with_a_version_is_here() -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import platform
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,15 +19,14 @@ from jaxtyping import Bool, UInt8
 
 from ddpm import DiffusionModel, generate, images_to_x_0, x_0_to_images
 from ddpm.shapes import Images
-from pipeline.config_io import identity
-from pipeline.data.shards import Sample, encode_png, pack_shard
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.generation.making.packing import encode_samples, pack_samples
 from pipeline.generation.output.commits import Commit, Provenance, write_once
 from pipeline.generation.requests.edit_inputs import InputImages, RowReader
 from pipeline.generation.spec.edits import EditSpec, EditTools, LabelledInputs
 from pipeline.generation.spec.labels import LabelPlan
 from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec, fixed_batches
-from pipeline.models.model_files import ModelFiles, load_model
+from pipeline.models.model_files import ModelFiles, load_model, read_card
 from pipeline.stores.object_store import ObjectStore
 
 
@@ -172,6 +171,7 @@ class ShardMaker:
         self._store = store
         self._device = torch.device(device)
         self._images = ImageMaker(ingredients, self._device)
+        self._class_names = read_card(ingredients.model).class_names
 
     def __call__(self, shard: OutputShard) -> Commit:
         """Make a shard's images, pack them and commit them; errors as `draw` and `commit`."""
@@ -208,8 +208,11 @@ class ShardMaker:
             CommitConflictError, StorageError: As write_once.
         """
         metas = [self._images.meta(self._spec, sample_id) for sample_id in drawn.shard.sample_ids]
-        tar = pack_images(self._spec, drawn.shard, drawn.pixels, drawn.labels, metas)
-        return write_once(self._store, self._spec, drawn.shard, tar, drawn.made)
+        samples = encode_samples(
+            self._spec, self._class_names, drawn.shard.sample_ids, drawn.labels, drawn.pixels, metas
+        )
+        data = pack_samples(self._spec, self._class_names, samples)
+        return write_once(self._store, self._spec, drawn.shard, data, drawn.made)
 
     def _out_of_memory_message(self, shard: OutputShard) -> str:
         """Try smaller batches, so that the message can name one that fits."""
@@ -251,6 +254,7 @@ def draw_shard(
     Args:
         images: Makes the images.
         spec: What to make.
+        class_names: Names of the model's classes; empty if it has none, or none for them.
         shard: Which ids.
 
     Returns:
@@ -263,43 +267,6 @@ def draw_shard(
         pixels.append(x_0_to_images(x_0[:num_wanted], spec.num_levels).cpu().numpy())
         labels += of_batch[:num_wanted]
     return np.concatenate(pixels), labels
-
-
-def pack_images(
-    spec: SamplingSpec,
-    shard: OutputShard,
-    pixels: UInt8[np.ndarray, "n h w c"],
-    labels: Sequence[int | None],
-    metas: Sequence[Mapping[str, Any]],
-) -> bytes:
-    """The bytes of an output shard: a function of its arguments.
-
-    Args:
-        spec: What was made.
-        shard: Which ids.
-        pixels: The images, uint8 [N, H, W, C], in id order.
-        labels: The class that each was made as.
-        metas: What else the metadata of each says of where it came from.
-
-    Returns:
-        A WebDataset tar: per sample a PNG, its label (.cls) if the model has classes, and a .json with seed, sample id,
-        label, sampler and model digest; of an edit also what was asked for and which inputs it was made of; of a label
-        plan the id of its noise, and the caller's id where there is one.
-    """
-    common: dict[str, Any] = {
-        "seed": spec.seed,
-        "sampler": identity(spec.sampler),
-        "model_digest": spec.model_digest,
-    }
-    if spec.guide_digest is not None:
-        common["guide_digest"] = spec.guide_digest
-    if spec.request is not None:
-        common["request"] = identity(spec.request)
-    samples = []
-    for sample_id, image, label, more in zip(shard.sample_ids, pixels, labels, metas, strict=True):
-        meta = {**common, "sample_id": sample_id, "label": label, **more}
-        samples.append(Sample(key=f"{sample_id:012d}", png=encode_png(image), cls=label, meta=meta))
-    return pack_shard(samples)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,6 +1,6 @@
 """Exactly-once output: how a shard becomes part of a run, and how readers know.
 
-    NNNNNNNNN-<sha256>.tar   the images of output shard NNNNNNNNN
+    NNNNNNNNN-<sha256>.tar   the images of output shard NNNNNNNNN; .parquet if the spec says so
     _parts/NNNNNNNNN.json    the commit record of that shard: create-once; only a record makes a shard exist
     manifest.json            written last, when every shard is committed; readers trust only this
 
@@ -28,7 +28,7 @@ from pipeline.progress import say
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.remover import Remover
 
-_TAR = re.compile(r"(\d{9})-[0-9a-f]{64}\.tar")
+_TAR = re.compile(r"(\d{9})-[0-9a-f]{64}\.(?:tar|parquet)")
 _PART = re.compile(r"_parts/(\d{9})\.json")
 
 
@@ -94,9 +94,9 @@ class Commit:
     """first: this writer's record; equal: another's, same bytes; lost: another's, other bytes."""
 
 
-def tar_key(index: int, sha256: str) -> str:
-    """Key of an output shard's tar."""
-    return f"{index:09d}-{sha256}.tar"
+def tar_key(index: int, sha256: str, suffix: str = "tar") -> str:
+    """Key of an output shard's tar, or of its Parquet file."""
+    return f"{index:09d}-{sha256}.{suffix}"
 
 
 def part_key(index: int) -> str:
@@ -105,7 +105,7 @@ def part_key(index: int) -> str:
 
 
 def tar_index(key: str) -> int | None:
-    """Index of the output shard whose tar has this key; None for another object."""
+    """Index of the output shard whose tar or Parquet file has this key; None for another object."""
     match = _TAR.fullmatch(key)
     return int(match[1]) if match else None
 
@@ -123,7 +123,7 @@ def write_once(store: ObjectStore, spec: SamplingSpec, shard: OutputShard, tar: 
         store: The output prefix.
         spec: Spec of the run.
         shard: Which ids the tar holds.
-        tar: The packed images.
+        tar: The packed images, a tar or what else the spec says.
         made: Who made them.
 
     Returns:
@@ -139,7 +139,7 @@ def write_once(store: ObjectStore, spec: SamplingSpec, shard: OutputShard, tar: 
         index=shard.index,
         first_id=shard.first_id,
         num_samples=shard.num_samples,
-        key=tar_key(shard.index, digest),
+        key=tar_key(shard.index, digest, spec.suffix),
         size_bytes=len(tar),
         sha256=digest,
         model_digest=spec.model_digest,

@@ -29,6 +29,8 @@ MANIFEST_KEY = "manifest.json"
 SHARDS_PER_PART = 10_000
 _PART_FOLDER = "_manifest/"
 _PART = re.compile(r"_manifest/(\d{5})-(\d{5})-([0-9a-f]{64})\.parquet")
+_SUFFIX = b"suffix"
+"""In a part's metadata: how the keys of its shards end. They follow from number and digest otherwise."""
 _SCHEMA = pyarrow.schema(
     [
         pyarrow.field("sha256", pyarrow.binary(32), nullable=False),
@@ -124,10 +126,11 @@ def read_part(store: ObjectStore, part: PartRecord) -> list[ShardRecord]:
             f"{store.uri}/{part.key}: was altered or cut short, sha256 differs; jobs/output.py repair makes it again"
         )
     table = pyarrow.parquet.read_table(io.BytesIO(data))
+    suffix = table.schema.metadata[_SUFFIX].decode()
     columns = (table.column(name).to_pylist() for name in ("sha256", "size_bytes", "num_samples"))
     first = part.range_index * SHARDS_PER_PART
     return [
-        ShardRecord(key=tar_key(index, sha256.hex()), size_bytes=size, sha256=sha256.hex(), num_samples=number)
+        ShardRecord(key=tar_key(index, sha256.hex(), suffix), size_bytes=size, sha256=sha256.hex(), num_samples=number)
         for index, (sha256, size, number) in enumerate(zip(*columns, strict=True), start=first)
     ]
 
@@ -147,7 +150,10 @@ def write_part(store: ObjectStore, range_index: int, shards: Sequence[ShardRecor
     buffer = io.BytesIO()
     # Digests cannot be compressed; without compression the bytes depend on one library less.
     pyarrow.parquet.write_table(
-        pyarrow.table(arrays, schema=_SCHEMA), buffer, compression="none", use_dictionary=False, store_schema=False
+        pyarrow.table(arrays, schema=_SCHEMA.with_metadata({_SUFFIX: shards[0].key.rpartition(".")[2]})),
+        buffer,
+        compression="none",
+        use_dictionary=False,
     )
     data = buffer.getvalue()
     sha256 = hashlib.sha256(data).hexdigest()

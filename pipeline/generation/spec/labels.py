@@ -22,10 +22,10 @@ class CallerIds:
     ends: Int64[np.ndarray, " n"]
     """Where each ends in the text, bytes."""
 
-    def __getitem__(self, row: int) -> str | None:
-        """The text of a row; None where it has none."""
+    def __getitem__(self, row: int) -> str:
+        """The text of a row; empty where it has none."""
         start = 0 if row == 0 else int(self.ends[row - 1])
-        return self.text[start : int(self.ends[row])].tobytes().decode() or None
+        return self.text[start : int(self.ends[row])].tobytes().decode()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -159,11 +159,11 @@ class PlannedLabels(LabelRule):
         return [self._rows_of(plan).noise_id(sample_id) for sample_id in ids]
 
     def meta(self, sample_id: int, plan: LabelPlan | None) -> dict[str, Any]:
-        """See LabelRule.meta: the id of the noise, and the caller's own where there is one."""
+        """See LabelRule.meta: the id of the noise, and the caller's own if the file has such a column."""
         rows = self._rows_of(plan)
         meta: dict[str, Any] = {"noise_id": rows.noise_id(sample_id)}
-        if rows.caller_ids is not None and (caller_id := rows.caller_ids[rows.row(sample_id)]) is not None:
-            meta["id"] = caller_id
+        if rows.caller_ids is not None:
+            meta["id"] = rows.caller_ids[rows.row(sample_id)]
         return meta
 
     def _rows_of(self, plan: LabelPlan | None) -> LabelPlan:

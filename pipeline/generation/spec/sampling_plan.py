@@ -14,6 +14,7 @@ from typing import Literal
 from ddpm.process.pixels import NumLevels
 from ddpm.samplers.registry import AnySampler
 from pipeline import config_io
+from pipeline.data.image_formats import AnyImageFormat, Png
 from pipeline.errors import OutputExistsError
 from pipeline.generation.spec.edits import AnyEditSpec
 from pipeline.generation.spec.labels import AnyLabelRule, IdModuloClasses
@@ -22,13 +23,15 @@ MAX_IMAGES = 2**48
 """Ids have 48 bits in the counters of the noise."""
 MAX_SHARDS = 10**9
 """Their numbers have nine digits in the keys of the output."""
+Container = Literal["webdataset", "parquet"]
+"""What an output shard is: a tar of images in the WebDataset layout, or a Parquet file in that of Hugging Face."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingSpec:
     """All that decides the bytes of the images, and nothing else: neither their number nor who makes them."""
 
-    format_version: int = 2
+    format_version: int = 3
     """Version of this record."""
     model_digest: str
     """Digest of the model files (card, weights, source)."""
@@ -52,8 +55,10 @@ class SamplingSpec:
     """Images per output shard."""
     batch_size: int
     """Images per network evaluation. It is part of the spec because rounding depends on it."""
-    image_format: Literal["png"] = "png"
+    image_format: AnyImageFormat = field(default_factory=Png)
     """How an image is stored."""
+    container: Container = "webdataset"
+    """What an output shard is."""
     image_size: tuple[int, int]
     """Height and width, pixels."""
     channels: int
@@ -73,6 +78,11 @@ class SamplingSpec:
     def digest(self) -> str:
         """sha256 of the canonical JSON of this record, 64 hex digits; fields added later count off their pins only."""
         return config_io.digest(self)
+
+    @property
+    def suffix(self) -> str:
+        """How the keys of the output shards end."""
+        return "parquet" if self.container == "parquet" else "tar"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,8 +27,9 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
+from pipeline.data.image_formats import decode_image
 from pipeline.data.manifest import ShardRecord
-from pipeline.data.shards import Sample, decode_png, read_shard
+from pipeline.data.shards import Sample, read_shard
 from pipeline.errors import ShardCorruptError
 from pipeline.stores.object_store import ObjectStore
 
@@ -185,7 +186,7 @@ class BlockReader:
                 if sample.cls is not None:
                     labels.append(sample.cls)
                 if sample.offset_bytes is not None and thumbnails.shape[1:3] != self._image_size:
-                    places.append((sample.offset_bytes, len(sample.png)))
+                    places.append((sample.offset_bytes, len(sample.image)))
                 if "input_rows" in sample.meta:
                     inputs.append(tuple(sample.meta["input_rows"]))
         return BlockImages(
@@ -198,7 +199,7 @@ class BlockReader:
 
     def _thumbnail(self, shard: ShardRecord, sample: Sample) -> UInt8[np.ndarray, "h w c"]:
         try:
-            image = decode_png(sample.png)
+            image = decode_image(sample.image, sample.extension)
             if image.shape != (*self._image_size, self._channels):
                 raise ValueError(f"is an image of {list(image.shape)}, the run's are {self._image_size}")
         except ValueError as error:

@@ -25,7 +25,7 @@ def write_shards(store: ObjectStore, sizes: list[int], *, labelled: bool = True)
     records, number = [], 0
     for index, size in enumerate(sizes):
         samples = [
-            Sample(key=f"{n}", png=encode_png(image(n)), cls=n % 5 if labelled else None, meta={})
+            Sample(key=f"{n}", image=encode_png(image(n)), cls=n % 5 if labelled else None, meta={})
             for n in range(number, number + size)
         ]
         number += size
@@ -72,7 +72,7 @@ def test_damage_is_named(store: ObjectStore) -> None:
     store.write("1.tar", store.read("1.tar")[:-1] + b"x")
     with pytest.raises(ShardCorruptError, match=r"1\.tar: sha256"):
         read_images(store, records)
-    data = pack_shard([Sample(key="a", png=b"no image", meta={})])
+    data = pack_shard([Sample(key="a", image=b"no image", meta={})])
     record = ShardRecord(key="bad.tar", size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), num_samples=1)
     store.write("bad.tar", data)
     with pytest.raises(ShardCorruptError, match=r"bad\.tar: png: is no PNG"):

@@ -64,7 +64,7 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def rows(store: ObjectStore, manifest: DatasetManifest, split: str) -> list[tuple[np.ndarray, int | None, str]]:
     return [
-        (decode_png(sample.png), sample.cls, sample.meta["source"])
+        (decode_png(sample.image), sample.cls, sample.meta["source"])
         for record in manifest.splits[split].shards
         for sample in read_shard(store, record)
     ]

@@ -33,7 +33,7 @@ from tests.pipeline.webdataset_reader import read_with_webdataset
 def make_samples(num: int, channels: int = 3) -> list[Sample]:
     pixels = np.random.default_rng(3).integers(0, 256, (num, 8, 8, channels), dtype=np.uint8)
     return [
-        Sample(key=f"{index:09d}", png=encode_png(image), cls=index % 3, meta={"source": f"class/{index} \u00e4.jpg"})
+        Sample(key=f"{index:09d}", image=encode_png(image), cls=index % 3, meta={"source": f"class/{index} \u00e4.jpg"})
         for index, image in enumerate(pixels)
     ]
 
@@ -42,7 +42,7 @@ samples_strategy = st.lists(
     st.builds(
         Sample,
         key=st.from_regex(r"[a-zA-Z0-9_-]{1,20}", fullmatch=True),
-        png=st.binary(max_size=1500),
+        image=st.binary(max_size=1500),
         cls=st.none() | st.integers(-5, 10**12),
         meta=st.dictionaries(
             st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5), max_size=3
@@ -73,14 +73,14 @@ def test_pack_and_unpack_are_inverses(samples: list[Sample]) -> None:
             )
         for sample in samples:
             file = archive.extractfile(f"{sample.key}.png")
-            assert file is not None and file.read() == sample.png
+            assert file is not None and file.read() == sample.image
 
 
 def test_the_bytes_of_a_shard_are_pinned() -> None:
     # A change here means that every dataset and every generated shard gets another digest.
     samples = [
-        Sample(key="000000000", png=b"png", cls=7, meta={"b": 1, "a": "\u00e4"}),
-        Sample(key="000000001", png=b"", meta={}),
+        Sample(key="000000000", image=b"png", cls=7, meta={"b": 1, "a": "\u00e4"}),
+        Sample(key="000000001", image=b"", meta={}),
     ]
     assert (
         hashlib.sha256(pack_shard(samples)).hexdigest()
@@ -95,18 +95,18 @@ def test_the_webdataset_library_reads_a_shard(tmp_path: Path) -> None:
     assert [row["__key__"] for row in read] == [sample.key for sample in samples]
     for row, sample in zip(read, samples, strict=True):
         assert row["cls"] == sample.cls and row["json"] == sample.meta
-        assert np.array_equal(np.asarray(row["png"]), decode_png(sample.png))
+        assert np.array_equal(np.asarray(row["png"]), decode_png(sample.image))
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a/b", "\u00e4", "x" * 91, "nul\0"])
 def test_keys_that_webdataset_would_cut_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match="key: must be"):
-        pack_shard([Sample(key=key, png=b"", meta={})])
+        pack_shard([Sample(key=key, image=b"", meta={})])
 
 
 def test_repeated_keys_are_refused() -> None:
     with pytest.raises(ValueError, match="unique"):
-        pack_shard([Sample(key="a", png=b"", meta={}), Sample(key="a", png=b"", meta={})])
+        pack_shard([Sample(key="a", image=b"", meta={}), Sample(key="a", image=b"", meta={})])
 
 
 # ---------------------------------------------------------------- damage

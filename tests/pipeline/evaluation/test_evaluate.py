@@ -14,6 +14,7 @@ import sklearn.svm
 
 from ddpm import DDIM, ScheduleConfig, make_schedule
 from pipeline.config_io import from_json, to_json
+from pipeline.data.image_formats import Jpeg, WebP
 from pipeline.data.image_stream import read_images
 from pipeline.data.manifest import DatasetManifest, ShardRecord, Split, load_manifest
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
@@ -149,6 +150,25 @@ def test_a_second_evaluation_writes_nothing(digits: str, model: str, tmp_path: P
     assert of_fewer.figures["frechet_pixels"] != first.figures["frechet_pixels"]
 
 
+def test_figures_are_of_the_images_as_they_are_stored(digits: str, tmp_path: Path) -> None:
+    """Whatever they are stored as; a format that loses detail is a warning of the report."""
+    model = write_model(tmp_path / "model", num_classes=10, num_timesteps=1000, answers=True)
+
+    def evaluation(**changes: Any) -> Evaluation:
+        config = config_of(digits, model, tmp_path / "out", images_per_class=4, **changes)
+        return run(dataclasses.replace(config, eps_images_per_t=2, max_bound_images=2))
+
+    plain, same = evaluation(), evaluation(format=WebP(), container="parquet")
+    assert plain.figures == same.figures and plain.record.warnings == same.record.warnings
+    assert plain.record.spec_digest != same.record.spec_digest
+    lossy = evaluation(format=Jpeg(quality=30), container="parquet")
+    assert lossy.figures["frechet_pixels"] != plain.figures["frechet_pixels"]
+    assert lossy.record.warnings == (
+        *plain.record.warnings,
+        "the images are stored as JPEG of quality 30, which loses detail: what is measured is what is stored",
+    )
+
+
 def test_more_images_than_real_ones_are_compared_at_the_real_ones_number(
     digits: str, model: str, tmp_path: Path
 ) -> None:
@@ -191,7 +211,7 @@ def write_dataset(folder: Path, *, size: int, channels: int = 3, held_out: bool 
         shards = []
         for index in range(2):
             images = generator.integers(0, 256, (20, size, size, channels), dtype=np.uint8)
-            tar = pack_shard(Sample(key=f"{i}", png=encode_png(image), meta={}) for i, image in enumerate(images))
+            tar = pack_shard(Sample(key=f"{i}", image=encode_png(image), meta={}) for i, image in enumerate(images))
             key, sha256 = f"{split}/{index}.tar", hashlib.sha256(tar).hexdigest()
             store.write(key, tar)
             shards.append(ShardRecord(key=key, size_bytes=len(tar), sha256=sha256, num_samples=20))

@@ -170,7 +170,7 @@ def test_a_plan_decides_labels_and_noise_and_keeps_the_callers_ids(model: str, t
     sha256 = hashlib.sha256(plan.read_bytes()).hexdigest()
     assert result.manifest.spec.label_rule == PlannedLabels(file_sha256=sha256, num_rows=9)
     for i, meta in enumerate(metas(result)):
-        mine = {} if i % 2 else {"id": f"mine-{i}"}
+        mine = {"id": "" if i % 2 else f"mine-{i}"}
         assert {key: meta[key] for key in meta.keys() & {"sample_id", "label", "noise_id", "id"}} == {
             "sample_id": i, "label": CLASSES[i], "noise_id": NOISE[i], **mine
         }  # fmt: skip

@@ -13,6 +13,8 @@ import torch
 import webdataset
 
 from ddpm import DDIM, Ancestral, Heun, Sampler, generate, x_0_to_images
+from pipeline.data.image_formats import AnyImageFormat, Jpeg, Png, WebP
+from pipeline.data.image_stream import read_images
 from pipeline.data.shards import decode_png, read_shard
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.generation.making.shard_maker import ImageMaker, Ingredients, ShardMaker
@@ -54,7 +56,7 @@ def maker(model: str, output: Path, **changes: Any) -> ShardMaker:
 
 
 def images(output: Path, commit: Any) -> list[np.ndarray]:
-    return [decode_png(sample.png) for sample in read_shard(open_store(str(output)), commit.record.tar)]
+    return [decode_png(sample.image) for sample in read_shard(open_store(str(output)), commit.record.tar)]
 
 
 @pytest.mark.parametrize("sampler", [DDIM(num_steps=4), Ancestral(num_steps=4), Heun(num_steps=3)])
@@ -109,19 +111,41 @@ def test_the_webdataset_library_reads_every_sample_with_its_provenance(tmp_path:
             "sample_id": sample_id,
             "seed": 7,
             "label": label,
-            "sampler": {
-                "name": "ddim",
-                "num_steps": 4,
+            "sampler": "ddim",
+            "num_steps": 4,
+            "guidance_scale": 1.0,
+            "sampler_options": {
                 "eta": 1.0,
                 "spacing": "linspace",
                 "clip_x_0": True,
                 "dynamic_threshold": None,
-                "guidance_scale": 1.0,
                 "guidance_interval": None,
                 "guidance_rescale": 0.0,
             },
             "model_digest": record.model_digest,
+            "spec_digest": record.spec_digest,
+            **({} if label is None else {"class_name": str(label)}),
         }
+
+
+@pytest.mark.parametrize("container", ["webdataset", "parquet"])
+@pytest.mark.parametrize("image_format", [Png(), WebP(), Jpeg(quality=90)], ids=lambda one: one.name)
+def test_a_shard_of_any_format_holds_the_same_images(
+    tmp_path: Path, image_format: AnyImageFormat, container: str
+) -> None:
+    model = write_model(tmp_path / "model", answers=True)
+    plain = np.stack(images(tmp_path / "png", maker(model, tmp_path / "png")(SHARD)))
+    record = maker(model, tmp_path / "out", image_format=image_format, container=container)(SHARD).record
+    assert record.key == f"000000001-{record.sha256}.{'tar' if container == 'webdataset' else 'parquet'}"
+    read = read_images(open_store(str(tmp_path / "out")), [record.tar])
+    assert read.labels is not None and read.labels.tolist() == [i % 3 for i in range(10, 20)]
+    if image_format.name == "jpeg":
+        error = np.abs(read.images.astype(int) - plain)
+        assert 0 < error.mean() < 10
+    else:
+        assert (read.images == plain).all()
+    again = maker(model, tmp_path / "again", image_format=image_format, container=container)(SHARD).record
+    assert again.sha256 == record.sha256
 
 
 def test_provenance_stands_in_the_record_and_not_in_the_tar(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ def classes_of(names: tuple[str, ...] = NAMES, num_classes: int | None = 3) -> C
 CLASSES = classes_of()
 
 
-def rows(plan: LabelPlan) -> list[tuple[int, int, str | None]]:
+def rows(plan: LabelPlan) -> list[tuple[int, int, str]]:
     ids = plan.caller_ids
-    return [(int(plan.labels[i]), plan.noise_id(i), None if ids is None else ids[i]) for i in range(len(plan))]
+    return [(int(plan.labels[i]), plan.noise_id(i), "" if ids is None else ids[i]) for i in range(len(plan))]
 
 
 def test_both_kinds_say_the_same() -> None:
@@ -40,9 +40,9 @@ def test_both_kinds_say_the_same() -> None:
         {"label": "dog", "id": "é"},
     ]
     objects = parse_label_plan("\n\n".join(map(json.dumps, lines)).encode(), "x.jsonl", CLASSES)
-    assert rows(table) == rows(objects) == [(0, 7, "a-1"), (2, 1, 'b, "2"'), (1, 2**48 - 1, None), (1, 3, "é")]
+    assert rows(table) == rows(objects) == [(0, 7, "a-1"), (2, 1, 'b, "2"'), (1, 2**48 - 1, ""), (1, 3, "é")]
     (only,) = rows(parse_label_plan(b"label\n1\n", "x.csv", CLASSES))
-    assert only == (1, 0, None)
+    assert only == (1, 0, "")
 
 
 @given(
@@ -56,7 +56,7 @@ def test_rows_come_back_as_they_were_written(given: list[tuple[int, int | None, 
     lines = [json.dumps({"label": label, "noise_id": noise, "id": text}) for label, noise, text in given]
     plan = parse_label_plan("\n".join(lines).encode(), "x.jsonl", CLASSES)
     assert rows(plan) == [
-        (label, index if noise is None else noise, text or None) for index, (label, noise, text) in enumerate(given)
+        (label, index if noise is None else noise, text) for index, (label, noise, text) in enumerate(given)
     ]
 
 

@@ -47,7 +47,7 @@ def test_a_plan_goes_row_by_row_and_padding_goes_round() -> None:
     assert PLANNED.noise_ids(range(1, 7), without) == [1, 2, 0, 1, 2, 0]
     assert [PLANNED.meta(i, PLAN) for i in range(3)] == [
         {"noise_id": 9, "id": "ä"},
-        {"noise_id": 1},
+        {"noise_id": 1, "id": ""},
         {"noise_id": 9, "id": "bc"},
     ]
     assert PLANNED.meta(2, without) == {"noise_id": 2} and PLANNED.turn(3) is None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ddpm import DDIM, SAMPLERS, DPMSolver2M, Heun, Sampler
 from ddpm.added_field import added_field
 from pipeline.config_io import digest, from_json, to_json
+from pipeline.data.image_formats import Jpeg, WebP
 from pipeline.errors import OutputExistsError
 from pipeline.generation.spec.edits import PartialSpec
 from pipeline.generation.spec.labels import IdModuloChosenClasses, PlannedLabels
@@ -24,13 +25,13 @@ from pipeline.generation.spec.sampling_plan import (
 )
 
 GOLDEN = {
-    "ancestral": "a3200e35ccfef305ceb650ae45423275c9af4f11c7d2b78637ea776b75060ae9",
-    "ddim": "747d591d68a2c1cab3bde62be6e88c0ba9f9018c8f0fb7d2af14d8f92ea0d3b9",
-    "dpm_solver_2m": "79950dc48a2bf277397128726695ef654486a8489b1b375d67de0687b10e1487",
-    "dpm_solver_2m_sde": "f184b91f6fd3794fb3f32fcd618692498e3ca423032e9b76e5d06736474b6ed6",
-    "dpm_solver_3m": "0634645f5d1293b14098fcf20fee337dfc81cb6f02b91230ac665223cb0a12b8",
-    "dpm_solver_3m_common": "2d75aef9e7cd91a8e81ca5937e7bf2066feb8bd8fd3677833f99a3eadfe08dc9",
-    "heun": "de47c1cc5b5e38773ce192ae181db57e70bd4ffd3b8fa7cde0c4a457b9d352e3",
+    "ancestral": "8b894e040df5df9027c9285a12ea534ca8e0c965e6fec980bd10df91122e0f3c",
+    "ddim": "f1c9678307c0c149dd6770f933e69b8c553046c322d9f0e93f2957176a3f9ee3",
+    "dpm_solver_2m": "59f30a1c3e49f81d177269e1aa4f47b5fa11741771c1d03e173efc758459ed7a",
+    "dpm_solver_2m_sde": "6313d3e1b778c843450467403ef2e4a01e8827ccc59424b992d5243ea4af1f34",
+    "dpm_solver_3m": "30868f91c869dadebd45a1ddce42a91b6eeff15c9c8eae499d635062bd5949b7",
+    "dpm_solver_3m_common": "e8facaefcd43f4fb15523f5b743f296f08bfaeaf981621dc66b69dad700bb092",
+    "heun": "84455ccba4ec0761d668daf6a7c3d91a58070bd527b1d55674854b61ccd7cf09",
 }
 """Digests of specs with each sampler's defaults: they name output prefixes, and a change of one orphans every run."""
 
@@ -116,6 +117,9 @@ CHANGES: list[dict[str, object]] = [
     {"calibration_digest": "cd" * 32},
     {"request": PARTIAL},
     {"label_rule": IdModuloChosenClasses(classes=(3, 7))},
+    {"image_format": WebP()},
+    {"image_format": Jpeg()},
+    {"container": "parquet"},
 ]
 
 
@@ -124,8 +128,13 @@ def test_everything_that_decides_bytes_changes_the_digest(change: dict[str, obje
     assert make_spec(**change).digest != make_spec().digest  # type: ignore[arg-type]
 
 
+def test_the_quality_of_a_jpeg_changes_the_digest() -> None:
+    qualities = [make_spec(image_format=Jpeg(quality=quality)).digest for quality in (90, 95)]
+    assert qualities[0] != qualities[1]
+
+
 def test_no_field_is_left_out_of_that() -> None:
-    fixed = {"format_version", "image_format"}  # one value each, so far
+    fixed = {"format_version"}  # one value, so far
     assert {next(iter(change)) for change in CHANGES} == {f.name for f in dataclasses.fields(SamplingSpec)} - fixed
 
 

@@ -165,7 +165,7 @@ def write_shards(
         samples = [
             Sample(
                 key=f"{i:012d}",
-                png=draw(i, label),
+                image=draw(i, label),
                 cls=label,
                 meta={**common, "sample_id": i, "label": label},
             )
