@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ddpm.networks.model_config import ModelConfig, build_network
-from ddpm.process.denoiser import Network, NetworkDenoiser
+from ddpm.process.denoiser import MovesT, Network, NetworkDenoiser
 from ddpm.process.diffusion import Variance
 from ddpm.process.guidance import GuidedNetwork
 from ddpm.process.pixels import NumLevels
@@ -91,7 +91,7 @@ class DiffusionModel:
         self.check_eval_mode("network")
         if guide is not None:
             guide.check_eval_mode("guide")
-        network = self.network
+        network: Network = MovesT(self.network)
         if guidance_scale != 1.0:
             network = GuidedNetwork(
                 network=network,

@@ -9,12 +9,14 @@ from typing import NoReturn
 
 import torch
 
-from pipeline.benchmarks.gpu_benchmark import contend, measure_limits
+from pipeline.benchmarks.gpu_benchmark import Figures, contend, measure_limits
 from pipeline.benchmarks.gpu_cases import CASES, MODES
 from pipeline.benchmarks.gpu_report import Report, describe_machine
+from pipeline.benchmarks.gpu_sampling import SAMPLING_CASES, SamplingFigures, contend_sampling
 
-_ABOUT = """Training speed and memory of the presets' networks on one GPU, beside diffusers' networks of the same shape
-where diffusers is installed, and beside the card's measured limits. Needs torch and jaxtyping alone."""
+_ABOUT = """Training speed and memory, and sampling speed, of the presets' networks on one GPU, beside diffusers'
+networks of the same shape and its pipelines where diffusers is installed, and beside the card's measured limits. Needs
+torch and jaxtyping alone."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,8 +50,19 @@ def _measure(flags: argparse.Namespace, device: torch.device, folder: Path) -> N
     if not with_peer:
         print("without a peer: " + ("as asked for" if flags.no_peer else "diffusers is not installed"))
     limits = measure_limits(device)
-    figures, tables = [], {}
-    for name in flags.cases:
+    figures, sampling = list[Figures](), list[SamplingFigures]()
+    tables = dict[str, list[tuple[str, float]]]()
+
+    def write() -> Report:
+        # After each case: what was measured is not lost with a later one.
+        report = Report(
+            machine=describe_machine(device), limits=limits, figures=figures, tables_of_time=tables, sampling=sampling
+        )
+        (folder / "gpu.json").write_text(report.to_json())
+        (folder / "gpu.md").write_text(report.to_markdown())
+        return report
+
+    for name in () if flags.only == "sampling" else flags.cases:
         modes = {mode: MODES[mode] for mode in flags.modes}
         some, tables[name] = contend(
             name,
@@ -62,11 +75,19 @@ def _measure(flags: argparse.Namespace, device: torch.device, folder: Path) -> N
             say=lambda line: print(line, flush=True),
         )
         figures += some
-        # After each case: what was measured is not lost with a later one.
-        report = Report(machine=describe_machine(device), limits=limits, figures=figures, tables_of_time=tables)
-        (folder / "gpu.json").write_text(report.to_json())
-        (folder / "gpu.md").write_text(report.to_markdown())
-    print(report.to_markdown())
+        write()
+    for name in () if flags.only == "training" else flags.sampling_cases:
+        sampling += contend_sampling(
+            name,
+            SAMPLING_CASES[name],
+            device,
+            rounds=flags.rounds,
+            steps=flags.steps,
+            with_peer=with_peer,
+            say=lambda line: print(line, flush=True),
+        )
+        write()
+    print(write().to_markdown())
     print(f"done: {folder}/gpu.md and {folder}/gpu.json")
 
 
@@ -78,8 +99,18 @@ def make_parser() -> argparse.ArgumentParser:
         "--cases", type=_names(CASES), default=real, help=f"of {', '.join(CASES)}; default: the presets'"
     )
     parser.add_argument("--modes", type=_names(MODES), default=list(MODES), help=f"of {', '.join(MODES)}; default: all")
+    real = [name for name in SAMPLING_CASES if name != "tiny"]
+    parser.add_argument(
+        "--sampling-cases",
+        type=_names(SAMPLING_CASES),
+        default=real,
+        help=f"of {', '.join(SAMPLING_CASES)}; default: the presets'",
+    )
+    parser.add_argument("--only", choices=("training", "sampling"), help="leave the other out")
     parser.add_argument("--rounds", type=_positive, default=5, help="turns of each network (default: 5)")
-    parser.add_argument("--steps", type=_positive, default=20, help="steps of a turn (default: 20)")
+    parser.add_argument(
+        "--steps", type=_positive, default=20, help="steps of a turn, or of a sampled batch (default: 20)"
+    )
     parser.add_argument("--output", default="artifacts/benchmark_gpu", help="folder for gpu.md and gpu.json")
     parser.add_argument("--no-peer", action="store_true", help="leave diffusers' networks out")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")

@@ -34,6 +34,7 @@ SECTIONS = (
     "ema_reconstruct",
     "ema_sweep",
     "benchmark_train",
+    "benchmark_sample",
 )
 """Names of the sections; the first four are those of a preset."""
 

@@ -63,7 +63,7 @@ def partial_diffusion(
     timesteps = sampler.timesteps(schedule)
     eps = standard_normal(seed, Stream.X_T, sample_ids, 0, x_0.shape[1:], x_0.dtype)
     if num_steps < len(timesteps):
-        t = torch.full((len(x_0),), timesteps[num_steps - 1], device=x_0.device)
+        t = torch.full((len(x_0),), timesteps[num_steps - 1])
         x_t = q_sample(schedule, x_0, t, eps)
     else:
         x_t = eps  # the chain's last step leaves a trace of the image, which a sampler does not start from

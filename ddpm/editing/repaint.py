@@ -140,7 +140,7 @@ def repaint_sample(
             kept = float(chain.alpha_bar[next_level - 1] / chain.alpha_bar[level - 1])
             x_t = kept**0.5 * x_t + (1 - kept) ** 0.5 * eps
             continue
-        t = torch.full((len(x_t),), level - 1, device=x_t.device)
+        t = torch.full((len(x_t),), level - 1)
         x_t = sampler.step(chain, denoise, x_t, t, label, eps=eps, x_0_error=x_0_error)
         given = x_0
         if next_level > 0:

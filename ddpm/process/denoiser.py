@@ -25,6 +25,18 @@ Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 variance. t is int64, and float64 only where a sampler is asked to visit places between two steps."""
 
 
+@dataclass(frozen=True, slots=True)
+class MovesT:
+    """A network for callers whose t may be on the CPU, as a sampler's is, wherever x_t is; itself a network."""
+
+    network: Network
+    """The network, which takes t where x_t is."""
+
+    def __call__(self, x_t: Images, t: Times, label: Labels | None) -> Tensor:
+        """The network's answer; nothing waits for the device."""
+        return self.network(x_t, t.to(x_t.device, non_blocking=True), label)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
     """A denoiser's answer; x_t = sqrt(alpha_bar) x_0_hat + sqrt(1 - alpha_bar) eps_hat holds between the two."""
@@ -42,7 +54,7 @@ class Denoiser(Protocol):
     """Predicts the clean images behind x_t."""
 
     def __call__(self, x_t: Images, t: Times, label: Labels | None) -> Prediction:
-        """Predict; t [B] is the index in the *training* chain, or a place between two of its steps."""
+        """Predict; t [B], on x_t's device or the CPU, is the index in the *training* chain, or a place between two."""
         ...
 
 
@@ -76,7 +88,8 @@ class NetworkDenoiser:
 
         Args:
             x_t: Noised images [B, C, H, W].
-            t: Step index [B] in [0, T-1] of the training chain, or places between its steps.
+            t: Step index [B] in [0, T-1] of the training chain, or places between its steps; where the network takes
+                it, which for one of DiffusionModel.denoiser may be the CPU.
             label: Class [B], or None.
 
         Returns:

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ddpm.process.denoiser import Network
+from ddpm.process.denoiser import MovesT, Network
 from ddpm.process.prediction import PredictionType, check_prediction_type, predict_x_0_and_eps, prediction_target
 from ddpm.process.schedules import NoiseSchedule
 from ddpm.shapes import Images, Labels, Times
@@ -90,7 +90,8 @@ class GuidedNetwork:
 
         Args:
             x_t: Noised images [B, C, H, W].
-            t: Step index [B] in [0, T-1] of the training chain, or places between its steps.
+            t: Step index [B] in [0, T-1] of the training chain, or places between its steps; where the network takes
+                it, which may be the CPU: there nothing waits to see whether it is in the interval.
             label: Class [B]; with a guide, None where the networks take none.
 
         Returns:
@@ -103,8 +104,8 @@ class GuidedNetwork:
         if label is None and self.guide is None:
             raise ValueError("label: guidance needs one class per image, got None; give labels or set the scale to 1")
         guided = self._is_guided(t)
-        # Without an interval nobody looks at the values of a tensor, which would stall an accelerator.
-        if self.scale == 1.0 or (self.interval is not None and not bool(guided.any())):
+        # A sampler's t is on the CPU: to look at it does not stall an accelerator.
+        if self.scale == 1.0 or (guided is not None and not bool(guided.any())):
             return self.network(x_t, t, label)
         answer, weak = self._two_answers(x_t, t, label)
         channels = x_t.shape[1]
@@ -114,8 +115,10 @@ class GuidedNetwork:
             deviation = _standard_deviation(exaggerated).clamp(min=torch.finfo(x_t.dtype).tiny)  # 0 before training
             ratio = _standard_deviation(prediction) / deviation
             exaggerated = (self.rescale * ratio + 1 - self.rescale) * exaggerated
-        prediction = torch.where(guided[:, None, None, None], exaggerated, prediction)
-        return torch.cat((prediction, answer[:, channels:]), dim=1)
+        if guided is not None:
+            inside = guided.to(x_t.device, non_blocking=True)[:, None, None, None]
+            exaggerated = torch.where(inside, exaggerated, prediction)
+        return torch.cat((exaggerated, answer[:, channels:]), dim=1)
 
     def _two_answers(self, x_t: Images, t: Times, label: Labels | None) -> tuple[Tensor, Tensor]:
         """The network's answer and the weak one, of the same kind, in x_t's dtype."""
@@ -126,7 +129,8 @@ class GuidedNetwork:
             answer, weak = both.chunk(2)
             return answer, weak
         answer = self.network(x_t, t, label).to(x_t.dtype)
-        weak = self.guide.network(x_t, t, label).to(x_t.dtype)[:, : x_t.shape[1]]  # its variance, if any, left out
+        weak = MovesT(self.guide.network)(x_t, t, label).to(x_t.dtype)
+        weak = weak[:, : x_t.shape[1]]  # its variance, if any, left out
         if weak.shape != x_t.shape:
             raise ValueError(
                 f"guide: must predict {self.guide.prediction_type} of shape {list(x_t.shape)}, got {list(weak.shape)}; "
@@ -137,10 +141,10 @@ class GuidedNetwork:
             weak = prediction_target(self.schedule, x_0_hat, t, eps_hat, self.prediction_type)
         return answer, weak
 
-    def _is_guided(self, t: Times) -> Bool[Tensor, " b"]:
-        """Whether each t is within the interval."""
+    def _is_guided(self, t: Times) -> Bool[Tensor, " b"] | None:
+        """Whether each t is within the interval; None where there is none."""
         if self.interval is None:
-            return torch.ones_like(t, dtype=torch.bool)
+            return None
         sigma = self.schedule.sigma(t)
         return (sigma > self.interval[0]) & (sigma <= self.interval[1])
 

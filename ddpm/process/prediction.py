@@ -127,7 +127,7 @@ def _noise(schedule: NoiseSchedule, t: Times, like: Images) -> PerSample:
 def _at(schedule: NoiseSchedule, of_alpha_bar: Callable[[Tensor], Tensor], t: Times, like: Images) -> PerSample:
     """A function of alpha_bar at t, shaped to multiply images; the cast is the last thing done."""
     if t.is_floating_point():
-        return of_alpha_bar(schedule.alpha_bar_at(t)).to(like)[:, None, None, None]
+        return of_alpha_bar(schedule.alpha_bar_at(t)).to(like, non_blocking=True)[:, None, None, None]
     return gather(of_alpha_bar(schedule.alpha_bar), t, like)
 
 

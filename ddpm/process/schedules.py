@@ -190,7 +190,7 @@ class NoiseSchedule:
     def _at(self, table: Table, of_angle: Callable[[Tensor], Tensor], t: Times) -> Tensor:
         """A table at t: its entries at integers, the function of the interpolated angle between them."""
         if not t.is_floating_point():
-            return table.to(t.device)[t]
+            return table.to(t.device, non_blocking=True)[t]
         t = t.to(torch.float64)
         if not bool(((t >= 0) & (t <= self.num_timesteps - 1)).all()):
             raise ValueError(
@@ -216,14 +216,14 @@ def gather(table: Table, t: Int[Tensor, " b"], like: Tensor) -> Float[Tensor, "b
 
     Args:
         table: float64 [T].
-        t: Index [B] in [0, T-1].
+        t: Index [B] in [0, T-1], on the device of like or on the CPU.
         like: Images whose dtype and device the result takes; the cast is the last thing done.
 
     Returns:
         [B, 1, 1, 1].
     """
     # A small table from pageable memory is copied out before the call returns: nothing waits for the device.
-    return table.to(t.device, non_blocking=True)[t].to(like)[:, None, None, None]
+    return table.to(t.device, non_blocking=True)[t].to(like, non_blocking=True)[:, None, None, None]
 
 
 def _shift(alpha_bar: Table) -> Table:

@@ -90,5 +90,5 @@ def p_sample(
         Ho et al. 2020 (arXiv:2006.11239), Algorithm 2, lines 3-4.
     """
     step = p_mean_variance(schedule, denoise, x_t, t, label, variance=variance, x_0_error=x_0_error)
-    noisy = (t > 0).to(x_t)[:, None, None, None]
+    noisy = (t > 0).to(x_t, non_blocking=True)[:, None, None, None]
     return step.mean + noisy * step.variance.sqrt() * eps

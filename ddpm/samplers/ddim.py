@@ -79,7 +79,7 @@ def ddim_step(
         Song et al. 2021 (arXiv:2010.02502), Eq. 12 and 16.
     """
     _check_eta(eta)
-    prediction = denoise(x_t, schedule.timesteps.to(t.device)[t], label)
+    prediction = denoise(x_t, schedule.timesteps.to(t.device, non_blocking=True)[t], label)
     # Eq. 16 is eta times the standard deviation of q(x_{t-1} | x_t, x_0); it is 0 at t = 0.
     sigma = eta * schedule.posterior_variance.sqrt()
     # What the noise adds is taken from eps_hat, so that the variance stays 1 - alpha_bar_prev; rounding may go below 0.
@@ -124,8 +124,8 @@ def ddim_invert(
     x_t = x_0
     for i in range(0 if first_step else 1, chain.num_timesteps):
         # No network was trained on images without any noise: the first step asks about its end, where x_0 is too clean.
-        t = torch.full((len(x_t),), max(i - 1, 0), device=x_t.device)
-        prediction = denoise(x_t, chain.timesteps.to(t.device)[t], label)
+        t = torch.full((len(x_t),), max(i - 1, 0))
+        prediction = denoise(x_t, chain.timesteps[t], label)
         alpha_bar, clean = float(chain.alpha_bar[i]), x_0 if i == 0 else prediction.x_0_hat
         x_t = alpha_bar**0.5 * clean + (1 - alpha_bar) ** 0.5 * prediction.eps_hat
     return x_t

@@ -109,7 +109,7 @@ def _walk(
     h = -decay.log()
     x_t, x_0_hat_before = x_T, None
     for draw, i in enumerate(reversed(range(0 if final_step else 1, chain.num_timesteps)), start=1):
-        t = chain.timesteps[i].to(x_t.device).expand(len(x_t))
+        t = chain.timesteps[i].expand(len(x_t))
         x_0_hat = reporting(denoise, callback, draw)(x_t, t, label).x_0_hat
         direction = x_0_hat
         if x_0_hat_before is not None and i > 0:

@@ -102,12 +102,12 @@ class Heun(Sampler):
                     added = self.churn_noise * math.sqrt(sigma_hat**2 - sigma**2) * noise(draw)
                     x_t = _signal(sigma_hat) * (x_t / _signal(sigma) + added)
                     t, sigma = t_hat, sigma_hat
-            here = reporting(denoise, callback, draw)(x_t, t.to(x_t.device).expand(len(x_t)), label)
+            here = reporting(denoise, callback, draw)(x_t, t.expand(len(x_t)), label)
             # Of unit variance again: sqrt(alpha_bar') (x_0_hat + sigma' eps_hat), where DDIM steps to.
             signal, noisy = _signal(sigma_next), _signal(sigma_next) * sigma_next
             x_t = signal * here.x_0_hat + noisy * here.eps_hat
             if is_corrected(sigmas[i], sigma_next):
-                there = denoise(x_t, chain.timesteps[i - 1].to(x_t.device).expand(len(x_t)), label)
+                there = denoise(x_t, chain.timesteps[i - 1].expand(len(x_t)), label)
                 x_t = x_t + signal * (sigma_next - sigma) / 2 * (there.eps_hat - here.eps_hat)
         return x_t
 

@@ -114,7 +114,7 @@ def multistep_sample(
     visited: list[tuple[float, Images]] = []  # lambda and x_0_hat, the latest first
     for draw, i in enumerate(reversed(range(0 if final_step else 1, T)), start=1):
         told = reporting(denoise, callback, draw)
-        x_0_hat = told(x_t, chain.timesteps[i].to(x_t.device).expand(len(x_t)), label).x_0_hat
+        x_0_hat = told(x_t, chain.timesteps[i].expand(len(x_t)), label).x_0_hat
         if i == T - 2 and correct_first:
             x_t = step(i + 1, x_T, [*nodes, 1.0], [*values, x_0_hat])
         visited = [(places[i], x_0_hat), *visited][:_MAX_NODES]

@@ -2,6 +2,9 @@
 
 Each method is a file of its own with its variant of `Sampler`; `registry.py` lists them. A sampler knows neither seeds
 nor ids: noise comes in as a function of the draw.
+
+Steps are counted on the host: t is a tensor on the CPU, wherever the images are, and so are the tables. Who needs to
+know where in the chain a step is looks at them there, and nothing waits for the device in a walk.
 """
 
 import abc
@@ -25,7 +28,8 @@ from ddpm.variants import check_variant_name
 StepNoise = Callable[[int], Tensor]
 """noise(draw): the standard normal noise of a step, x_T's shape; draw counts the steps from 1."""
 Callback = Callable[[int, Times, Images, Images], None]
-"""callback(step, t, x_t, x_0_hat), before each step: step counts from 1, t [B] is the place in the training chain."""
+"""callback(step, t, x_t, x_0_hat), before each step: step counts from 1, t [B], on the CPU, is the place in the
+training chain."""
 
 
 def no_noise(draw: int) -> Tensor:
@@ -215,7 +219,7 @@ class SingleStepSampler(Sampler):
         """See Sampler.sample."""
         chain, x_t = schedule.respace(timesteps), x_T
         for draw, i in enumerate(reversed(range(0 if final_step else 1, chain.num_timesteps)), start=1):
-            t = torch.full((len(x_t),), i, device=x_t.device)
+            t = torch.full((len(x_t),), i)
             eps = noise(draw) if i > 0 and not self.is_deterministic else torch.zeros_like(x_t)
             told = reporting(denoise, callback, draw)
             x_t = self.step(chain, told, x_t, t, label, eps=eps, x_0_error=x_0_error)

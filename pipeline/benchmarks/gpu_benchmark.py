@@ -30,9 +30,9 @@ from ddpm import (
 )
 from ddpm.networks.cost import cost_key
 from pipeline.benchmarks.gpu_cases import Case, Mode, Peer
+from pipeline.models.network_pass import NetworkPass, compile_or_interpret, laid_out, multiply_float32_as
 from pipeline.training.metrics.matrix_rate import PASSES_PER_STEP, fastest, matrix_flops_per_s, wait_for
-from pipeline.training.network_pass import NetworkPass, laid_out, multiply_float32_as
-from pipeline.training.trial import compile_or_interpret, train_on_nothing
+from pipeline.training.trial import train_on_nothing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ddpm import ModelConfig, ObjectiveConfig, ScheduleConfig, UNetConfig
 from ddpm.interop.diffusers_weights import diffusers_config
+from pipeline.models.network_pass import Precision
 from pipeline.preset_networks import ADM_64, HO_256, HO_CIFAR10
-from pipeline.training.network_pass import Precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,10 +13,16 @@ from typing import Any
 import torch
 
 from pipeline.benchmarks.gpu_benchmark import Figures, Limits
+from pipeline.benchmarks.gpu_sampling import SAMPLING_MODES, SamplingFigures
 
 _HEADER = (
     "| case | batch | network | mode | img/s (least to most) | beside diffusers | TFLOP/s | of the matrix rate | peak "
     "memory | first steps |"
+)
+_SAMPLING_HEADER = (
+    "| case | batch | network | mode | img·NFE/s (least to most) | "
+    + " | ".join(f"beside diffusers' {mode}" for mode in SAMPLING_MODES)
+    + " | TFLOP/s | images' distance | first batches |"
 )
 
 
@@ -32,6 +38,8 @@ class Report:
     """Of every contender."""
     tables_of_time: Mapping[str, Sequence[tuple[str, float]]]
     """By case: the operations of ours in the last mode that took most time, and their shares."""
+    sampling: Sequence[SamplingFigures] = ()
+    """Of every contender in sampling."""
 
     def to_json(self) -> str:
         """Everything, with the ratios spelled out."""
@@ -44,12 +52,16 @@ class Report:
             "limits": dataclasses.asdict(self.limits),
             "figures": rows,
             "time": {case: dict(table) for case, table in self.tables_of_time.items()},
+            "sampling": [
+                dataclasses.asdict(one) | {"evaluations_per_s_median": one.median, "beside": self._beside(one)}
+                for one in self.sampling
+            ],
         }
         return json.dumps(whole, indent=2) + "\n"
 
     def to_markdown(self) -> str:
         """A page."""
-        lines = [f"# Training on {self.machine['device']}", ""]
+        lines = [f"# Training and sampling on {self.machine['device']}", ""]
         lines += [f"- {name}: {value}" for name, value in self.machine.items()]
         lines += [
             f"- bf16 matrix products, measured: {self.limits.matrix_flops_per_s / 1e12:.4g} TFLOP/s",
@@ -73,7 +85,40 @@ class Report:
                 "|---|---|",
             ]
             lines += [f"| `{name[:80].replace('|', '/')}` | {share:.1%} |" for name, share in table]
+        if self.sampling:
+            lines += [
+                "",
+                "Sampling, each at the batch at which it is fastest; img·NFE are images times network evaluations of "
+                "each. The distance is that of compiled images from interpreted ones.",
+                "",
+                _SAMPLING_HEADER,
+                "|" + "---|" * (_SAMPLING_HEADER.count("|") - 1),
+                *(self._sampling_row(one) for one in self.sampling),
+                "",
+            ]
+            lines += [f"- {one.case}, {one.network}, {one.mode}: {one.note}" for one in self.sampling if one.note]
         return "\n".join(lines) + "\n"
+
+    def _sampling_row(self, one: SamplingFigures) -> str:
+        rates = one.evaluations_per_s or (0.0,)
+        beside = self._beside(one)
+        columns = (
+            one.case,
+            f"{one.batch}",
+            one.network,
+            one.mode,
+            f"{one.median:.4g} ({min(rates):.4g} to {max(rates):.4g})",
+            *(f"{beside[mode]:.2f}" if mode in beside else "" for mode in SAMPLING_MODES),
+            f"{one.median * one.flops_per_evaluation / 1e12:.4g}",
+            "-" if one.distance is None else f"{one.distance:.1e}",
+            f"{one.start_s:.0f} s",
+        )
+        return "| " + " | ".join(columns) + " |"
+
+    def _beside(self, one: SamplingFigures) -> dict[str, float]:
+        """By mode of diffusers': how many times as fast it is."""
+        peers = [other for other in self.sampling if (other.case, other.network) == (one.case, "diffusers")]
+        return {peer.mode: one.median / peer.median for peer in peers if peer is not one and peer.median}
 
     def _row(self, one: Figures) -> str:
         peers = [other for other in self.figures if (other.case, other.mode) == (one.case, one.mode)]

@@ -20,6 +20,7 @@ from pipeline.generation.spec.sampling_plan import Container, SamplingSpec, Shar
 from pipeline.models.calibration import Calibration, read_calibration
 from pipeline.models.model_files import ModelCard, ModelFiles, check_trust, read_card
 from pipeline.models.model_uri import check_model_uris
+from pipeline.models.network_pass import Precision
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import check_file_uris, check_uris, join_uri, open_store
@@ -65,7 +66,15 @@ class ImagesConfig:
     shard_size: int = 500
     """Images per output shard, the unit of work and of retry; a run grows only from a multiple of it."""
     batch_size: int = 125
-    """Images per network evaluation; part of what decides the images' last bits."""
+    """Images per network evaluation; part of what decides the images' last bits, as are the next three."""
+    precision: Precision = "float32"
+    """How the network is evaluated: float32; tf32, where a GPU rounds to 10 bits what it multiplies; bf16, in which
+    most operations compute. Noise and the steps of the sampler are float32 and float64 in all of them."""
+    channels_last: bool = False
+    """Keep images and convolutions' weights with the channels innermost, which is multiplied faster, bf16 above all."""
+    compile: bool = False
+    """Have PyTorch compile the network, which takes up to minutes in each process; on a GPU its operations are then
+    launched at once, as a CUDA graph. Where it cannot be compiled the job ends: it would make other last bits."""
     num_actors: int = 1
     """Processes that make output shards, each with a copy of the network."""
     cpus_per_actor: int = 1
@@ -300,6 +309,9 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
             batch_size=config.batch_size,
             image_format=config.format,
             container=config.container,
+            precision=config.precision,
+            channels_last=config.channels_last,
+            compile=config.compile,
             image_size=network.image_size,
             channels=network.channels,
             num_levels=network.num_levels,

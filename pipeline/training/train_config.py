@@ -12,10 +12,10 @@ from pipeline.cluster import ClusterConfig
 from pipeline.data.data_order import DataConfig, DataOrder
 from pipeline.data.manifest import DatasetManifest
 from pipeline.models.model_uri import check_model_uris
+from pipeline.models.network_pass import Precision
 from pipeline.stores.storage import check_uris
 from pipeline.tracking.tracking import TrackingConfig
 from pipeline.training.checkpoints.ema_snapshots import PostHocEmaConfig
-from pipeline.training.network_pass import Precision
 from pipeline.training.stop_request import parse_duration
 
 

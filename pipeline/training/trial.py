@@ -1,6 +1,6 @@
-"""What is tried before the first step, on images of nothing: how many fit into memory, and whether a compiler works.
+"""What is tried before the first step, on images of nothing: how many fit into memory.
 
-Both are functions of the machine, so they are asked of it and not foretold; all ranks come to the same answer.
+That is a function of the machine, so it is asked of it and not foretold; all ranks come to the same answer.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from ddpm import ModelConfig
-from pipeline.training.network_pass import NetworkPass
+from pipeline.models.network_pass import NetworkPass
 
 
 def micro_batches(num_rows: int, most_rows: int, size: int | None) -> list[slice]:
@@ -92,34 +92,3 @@ def train_on_nothing(
     finally:
         for parameter in parameters:
             parameter.grad = None
-
-
-def compile_or_interpret(
-    network: NetworkPass, attempt: Callable[[], None], agree: Callable[[bool], bool] = bool
-) -> str | None:
-    """Compile the network if that works on every rank.
-
-    Args:
-        network: Not shared by ranks yet.
-        attempt: Trains on every size of micro-batch.
-        agree: As in `largest_fitting`.
-
-    Returns:
-        Why the network is not compiled; None if it is.
-
-    Raises:
-        torch.OutOfMemoryError: If the compiled network does not fit.
-    """
-    reason = ""
-    try:
-        network.compile()
-        attempt()
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # of the compiler's, which has no common class for them, or its compiler's
-        lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines()]
-        reason = " ".join(line for line in lines if line)[:300]
-    if agree(not reason):
-        return None
-    network.interpret()
-    return reason or "another worker could not compile it"

@@ -20,6 +20,7 @@ from ddpm import (
     build_network,
     make_schedule,
 )
+from ddpm.process.denoiser import MovesT
 from ddpm.process.guidance import Guide
 
 UNET = UNetConfig(
@@ -82,7 +83,7 @@ def test_a_module_is_moved_and_the_rest_stays() -> None:
 
 def test_its_denoiser_is_its_own_and_limited_as_asked() -> None:
     model = model_of(halves, prediction_type="x_0")
-    assert model.denoiser() == NetworkDenoiser(network=halves, schedule=SCHEDULE, prediction_type="x_0")
+    assert model.denoiser() == NetworkDenoiser(network=MovesT(halves), schedule=SCHEDULE, prediction_type="x_0")
     free = model.denoiser(clip_x_0=False)
     x_t, t = torch.full((1, 1, 2, 3), 4.0), torch.tensor([500])
     assert float(free(x_t, t, None).x_0_hat.max()) == 2 and float(model.denoiser()(x_t, t, None).x_0_hat.max()) == 1
@@ -98,7 +99,7 @@ def test_guidance_wraps_its_network() -> None:
     options: dict[str, Any] = {"guidance_interval": (0.1, 2.0), "guidance_rescale": 0.7}
     plain = model.denoiser(guidance_scale=2.0, **options).network
     assert plain == GuidedNetwork(
-        network=halves,
+        network=MovesT(halves),
         schedule=SCHEDULE,
         null_label=3,
         prediction_type="v",

@@ -17,7 +17,7 @@ def every_job() -> dict[str, Job[Any]]:
         if hasattr(module, "JOB"):
             found[file.stem] = module.JOB
         for name, job in getattr(module, "JOBS", {}).items():
-            found[f"{file.stem.removesuffix('_train')} {name}"] = job  # benchmark.py imports what it runs
+            found[f"{file.stem.removesuffix(f'_{name}')} {name}"] = job  # benchmark.py imports what it runs
     return found
 
 

@@ -236,7 +236,7 @@ def test_a_file_with_one_job_names_it_too(capsys: pytest.CaptureFixture[str]) ->
         assert benchmark.main(flags) == code
     printed = capsys.readouterr()
     assert "  jobs/benchmark.py train  " in printed.out
-    assert printed.err.startswith("error: jobs/benchmark.py: must be followed by train, got 'draw'")
+    assert printed.err.startswith("error: jobs/benchmark.py: must be followed by train or sample, got 'draw'")
 
 
 _LONG = "http://me:secret-word-" + "x" * 90 + "-secret-word@host"

@@ -35,6 +35,7 @@ TRACKING = ["--tracking.uri", "sqlite:///mlflow.db"]
 SAMPLE = ["--sample.model", "models:/digits@candidate", "--sample.output", "samples", "--sample.sampler.num-steps", "5"]
 MEASURED = ["--dataset", "dataset", *SAMPLE, *TRACKING]
 FLAGS = {
+    "benchmark sample": [],
     "benchmark train": [],
     "calibrate": ["--model", "models:/digits@candidate", "--dataset", "dataset", "--output", "c.json", *TRACKING],
     "compare bounds": ["--model", "models:/digits@candidate", "--baseline", "other", "--dataset", "dataset",

@@ -121,7 +121,7 @@ JOBS: dict[str, Callable[[Stored], list[str]]] = {
     "ema sweep": lambda s: ["--run", s.run, "--dataset", s.dataset, "--output", "out", *_INNER],
 }
 STARTS_NO_CLUSTER = ("calibrate", "compare bounds", "ema reconstruct")
-TAKES_NO_MODEL = ("benchmark train", "prepare_data", "train")
+TAKES_NO_MODEL = ("benchmark sample", "benchmark train", "prepare_data", "train")
 
 
 def test_every_job_is_one_that_takes_a_model_or_one_that_does_not() -> None:

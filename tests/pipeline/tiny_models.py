@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm import ModelConfig, OwnNetworkConfig, ScheduleConfig, UNetConfig, build_network
+from ddpm import ModelConfig, OwnNetworkConfig, ScheduleConfig, Stream, UNetConfig, build_network, standard_normal
 from ddpm.networks.registry import AnyNetwork
-from ddpm.noise import Stream, standard_normal
 from pipeline.models.model_files import ModelCard, encode_model
 from pipeline.models.model_source import collect_source
 

@@ -20,6 +20,7 @@ from jaxtyping import Bool, UInt8
 from ddpm import DiffusionModel, generate, images_to_x_0, x_0_to_images
 from ddpm.shapes import Images
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.generation.making.network_setup import set_up
 from pipeline.generation.making.packing import encode_samples, pack_samples
 from pipeline.generation.output.commits import Commit, Provenance, write_once
 from pipeline.generation.requests.edit_inputs import InputImages, RowReader
@@ -51,16 +52,21 @@ class Ingredients:
 class ImageMaker:
     """Makes the images of sample ids with one model, and perhaps a guide, on one device."""
 
-    def __init__(self, ingredients: Ingredients, device: torch.device) -> None:
+    def __init__(self, ingredients: Ingredients, spec: SamplingSpec, device: torch.device) -> None:
         """Load the models.
+
+        Args:
+            ingredients: The models, and what else the spec names.
+            spec: How the networks are evaluated: the same in every spec that images are made of afterwards.
+            device: Where.
 
         Raises:
             CheckpointError: If a model's files are damaged.
-            ConfigError: If a network of your own cannot be built here.
+            ConfigError: If a network of your own cannot be built here, or one cannot be compiled that is to be.
         """
         self._device = device
-        self._model = self._load(ingredients.model, "model")
-        self._guide = None if ingredients.guide is None else self._load(ingredients.guide, "guide_model")
+        self._model = self._load(ingredients.model, "model", spec)
+        self._guide = None if ingredients.guide is None else self._load(ingredients.guide, "guide_model", spec)
         self._rows = None if ingredients.inputs is None else RowReader(ingredients.inputs)
         self._known = None
         if ingredients.known is not None:
@@ -69,9 +75,9 @@ class ImageMaker:
         self._x_0_error = None if error is None else torch.tensor(error, dtype=torch.float64)
         self._label_plan = ingredients.label_plan
 
-    def _load(self, files: ModelFiles, field: str) -> DiffusionModel:
+    def _load(self, files: ModelFiles, field: str, spec: SamplingSpec) -> DiffusionModel:
         try:
-            return load_model(files)[1].to(self._device)
+            return set_up(load_model(files)[1], spec, self._device)
         except ValueError as error:
             raise ConfigError(f"{field}: {error}") from error
 
@@ -163,14 +169,14 @@ class ShardMaker:
 
         Raises:
             CheckpointError: If the model's files are damaged.
-            ConfigError: If a network of your own cannot be built here.
+            ConfigError: As ImageMaker.
         """
         torch.set_num_threads(num_threads)
         torch.backends.cudnn.deterministic = True  # a retry on the same kind of GPU makes the same bytes
         self._spec = spec
         self._store = store
         self._device = torch.device(device)
-        self._images = ImageMaker(ingredients, self._device)
+        self._images = ImageMaker(ingredients, spec, self._device)
         self._class_names = read_card(ingredients.model).class_names
 
     def __call__(self, shard: OutputShard) -> Commit:

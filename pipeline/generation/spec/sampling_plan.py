@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ddpm.added_field import added_field
 from ddpm.process.pixels import NumLevels
 from ddpm.samplers.registry import AnySampler
 from pipeline import config_io
@@ -18,6 +19,7 @@ from pipeline.data.image_formats import AnyImageFormat, Png
 from pipeline.errors import OutputExistsError
 from pipeline.generation.spec.edits import AnyEditSpec
 from pipeline.generation.spec.labels import AnyLabelRule, IdModuloClasses
+from pipeline.models.network_pass import Precision
 
 MAX_IMAGES = 2**48
 """Ids have 48 bits in the counters of the noise."""
@@ -55,6 +57,12 @@ class SamplingSpec:
     """Images per output shard."""
     batch_size: int
     """Images per network evaluation. It is part of the spec because rounding depends on it."""
+    precision: Precision = added_field(default="float32", pin="float32")
+    """How the network is evaluated, and only it. Rounding depends on this and on the next two."""
+    channels_last: bool = added_field(default=False, pin=False)
+    """Whether images and convolutions have the channels innermost."""
+    compile: bool = added_field(default=False, pin=False)
+    """Whether PyTorch compiles the network."""
     image_format: AnyImageFormat = field(default_factory=Png)
     """How an image is stored."""
     container: Container = "webdataset"

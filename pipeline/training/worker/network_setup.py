@@ -5,11 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pipeline.errors import ConfigError
+from pipeline.models.network_pass import NetworkPass, compile_or_interpret
 from pipeline.progress import say
-from pipeline.training.network_pass import NetworkPass
 from pipeline.training.train_task import TrainTask
 from pipeline.training.trial import (
-    compile_or_interpret,
     everywhere,
     largest_fitting,
     micro_batches,

@@ -17,6 +17,7 @@ import torch
 from ddpm import ImportanceSampler, build_network
 from pipeline.data.ingest import RankBatch, rank_batches
 from pipeline.models.model_source import activate_source
+from pipeline.models.network_pass import laid_out
 from pipeline.progress import say, send_lines_to
 from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.stores.storage import open_store
@@ -24,7 +25,6 @@ from pipeline.training.checkpoints.checkpoint_store import CheckpointStore
 from pipeline.training.fork import begin_with_fork
 from pipeline.training.metrics.system_metrics import SystemMetrics
 from pipeline.training.metrics.telemetry import StepClock, highest, peak_memory_bytes
-from pipeline.training.network_pass import laid_out
 from pipeline.training.run_record import read_run_record, refuse_to_begin_again
 from pipeline.training.train_board import Divergence, Orders
 from pipeline.training.train_config import data_order

@@ -25,13 +25,14 @@ from ddpm import (
     spaced_timesteps,
     standard_normal,
 )
+from ddpm.process.denoiser import MovesT
 from ddpm.process.interpolation import Table
 from ddpm.samplers.generate import run_sampler
 from ddpm.samplers.sampler import Callback, no_noise
 from tests.ddpm.sampler_examples import CHOSEN, SCHEDULE, SHAPE, elementwise
 
 IDS = torch.arange(2)
-DENOISE = NetworkDenoiser(network=elementwise, schedule=SCHEDULE)
+DENOISE = NetworkDenoiser(network=MovesT(elementwise), schedule=SCHEDULE)
 Told = tuple[int, Tensor, Tensor, Tensor]
 
 
@@ -79,13 +80,13 @@ def test_evaluations_are_counted(sampler: Sampler) -> None:
 def test_the_options_reach_the_denoiser() -> None:
     model = DiffusionModel(network=elementwise, schedule=SCHEDULE, image_shape=SHAPE, prediction_type="v", null_label=7)
     plain = DDIM().denoiser(model)
-    assert plain == NetworkDenoiser(network=elementwise, schedule=SCHEDULE, prediction_type="v")
+    assert plain == NetworkDenoiser(network=MovesT(elementwise), schedule=SCHEDULE, prediction_type="v")
     assert not DDIM(clip_x_0=False).denoiser(model).clip_x_0
     assert DDIM(dynamic_threshold=0.9).denoiser(model).dynamic_threshold == 0.9
     options: dict[str, Any] = {"guidance_scale": 3.0, "guidance_interval": (0.1, 2.0), "guidance_rescale": 0.7}
     guided: Any = DDIM(**options).denoiser(model).network
     assert (guided.scale, guided.interval, guided.rescale) == (3.0, (0.1, 2.0), 0.7)
-    assert (guided.network, guided.null_label, guided.prediction_type) == (elementwise, 7, "v")
+    assert (guided.network, guided.null_label, guided.prediction_type) == (MovesT(elementwise), 7, "v")
 
 
 # --- the callback -----------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ def run(*flags: str, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProce
 
 def test_it_needs_torch_and_jaxtyping_alone(tmp_path: Path) -> None:
     flags = ["--device", "cpu", "--cases", "tiny", "--modes", "float32,bf16", "--rounds", "2", "--steps", "2"]
+    flags += ["--sampling-cases", "tiny"]
     done = run(*flags, "--output", str(tmp_path), blocked=("diffusers", "numpy"))
     assert done.returncode == 0, done.stderr
     assert "without a peer: diffusers is not installed" in done.stdout
@@ -56,6 +57,12 @@ def test_it_needs_torch_and_jaxtyping_alone(tmp_path: Path) -> None:
     assert report["machine"].keys() == {"device", "versions", "date"} and torch.__version__ in done.stdout
     assert all(len(row["images_per_s"]) == 2 and row["model_flops_utilisation"] > 0 for row in report["figures"])
     assert report["time"]["tiny"] and sum(report["time"]["tiny"].values()) <= 1.0001
+    assert [(row["network"], row["mode"]) for row in report["sampling"]] == [
+        ("ours", "float32"),
+        ("ours", "bf16-compiled"),
+    ]
+    assert all(len(row["evaluations_per_s"]) == 2 and row["batch"] in (2, 4) for row in report["sampling"])
+    assert report["sampling"][0]["distance"] is None and 0 <= report["sampling"][1]["distance"] < 0.05
     assert (tmp_path / "gpu.md").read_text() in done.stdout
 
 

@@ -239,7 +239,7 @@ def test_every_sampler_takes_labels_and_noise(name: str, guided: str, model: str
         (Generate(classes=("e", "b")), [2, 3, 4, 5], [4, 1, 4, 1]),
     ):
         job = resolve_job(config_of(model, tmp_path / "out", request, sampler=sampler, guide_model=guide))
-        made, found = ImageMaker(job.ingredients, torch.device("cpu"))(job.spec, range(2, 6))
+        made, found = ImageMaker(job.ingredients, job.spec, torch.device("cpu"))(job.spec, range(2, 6))
         expected = generate(
             diffusion, sampler, seed=3, sample_ids=torch.tensor(noise), label=torch.tensor(labels), guide=weaker
         )

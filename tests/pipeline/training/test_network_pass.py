@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.training.network_pass import NetworkPass, Precision, laid_out
+from pipeline.models.network_pass import NetworkPass, Precision, laid_out
 from pipeline.training.worker.loss_watch import LossWatch
 from pipeline.training.worker.training_state import TrainingState
 from pipeline.training.worker.training_step import LossTotals, TrainingStep

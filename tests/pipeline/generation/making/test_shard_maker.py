@@ -62,8 +62,9 @@ def images(output: Path, commit: Any) -> list[np.ndarray]:
 @pytest.mark.parametrize("sampler", [DDIM(num_steps=4), Ancestral(num_steps=4), Heun(num_steps=3)])
 def test_images_are_those_of_the_library(tmp_path: Path, sampler: Sampler) -> None:
     files = read_model_files(open_store(write_model(tmp_path / "model", answers=True)))
-    make = ImageMaker(Ingredients(model=files), torch.device("cpu"))
-    made, labels = make(spec_of(files, sampler=sampler), range(5, 9))
+    spec = spec_of(files, sampler=sampler)
+    make = ImageMaker(Ingredients(model=files), spec, torch.device("cpu"))
+    made, labels = make(spec, range(5, 9))
     ids = torch.arange(5, 9)
     model = load_model(files)[1]
     assert labels == [2, 0, 1, 2]

@@ -18,7 +18,7 @@ from pipeline.training.worker.health import TooManySkipped
 from pipeline.training.worker.loss_watch import LossWatch
 from pipeline.training.worker.training_state import TrainingState
 from pipeline.training.worker.training_step import LossTotals, TrainingStep
-from tests.pipeline.training.host_waits import WaitsOfTheHost
+from tests.host_waits import WaitsOfTheHost
 from tests.pipeline.training.small_runs import MODEL
 from tests.pipeline.training.step_cases import (
     CPU,

@@ -1,9 +1,11 @@
-"""How the network in training is evaluated: in which precision and layout, compiled or not, and by how many ranks.
+"""How a network is evaluated: in which precision and layout, compiled or not, and in training by how many ranks.
 
-What is optimised, averaged and stored is always the float32 network itself.
+What is optimised, averaged and stored is always the float32 network itself; what is computed around its answers, such
+as the steps of a sampler, is in float32 and float64.
 """
 
 import contextlib
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -27,10 +29,10 @@ def multiply_float32_as(precision: Precision) -> None:
 
 
 class NetworkPass:
-    """A rank's network(x_t, t, label) -> prediction, whose gradient is the mean over ranks.
+    """A network(x_t, t, label) -> prediction; in training a rank's, whose gradient is the mean over ranks.
 
     Args:
-        network: In training mode, as `laid_out` gives it.
+        network: As `laid_out` gives it.
         device: The network's.
         precision: How it is evaluated: float32; tf32, where a GPU rounds to 10 bits what it multiplies; bf16, in which
             most operations compute.
@@ -45,7 +47,7 @@ class NetworkPass:
         self._network = self._module = network
 
     def compile(self) -> None:
-        """Have the network compiled when it is evaluated first, in forward and backward pass.
+        """Have the network compiled when it is evaluated first, in training in forward and backward pass.
 
         Its backward pass is one: ranks share their gradients after it, and no longer in buckets while it goes on.
         """
@@ -73,6 +75,37 @@ class NetworkPass:
         if is_last or not isinstance(self._module, DistributedDataParallel):
             return contextlib.nullcontext()
         return self._module.no_sync()
+
+
+def compile_or_interpret(
+    network: NetworkPass, attempt: Callable[[], None], agree: Callable[[bool], bool] = bool
+) -> str | None:
+    """Compile the network if that works on every rank.
+
+    Args:
+        network: Not shared by ranks yet.
+        attempt: Evaluates it, in training forward and backward, on every size of batch that is to come.
+        agree: Whether what holds here holds on every rank; collective.
+
+    Returns:
+        Why the network is not compiled; None if it is.
+
+    Raises:
+        torch.OutOfMemoryError: If the compiled network does not fit.
+    """
+    reason = ""
+    try:
+        network.compile()
+        attempt()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of the compiler's, which has no common class for them, or its compiler's
+        lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines()]
+        reason = " ".join(line for line in lines if line)[:300]
+    if agree(not reason):
+        return None
+    network.interpret()
+    return reason or "another worker could not compile it"
 
 
 def _layout(channels_last: bool) -> torch.memory_format:
