@@ -3,8 +3,9 @@
 import sys
 
 from jobs.cli import Job, run_job
-from pipeline.generation.sample import describe_plan, sample
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample import sample
+from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.sample_preview import describe_plan
 from pipeline.progress import say
 
 

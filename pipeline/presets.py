@@ -14,7 +14,7 @@ from ddpm.samplers.registry import AnySampler
 from pipeline.data.data_order import DataConfig
 from pipeline.data.prepare import PrepareConfig
 from pipeline.evaluation.evaluate import EvaluateConfig
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample_config import SampleConfig
 from pipeline.preset_networks import ADM_64, DIT_B_4, HO_256, HO_CIFAR10
 from pipeline.training.train_config import OptimizerConfig, TrainConfig, WorkerConfig
 

@@ -28,7 +28,8 @@ from pipeline.benchmarks.diffusers_pipeline import diffusers_pipeline
 from pipeline.cluster import ClusterConfig, ray_session
 from pipeline.generation.making.network_setup import set_up
 from pipeline.generation.sample import sample
-from pipeline.generation.sample_job import SampleConfig, SampleJob, resolve_job
+from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.sample_job import SampleJob, resolve_job
 from pipeline.models.model_files import ModelCard, encode_model, load_model
 from pipeline.models.model_source import collect_source
 from pipeline.models.network_pass import Precision

@@ -39,8 +39,9 @@ from pipeline.evaluation.fills import Fills
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
 from pipeline.generation.output.manifest import read_shards, write_if_changed
 from pipeline.generation.sample import SampleResult, sample
-from pipeline.generation.sample import describe_plan as sampling_plan
-from pipeline.generation.sample_job import ImagesConfig, SampleConfig, resolve_job
+from pipeline.generation.sample_config import ImagesConfig, SampleConfig
+from pipeline.generation.sample_job import resolve_job
+from pipeline.generation.sample_preview import describe_plan as sampling_plan
 from pipeline.measuring.bound import BoundMeter, eps_network
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.measuring.measures import PixelClassifier, eps_mse, pixel_moments

@@ -15,9 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
-from ddpm import count_parameters
 from pipeline.cluster import ray_session
 from pipeline.config_sections import write_section
 from pipeline.data.image_stream import LabelledImages, stream_images
@@ -36,10 +33,10 @@ from pipeline.generation.pool.shard_actor import WorkOrder
 from pipeline.generation.pool.shard_queue import Retried
 from pipeline.generation.requests.edit_inputs import EditRequest
 from pipeline.generation.requests.label_requests import LabelRequest
-from pipeline.generation.sample_job import SampleConfig, SampleJob, resolve_job
+from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.sample_job import SampleJob, resolve_job
 from pipeline.generation.viewing.contact_sheet import contact_sheet
 from pipeline.generation.viewing.gallery import PAGE_KEY, Lineage, write_gallery
-from pipeline.models.model_files import load_model
 from pipeline.models.registry import ResolvedModel
 from pipeline.progress import Progress, say
 from pipeline.stores.object_store import ObjectStore, one_line
@@ -51,7 +48,6 @@ CONTACT_SHEET_KEY = "contact_sheet.png"
 CONFIG_KEY = "config.toml"
 _MAX_ROUNDS = 3
 _MAX_NAMED = 10
-_CONTAINERS = {"webdataset": "WebDataset tars", "parquet": "Parquet"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,33 +258,3 @@ def _make_gallery(config: SampleConfig, job: SampleJob, manifest: GenerationMani
         say(f"the gallery could not be made ({reason}); the images are all there, and running again makes it")
         return False
     return config.gallery_images > 0
-
-
-def describe_plan(config: SampleConfig) -> list[tuple[str, str]]:
-    """What a run would do, as names and values; reads the model and the output's listing, starts nothing."""
-    job = resolve_job(config)
-    inventory = Inventory(job.store, job.plan, job.manifest)
-    inventory.stop()
-    missing, num_missing_shards = job.plan.num_images - inventory.num_images_done, inventory.num_missing
-    named = [(name, model) for name, model in (("model", job.model), ("guide", job.guide)) if model is not None]
-    # Before the cost is counted, which builds the networks: loading is what makes a model's own code importable.
-    models = [(name, _describe_model(model)) for name, model in named]
-    flops = missing * job.flops_per_image
-    return [
-        *models,
-        *([] if job.labels.text is None else [("labels", job.labels.text)]),
-        *([] if job.edit is None else [("edit", f"{job.edit.spec.name} of images in {job.edit.inputs.uri}")]),
-        ("output", job.store.uri),
-        ("images", f"{job.plan.num_images:,}, of which {missing:,} are missing"),
-        ("stored as", f"{job.spec.image_format.words}, in {_CONTAINERS[job.spec.container]}"),
-        ("output shards", f"{job.plan.num_shards:,}, of which {num_missing_shards:,} are missing"),
-        ("network evaluations", f"{missing * job.evaluations_per_image:,} images, {flops:.3g} FLOP"),
-        ("workers", f"{min(config.num_actors, num_missing_shards)} actors, {config.cpus_per_actor} CPUs each"),
-        ("requests", f"{2 * num_missing_shards:,} PUTs and one LIST per 1,000 objects, twice"),
-    ]
-
-
-def _describe_model(model: ResolvedModel) -> str:
-    network = load_model(model.files, model.uri)[1].network
-    assert isinstance(network, nn.Module), "built from the card"
-    return f"{model.uri}, {count_parameters(network):,} parameters"

@@ -14,7 +14,8 @@ from pipeline.config_sections import write_section
 from pipeline.generation.output.commits import read_record
 from pipeline.generation.output.manifest import load_generation_manifest, read_shards
 from pipeline.generation.pool.actors import IN_HAND
-from pipeline.generation.sample_job import SampleConfig, resolve_job
+from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.sample_job import resolve_job
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import join_uri
 from pipeline.tracking.tracking import TrackingConfig

@@ -11,7 +11,7 @@ from ddpm import build_network
 from jobs.cli import run_job
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
 from pipeline.generation.requests.requests import Generate
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample_config import SampleConfig
 from pipeline.models.model_files import encode_model, read_model_files
 from pipeline.models.registration import register_model
 from pipeline.stores.storage import open_store

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from ddpm import DDIM
-from pipeline.data.manifest import ShardRecord
 from pipeline.data.shards import decode_png, read_shard
-from pipeline.generation.sample_job import SampleConfig, resolve_job
+from pipeline.generation.output.manifest import PartRecord, read_shards
+from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.sample_job import resolve_job
 from pipeline.stores.storage import open_store
 from tests.pipeline.generation.spec.test_sampling_plan import GOLDEN
 from tests.pipeline.runs_in_process import run
@@ -145,7 +146,7 @@ def test_it_samples_like_any_other(copy: Path, tmp_path: Path) -> None:
     made = python(copy, "jobs/sample.py", *flags, "--sampler.name", "halfway")
     assert made.returncode == 0, made.stdout + made.stderr
     assert "done: 12 images (12 made now)" in made.stdout
-    (folder,) = (tmp_path / "out").iterdir()
+    (folder,) = (path.parent for path in (tmp_path / "out").glob("*/manifest.json"))
     manifest = json.loads((folder / "manifest.json").read_text())
     stored = manifest["spec"]["sampler"]
     assert (stored["name"], stored["share"], stored["num_steps"], "eta" in stored) == ("halfway", 0.5, 4, False)
@@ -154,9 +155,10 @@ def test_it_samples_like_any_other(copy: Path, tmp_path: Path) -> None:
     store = resolve_job(config).store
     assert Path(store.uri) != folder and Path(store.uri).parent == folder.parent
     _, like_ddim = run(config)
-    shards = [ShardRecord(**record) for record in manifest["shards"]]
-    samples = [one for shard in shards for one in read_shard(open_store(str(folder)), shard)]
-    assert [one.meta["sampler"]["name"] for one in samples] == ["halfway"] * 12
+    made_there = open_store(str(folder))
+    parts = [PartRecord(**part) for part in manifest["parts"]]
+    samples = [one for shard in read_shards(made_there, parts) for one in read_shard(made_there, shard)]
+    assert [one.meta["sampler"] for one in samples] == ["halfway"] * 12
     assert (np.stack([decode_png(one.image) for one in samples]) == like_ddim.images).all()
     again = python(copy, "jobs/sample.py", "--config", str(folder / "config.toml"))
     assert again.returncode == 0 and "all of them there already, nothing written" in again.stdout, again.stderr

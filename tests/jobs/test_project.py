@@ -103,7 +103,7 @@ def test_a_project_of_rectangles(
 
     dataset = load_manifest(open_store(str(folder / "dataset")))
     assert (dataset.image_size, dataset.channels, dataset.class_names) == ((24, 40), 3, ("dark", "light"))
-    (prefix,) = [path for path in (folder / "samples").iterdir() if path.is_dir()]
+    (prefix,) = [path.parent for path in (folder / "samples").glob("*/manifest.json")]
     store = open_store(str(prefix))
     made = load_generation_manifest(store)
     assert made is not None and made.spec.image_size == (24, 40)

@@ -16,7 +16,8 @@ from pipeline.config_io import to_json
 from pipeline.config_sections import FLAGS_ALONE, write_section
 from pipeline.data.manifest import MANIFEST_KEY
 from pipeline.errors import CheckpointError, UntrustedCodeError
-from pipeline.generation.sample_job import SampleConfig, resolve_job
+from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.sample_job import resolve_job
 from pipeline.models.model_files import MODEL_JSON, SOURCE_JSON, WEIGHTS, ModelFiles, load_model, read_model_files
 from pipeline.models.model_source import collect_source
 from pipeline.stores.storage import open_store

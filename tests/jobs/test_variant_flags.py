@@ -15,7 +15,7 @@ from pipeline.config_io import variants_of
 from pipeline.data.image_formats import Jpeg, Png, WebP
 from pipeline.errors import ConfigError
 from pipeline.generation.requests.requests import AnyRequest, Generate, Inpaint, Interpolate, Partial
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample_config import SampleConfig
 from pipeline.presets import digits, imagenet64
 from tests.jobs.every_job import resolve
 

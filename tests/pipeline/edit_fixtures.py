@@ -8,7 +8,7 @@ import torch
 from ddpm import DDIM, ModelConfig, ScheduleConfig, build_network
 from pipeline.cluster import ClusterConfig
 from pipeline.generation.requests.requests import Edit
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample_config import SampleConfig
 from pipeline.models.model_files import ModelCard, encode_model
 from tests.pipeline.small_datasets import NUM_CLASSES
 from tests.pipeline.tiny_models import TINY_UNET

@@ -6,7 +6,8 @@ from pipeline.data.image_stream import LabelledImages, join_images
 from pipeline.generation.making.shard_maker import ShardMaker
 from pipeline.generation.output.manifest import read_shards
 from pipeline.generation.sample import SampleResult, sample
-from pipeline.generation.sample_job import SampleConfig, resolve_job
+from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.sample_job import resolve_job
 
 
 def make_in_process(config: SampleConfig) -> dict[int, str]:

@@ -13,7 +13,7 @@ from pipeline.cluster import ClusterConfig
 from pipeline.config_io import read_toml, to_toml
 from pipeline.config_sections import SECTIONS, SHARED
 from pipeline.errors import ConfigError
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample_config import SampleConfig
 from pipeline.models.registry import resolve_model
 from pipeline.presets import PRESETS, digits
 from pipeline.project import parse_project, read_preset

@@ -8,7 +8,7 @@ import pytest
 from pipeline import errors
 from pipeline.config_errors import short
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample_config import SampleConfig
 from pipeline.progress import say
 from pipeline.redact import is_redacted, redact, redact_fields
 from pipeline.stores.storage import open_store

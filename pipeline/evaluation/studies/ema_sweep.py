@@ -19,7 +19,7 @@ from pipeline.evaluation.evaluate import EvaluateConfig, MeasuresConfig, evaluat
 from pipeline.evaluation.report import EvaluationRecord
 from pipeline.generation.output.manifest import write_if_changed
 from pipeline.generation.requests.requests import Generate
-from pipeline.generation.sample_job import ImagesConfig
+from pipeline.generation.sample_config import ImagesConfig
 from pipeline.models.model_files import ModelFiles
 from pipeline.models.registry import ResolvedModel
 from pipeline.progress import say

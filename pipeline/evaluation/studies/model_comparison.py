@@ -14,7 +14,8 @@ from pipeline.data.pictures import image_grid
 from pipeline.errors import ConfigError
 from pipeline.generation.output.manifest import read_shards, write_if_changed
 from pipeline.generation.sample import SampleResult, sample
-from pipeline.generation.sample_job import ImagesConfig, SampleConfig, SampleJob, resolve_job
+from pipeline.generation.sample_config import ImagesConfig, SampleConfig
+from pipeline.generation.sample_job import SampleJob, resolve_job
 from pipeline.models.model_uri import check_model_uris
 from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.progress import say

@@ -35,7 +35,8 @@ from pipeline.evaluation.studies.sampler_table import SamplerComparison, draw_co
 from pipeline.generation.output.manifest import write_if_changed
 from pipeline.generation.requests.requests import Generate
 from pipeline.generation.sample import sample
-from pipeline.generation.sample_job import ImagesConfig, SampleConfig, resolve_job
+from pipeline.generation.sample_config import ImagesConfig, SampleConfig
+from pipeline.generation.sample_job import resolve_job
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.measuring.measures import pixels
 from pipeline.models.model_files import ModelCard, read_card

@@ -12,7 +12,7 @@ import pytest
 from ddpm import DDIM, DPMSolver2M, ScheduleConfig
 from pipeline.benchmarks import sample_benchmark
 from pipeline.benchmarks.sample_benchmark import SampleBenchmarkConfig, SampleBenchmarkResult, benchmark_sample
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample_config import SampleConfig
 from tests.pipeline.runs_in_process import make_in_process
 from tests.pipeline.tiny_models import TINY_UNET
 

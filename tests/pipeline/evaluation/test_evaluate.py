@@ -24,7 +24,7 @@ from pipeline.evaluation.evaluate import EvaluateConfig, describe_plan, evaluate
 from pipeline.evaluation.report import Evaluation, EvaluationRecord, Figure
 from pipeline.generation.output.manifest import load_generation_manifest, read_shards
 from pipeline.generation.requests.requests import Generate
-from pipeline.generation.sample_job import ImagesConfig
+from pipeline.generation.sample_config import ImagesConfig
 from pipeline.models.registration import register_model
 from pipeline.models.registry import resolve_model
 from pipeline.stores.storage import open_store

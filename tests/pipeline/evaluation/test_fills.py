@@ -12,7 +12,7 @@ from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
 from pipeline.evaluation.fills import Fills
 from pipeline.generation.requests.edit_inputs import EditRequest, resolve_request
 from pipeline.generation.requests.requests import Inpaint
-from pipeline.generation.sample_job import ImagesConfig
+from pipeline.generation.sample_config import ImagesConfig
 from pipeline.models.model_files import read_card, read_model_files
 from pipeline.stores.storage import open_store
 from tests.pipeline.edit_fixtures import write_editing_model

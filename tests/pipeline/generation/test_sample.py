@@ -25,8 +25,10 @@ from pipeline.data.image_stream import join_images, read_images
 from pipeline.errors import OutputExistsError, PipelineError
 from pipeline.generation.output.commits import read_record
 from pipeline.generation.output.manifest import load_generation_manifest, read_shards
-from pipeline.generation.sample import describe_plan, sample
-from pipeline.generation.sample_job import SampleConfig, resolve_job
+from pipeline.generation.sample import sample
+from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.sample_job import resolve_job
+from pipeline.generation.sample_preview import describe_plan
 from pipeline.presets import digits
 from pipeline.project import parse_project, read_preset
 from pipeline.stores.storage import open_store
@@ -212,7 +214,7 @@ import sys
 from pathlib import Path
 from pipeline.config_io import read_toml
 from pipeline.generation.sample import sample
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample_config import SampleConfig
 sample(read_toml(SampleConfig, Path(sys.argv[1]).read_text(), sys.argv[1]))
 """
 

@@ -16,8 +16,9 @@ from pipeline.data.shards import read_shard
 from pipeline.errors import ConfigError, OutputExistsError, PipelineError
 from pipeline.generation.output.manifest import read_shards
 from pipeline.generation.requests.requests import Inpaint, Interpolate, Partial
-from pipeline.generation.sample import describe_plan, sample
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample import sample
+from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.sample_preview import describe_plan
 from pipeline.models.model_files import load_model, read_model_files
 from pipeline.stores.storage import open_store
 from tests.pipeline.edit_fixtures import editing_config, write_editing_model

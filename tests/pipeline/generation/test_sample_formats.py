@@ -17,8 +17,10 @@ from pipeline.errors import FormatVersionError, ShardCorruptError
 from pipeline.generation.output.commits import tar_index
 from pipeline.generation.output.manifest import load_generation_manifest, publish, read_shards
 from pipeline.generation.requests.requests import Partial
-from pipeline.generation.sample import describe_plan, sample
-from pipeline.generation.sample_job import SampleConfig, resolve_job
+from pipeline.generation.sample import sample
+from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.sample_job import resolve_job
+from pipeline.generation.sample_preview import describe_plan
 from pipeline.stores.storage import open_store
 from tests.pipeline.runs_in_process import digests, make_in_process, run, snapshot
 from tests.pipeline.tiny_models import write_model

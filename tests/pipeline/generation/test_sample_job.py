@@ -22,7 +22,8 @@ from pipeline.cluster import ClusterConfig
 from pipeline.errors import ConfigError, ModelMissingError
 from pipeline.generation.requests.requests import Edit, Inpaint, Interpolate, Partial
 from pipeline.generation.sample import sample
-from pipeline.generation.sample_job import ImagesConfig, SampleConfig, resolve_job
+from pipeline.generation.sample_config import ImagesConfig, SampleConfig
+from pipeline.generation.sample_job import resolve_job
 from pipeline.models.model_files import read_card, read_model_files
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingConfig

@@ -18,8 +18,10 @@ from pipeline.errors import ConfigError, OutputExistsError
 from pipeline.generation.making.shard_maker import ImageMaker
 from pipeline.generation.output.manifest import read_shards
 from pipeline.generation.requests.requests import AnyRequest, Generate, Partial
-from pipeline.generation.sample import SampleResult, describe_plan, sample
-from pipeline.generation.sample_job import SampleConfig, resolve_job
+from pipeline.generation.sample import SampleResult, sample
+from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.sample_job import resolve_job
+from pipeline.generation.sample_preview import describe_plan
 from pipeline.generation.spec.labels import IdModuloChosenClasses, IdModuloClasses, PlannedLabels
 from pipeline.models.model_files import load_model, read_model_files
 from pipeline.stores.storage import open_store

@@ -14,7 +14,7 @@ from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError, FormatVersionError
 from pipeline.evaluation.studies.calibration import CalibrateConfig, calibrate, describe_plan
 from pipeline.generation.sample import sample
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample_config import SampleConfig
 from pipeline.models.calibration import Calibration, read_calibration
 from pipeline.models.model_files import load_model, read_model_files
 from pipeline.stores.storage import open_store

@@ -12,7 +12,7 @@ from pipeline.data.prepare import PrepareConfig, prepare
 from pipeline.errors import ConfigError, DatasetMissingError, FormatVersionError, OutputExistsError, StoppedError
 from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
 from pipeline.generation.sample import sample
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample_config import SampleConfig
 from pipeline.models.registration import register_model
 from pipeline.models.registry import CHECKPOINT_TAG
 from pipeline.presets import digits, imagenet64

@@ -21,7 +21,7 @@ from pipeline.evaluation.pictures.figures import (
     draw_trajectory,
 )
 from pipeline.evaluation.studies.sampler_comparison import compare_samplers
-from pipeline.generation.sample_job import ImagesConfig
+from pipeline.generation.sample_config import ImagesConfig
 from pipeline.measuring.bound import BoundMeter
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.models.model_files import load_model

@@ -21,7 +21,7 @@ from pipeline.evaluation.studies.ema_sweep import (
     sweep_ema,
 )
 from pipeline.generation.requests.requests import Partial
-from pipeline.generation.sample_job import ImagesConfig
+from pipeline.generation.sample_config import ImagesConfig
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun
 from tests.pipeline.registered_models import download_artifacts

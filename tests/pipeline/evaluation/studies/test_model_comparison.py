@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.studies.model_comparison import ModelComparisonConfig, compare_models
 from pipeline.generation.output.manifest import load_generation_manifest, read_shards
 from pipeline.generation.requests.requests import Generate
-from pipeline.generation.sample_job import ImagesConfig, SampleConfig
+from pipeline.generation.sample_config import ImagesConfig, SampleConfig
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingConfig
 from tests.jobs.every_job import resolve

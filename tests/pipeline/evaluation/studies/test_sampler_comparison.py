@@ -23,7 +23,7 @@ from pipeline.evaluation.studies.sampler_comparison import (
 from pipeline.evaluation.studies.sampler_table import SamplerComparison, SamplerRow, draw_comparison
 from pipeline.generation.requests.requests import Partial
 from pipeline.generation.sample import sample
-from pipeline.generation.sample_job import ImagesConfig, SampleConfig
+from pipeline.generation.sample_config import ImagesConfig, SampleConfig
 from pipeline.measuring.measures import pixel_moments
 from pipeline.stores.storage import open_store
 from tests.pipeline.tiny_models import write_model

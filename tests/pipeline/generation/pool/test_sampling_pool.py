@@ -8,8 +8,9 @@ import pytest
 from ddpm import DDIM
 from pipeline.cluster import ClusterConfig
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.generation.sample import describe_plan, sample
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample import sample
+from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.sample_preview import describe_plan
 from tests.pipeline.runs_in_process import digests, make_in_process
 from tests.pipeline.tiny_models import noise_mark, write_model, write_own_model
 

@@ -9,7 +9,7 @@ import pytest
 from ddpm import DDIM
 from pipeline.generation.requests.requests import Inpaint, Interpolate, Partial
 from pipeline.generation.sample import SampleResult
-from pipeline.generation.sample_job import SampleConfig
+from pipeline.generation.sample_config import SampleConfig
 from pipeline.generation.viewing.contact_sheet import contact_sheet
 from tests.pipeline.edit_fixtures import editing_config, write_editing_model
 from tests.pipeline.runs_in_process import run
