@@ -9,7 +9,7 @@ from pipeline.generation.pool.actors import Actor
 from pipeline.generation.pool.pool_config import PoolConfig
 from pipeline.progress import format_duration, say
 
-_FIRST_SAY_S = 15.0
+_FIRST_SAY_S = 30.0
 _SAY_INTERVAL_S = 60.0
 _MAX_FAILED_STARTS = 3
 """In a row: an actor that starts after so many is no sign of work any more."""

@@ -1,6 +1,7 @@
 """The pool of actors: shards that fail, devices that break, storage that is away, room that there is not."""
 
 import dataclasses
+import time
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,15 @@ import pytest
 from ddpm import DDIM
 from pipeline.cluster import ClusterConfig
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.generation.output.commits import Commit, CommitRecord
+from pipeline.generation.pool.sampling_pool import SamplingPool
+from pipeline.generation.pool.shard_actor import Answer, ShardActor, WorkOrder
 from pipeline.generation.sample import sample
 from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.sample_job import resolve_job
 from pipeline.generation.sample_preview import describe_plan
+from pipeline.generation.spec.sampling_plan import OutputShard, ShardPlan
+from tests.pipeline.generation.output.test_commits import made_by
 from tests.pipeline.runs_in_process import digests, make_in_process
 from tests.pipeline.tiny_models import noise_mark, write_model, write_own_model
 
@@ -149,3 +156,38 @@ def test_what_this_machine_will_never_have_is_said_at_once(
         with pytest.raises(ConfigError, match=message):
             job(config)
     assert not (tmp_path / "out").exists()
+
+
+class IdleActor(ShardActor):
+    """Makes nothing: what is left is the driver's work."""
+
+    def load(self) -> Answer:
+        """Load nothing."""
+        return Answer()
+
+    def make(self, shard: OutputShard) -> Answer:
+        """Say that a shard is there."""
+        record = CommitRecord(
+            index=shard.index, first_id=shard.first_id, num_samples=shard.num_samples, key="", size_bytes=1, sha256="",
+            model_digest="", spec_digest="", made=made_by("a"),
+        )  # fmt: skip
+        return Answer(commit=Commit(record=record, outcome="first"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_shards_per_second_of_actors_that_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How fast the driver hands shards out and takes answers: a figure, of which nothing is required but an end."""
+    monkeypatch.setattr("pipeline.generation.pool.actors.ShardActor", IdleActor)
+    config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
+    job, plan = resolve_job(config), ShardPlan(shard_size=3, num_images=3 * 5000)
+    order = WorkOrder(
+        spec=job.spec, store_uri="", models_uri="", trusts_code=False, make_ingredients=job.make_ingredients,
+        num_threads=1, use_gpu=False,
+    )  # fmt: skip
+    pool = SamplingPool(order, plan.missing(bytes(5000)), config.pool, 5000)
+    commits = pool.commits()
+    next(commits)
+    started_s = time.monotonic()
+    assert sum(1 for _ in commits) == 4999
+    print(f"{4999 / (time.monotonic() - started_s):.0f} shards per second with {config.num_actors} actors")
