@@ -2,8 +2,9 @@
 
 The bare side evaluates the same network on the same batch in a process of its own with as many threads, again and
 again: no noise, no steps, no images. Diffusers' pipeline has the same weights, sampler and steps. The job's rate is
-that of its generating phase, from the start of its actor to the last commit, so that a run must be long enough for the
-start, some seconds, not to count. Machines drift, so the sides take turns and what counts are ratios of one round.
+that of its generating phase, from the shard given to its actor, which has loaded the model, to the commit; the first
+batch is slower and part of it, so that a run must be long enough for that not to count. Machines drift, so the sides
+take turns and what counts are ratios of one round.
 """
 
 import dataclasses
@@ -34,6 +35,7 @@ from pipeline.models.model_files import ModelCard, encode_model, load_model
 from pipeline.models.model_source import collect_source
 from pipeline.models.network_pass import Precision
 from pipeline.progress import say
+from pipeline.stores.storage import check_uris, open_store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,11 +73,12 @@ class SampleBenchmarkConfig:
     rounds: int = 5
     """Turns of each side."""
     output: str = "artifacts/benchmark_sample"
-    """Folder for sample.json."""
+    """Folder or s3://bucket/prefix for sample.json."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Where the job runs."""
 
     def __post_init__(self) -> None:
+        check_uris(self, "output")
         for name in ("batch_size", "num_batches", "num_bare_batches", "num_threads", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}; choose a positive number")
@@ -151,15 +154,13 @@ def benchmark_sample(config: SampleBenchmarkConfig) -> SampleBenchmarkResult:
 
 
 def _write(config: SampleBenchmarkConfig, result: SampleBenchmarkResult) -> None:
-    place = Path(config.output)
-    place.mkdir(parents=True, exist_ok=True)
     whole = {
         "config": dataclasses.asdict(config),
         "img_nfe_per_s": dataclasses.asdict(result),
         "job_over_bare": result.ratios(result.bare),
         "job_over_diffusers": result.ratios(result.diffusers),
     }
-    (place / "sample.json").write_text(json.dumps(whole, indent=2) + "\n")
+    open_store(config.output).write("sample.json", (json.dumps(whole, indent=2) + "\n").encode())
 
 
 def _job_config(config: SampleBenchmarkConfig, place: Path) -> SampleConfig:

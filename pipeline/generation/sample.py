@@ -5,6 +5,7 @@
                                manifest.json        last; readers trust only this
                                contact_sheet.png    the first images of each class, read back through the manifest
                                index.html, gallery/    a page of images and their origin, see viewing/gallery.py
+                               ledger.json          what the attempts did cost, see output/ledger.py
 
 The driver looks what is missing, has it made by a pool of actors, looks again, and publishes the manifest. It may be
 killed at any moment, or be started twice: running it again makes only what is missing, and writes nothing when nothing
@@ -13,12 +14,14 @@ is.
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from pipeline.cluster import ray_session
 from pipeline.config_sections import write_section
 from pipeline.data.image_stream import LabelledImages, stream_images
 from pipeline.errors import PipelineError
+from pipeline.generation.attempt import Attempt
 from pipeline.generation.output.inventory import Inventory, collect_orphans
 from pipeline.generation.output.manifest import (
     GenerationManifest,
@@ -69,7 +72,8 @@ class SampleResult:
     wall_s: float
     """Time of the whole run, seconds."""
     evaluations_per_s: float
-    """Images made times network evaluations per image, per second of making; 0 when nothing was missing."""
+    """Images made times network evaluations per image, per second from the first shard given to an actor to the last
+    one made, without the start of Ray and of actors; 0 when nothing was missing."""
 
     has_gallery: bool
     """Whether this run left the gallery as it should be."""
@@ -112,46 +116,38 @@ def sample(config: SampleConfig, *, model: ResolvedModel | None = None) -> Sampl
     job = resolve_job(config, model)
     for warning in job.calibration.warnings if job.calibration else ():
         say(f"warning: calibration {config.calibration}: {warning}")
-    inventory, made, making_s = Inventory(job.store, job.plan, job.manifest), _Made(), 0.0
-    try:
-        for round_number in range(_MAX_ROUNDS):
-            if inventory.num_missing:
-                if round_number == 0:
-                    check_conditions(open_store(config.output))
-                round_started_s = time.monotonic()
-                _make_missing(config, job, inventory, made)
-                making_s += time.monotonic() - round_started_s
-            if (parts := inventory.finish()) is not None:
-                break
-        else:
-            raise PipelineError(f"{job.store.uri}: shards go as they are made; does something else delete there?")
-    finally:
-        inventory.stop()
-    manifest = _publish(config, job, inventory, parts)
-    has_gallery = _make_gallery(config, job, manifest)
+    with Attempt(config, job) as attempt:
+        inventory = Inventory(job.store, job.plan, job.manifest)
+        try:
+            for round_number in range(_MAX_ROUNDS):
+                if inventory.num_missing:
+                    if round_number == 0:
+                        check_conditions(open_store(config.output))
+                    attempt.begin()
+                    _make_missing(config, job, inventory, attempt)
+                if (parts := inventory.finish()) is not None:
+                    break
+            else:
+                raise PipelineError(f"{job.store.uri}: shards go as they are made; does something else delete there?")
+        finally:
+            inventory.stop()
+        manifest = _publish(config, job, inventory, parts)
+        has_gallery = _make_gallery(config, job, manifest)
+        attempt.published(contact_sheet_key=CONTACT_SHEET_KEY, gallery_key=PAGE_KEY if has_gallery else "")
     return SampleResult(
         store=job.store,
         manifest=manifest,
         edit=job.edit,
         labels=job.labels,
         num_asked=job.num_asked,
-        num_made=made.num_images,
+        num_made=attempt.num_images_kept,
         has_gallery=has_gallery,
         wall_s=time.monotonic() - started_s,
-        evaluations_per_s=made.num_sampled * job.evaluations_per_image / making_s if made.num_sampled else 0.0,
+        evaluations_per_s=attempt.share().evaluations_per_s,
     )
 
 
-@dataclass(kw_only=True, slots=True)
-class _Made:
-    """What this run has made so far."""
-
-    num_sampled: int = 0
-    num_images: int = 0
-    """Those of num_sampled that are in the output: another writer may have been quicker, with other bytes."""
-
-
-def _make_missing(config: SampleConfig, job: SampleJob, inventory: Inventory, made: _Made) -> None:
+def _make_missing(config: SampleConfig, job: SampleJob, inventory: Inventory, attempt: Attempt) -> None:
     """Have the missing shards made."""
     done, num_images = inventory.num_images_done, job.plan.num_images
     say(f"sampling {num_images - done:,} of {num_images:,} images with {job.model.uri} into {job.store.uri}")
@@ -171,19 +167,20 @@ def _make_missing(config: SampleConfig, job: SampleJob, inventory: Inventory, ma
     inventory.close_complete()
     with ray_session(config.cluster), Progress("sampling", num_images, "img", done=done) as progress:
         pool = SamplingPool(order, inventory.missing(), config.pool, inventory.num_missing)
-        for commit in told_of_outages(pool.commits(), [job.store], "shard"):
-            record = commit.record
-            inventory.add(record)
-            made.num_sampled += record.num_samples
-            made.num_images += record.num_samples if commit.outcome != "lost" else 0
-            progress.advance(record.num_samples, f"shard {record.index}")
-            if commit.outcome == "lost":
-                num_lost += 1
-                if num_lost == 1:
-                    say(
-                        f"shard {record.index} was committed first on {record.made.host} ({record.made.device}), with "
-                        "other bytes: that commit stands, ours is removed"
-                    )
+        attempt.add_pool(pool.statistics)
+        with closing(pool.commits()) as commits:  # however this ends, its actors end and are counted
+            for commit in told_of_outages(commits, [job.store], "shard"):
+                record = commit.record
+                inventory.add(record)
+                attempt.num_images_kept += record.num_samples if commit.outcome != "lost" else 0
+                progress.advance(record.num_samples, f"shard {record.index}")
+                if commit.outcome == "lost":
+                    num_lost += 1
+                    if num_lost == 1:
+                        say(
+                            f"shard {record.index} was committed first on {record.made.host} ({record.made.device}), "
+                            "with other bytes: that commit stands, ours is removed"
+                        )
     if num_lost > 1:
         say(f"{num_lost} shards were committed first elsewhere, with other bytes: those commits stand")
     if pool.set_aside:

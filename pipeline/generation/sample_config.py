@@ -111,7 +111,10 @@ class ImagesConfig:
                 raise ValueError(f"{name}: must be positive, got {getattr(self, name)}; leave it out")
         refuse_empty(self, "accelerator_type")
         if self.accelerator_type is not None and not self.use_gpu:
-            raise ValueError("accelerator_type: is a kind of GPU and goes with use_gpu; leave it out or set use_gpu")
+            raise ValueError(
+                f"accelerator_type: must go with use_gpu, got {self.accelerator_type!r} without it; leave it out, or set "
+                "use_gpu"
+            )
         for name in ("max_shard_retries", "gallery_images", "orphan_age_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
@@ -157,6 +160,13 @@ _COUNTS = ("images_per_class", "num_images")
 class SampleConfig(ImagesConfig):
     """Which images to make, and with what."""
 
+    throughput: float | None = None
+    """Img·NFE/s (images times network evaluations of each) of one process, from which --dry-run foretells hours. None:
+    what was measured for the model's version with these devices and this batch size."""
+    price_per_device_hour: float | None = None
+    """What an hour of a GPU costs, or of a CPU where no GPU is used, for --dry-run."""
+    price_per_gb: float | None = None
+    """What storing a GB (10^9 bytes) for a month costs, for --dry-run."""
     trust_model_code: bool = False
     """Run the code that a model brings, a network of its maker's own, with your rights; trust who made it first. Given
     for this run alone, by the flag: files neither hold nor set it."""
@@ -164,6 +174,12 @@ class SampleConfig(ImagesConfig):
     """Where the model registry is."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Where the work runs."""
+
+    def __post_init__(self) -> None:
+        ImagesConfig.__post_init__(self)
+        for name in ("throughput", "price_per_device_hour", "price_per_gb"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name}: above 0, got {value}; leave it out where it is not known")
 
     @property
     def pool(self) -> PoolConfig:

@@ -5,6 +5,7 @@ from torch import nn
 from ddpm import count_parameters
 from pipeline.generation.output.inventory import Inventory
 from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.sample_cost import cost_plan
 from pipeline.generation.sample_job import resolve_job
 from pipeline.models.model_files import load_model
 from pipeline.models.registry import ResolvedModel
@@ -32,7 +33,7 @@ def describe_plan(config: SampleConfig) -> list[tuple[str, str]]:
         ("output shards", f"{job.plan.num_shards:,}, of which {num_missing_shards:,} are missing"),
         ("network evaluations", f"{missing * job.evaluations_per_image:,} images, {flops:.3g} FLOP"),
         ("workers", f"{min(config.num_actors, num_missing_shards)} actors, {config.cpus_per_actor} CPUs each"),
-        ("requests", f"{2 * num_missing_shards:,} PUTs and one LIST per 1,000 objects, twice"),
+        *cost_plan(config, job, inventory),
     ]
 
 

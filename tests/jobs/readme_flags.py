@@ -25,6 +25,7 @@ WITH_FLAGS = {
     "--use-gpu --accelerator-type H100": (
         f"{_SAMPLE} --use-gpu --accelerator-type H100 --cluster.address 10.0.0.1:6379"
     ),
+    "--price-per-gb": f"{_SAMPLE} --throughput 800 --price-per-gb 0.02",
     "--shard-timeout-s": f"{_SAMPLE} --shard-timeout-s 3600",
     "--max-shard-retries": f"{_SAMPLE} --max-shard-retries 1",
     "--idle-limit-s": f"{_SAMPLE} --idle-limit-s 600",

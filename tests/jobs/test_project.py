@@ -12,7 +12,7 @@ from jobs import evaluate, prepare_data, sample, train
 from jobs.cli import run_job
 from pipeline.data.manifest import load_manifest
 from pipeline.data.shards import decode_png, read_shard
-from pipeline.generation.output.manifest import load_generation_manifest
+from pipeline.generation.output.manifest import load_generation_manifest, read_shards
 from pipeline.stores.storage import open_store
 
 PROJECT = """
@@ -108,7 +108,9 @@ def test_a_project_of_rectangles(
     made = load_generation_manifest(store)
     assert made is not None and made.spec.image_size == (24, 40)
     assert (made.spec.sampler.name, made.num_images) == ("heun", 6)
-    shapes = {decode_png(one.image).shape for shard in made.shards for one in read_shard(store, shard)}
+    shapes = {
+        decode_png(one.image).shape for shard in read_shards(store, made.parts) for one in read_shard(store, shard)
+    }
     assert shapes == {(24, 40, 3)}
     with PIL.Image.open(prefix / "contact_sheet.png") as sheet:
         assert sheet.width > sheet.height, "three wide images beside each other, two classes"

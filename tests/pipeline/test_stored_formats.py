@@ -38,6 +38,7 @@ from pipeline.training.checkpoints.state_files import Position
 from pipeline.training.metrics.unsent_metrics import UnsentMetrics, UnsentPoint
 from pipeline.training.run_record import RateRecord, RollbackRecord, RunRecord
 from pipeline.training.train_config import DataIdentity, OptimizerConfig, PostHocEmaIdentity, RunIdentity
+from tests.pipeline.cost_records import COST_RECORDS
 
 FOLDER = Path(__file__).with_name("stored")
 SHA = hashlib.sha256(b"").hexdigest()
@@ -184,6 +185,7 @@ RECORDS: dict[str, Any] = {
         num_images=7,
         parts=(PartRecord(key=f"_manifest/00000-00001-{SHA}.parquet"),),
     ),
+    **COST_RECORDS,
     "evaluation": EvaluationRecord(
         model="models:/ddpm/1",
         model_digest=SHA,

@@ -93,6 +93,11 @@ class Inventory:
         """Shards of which more is kept than that they are there."""
         return sum(map(len, self._known.values()))
 
+    @property
+    def open_ranges(self) -> list[range]:
+        """The shards of each range that has no part."""
+        return [self._indices(index) for index in range(len(self._num_done)) if index not in self._parts]
+
     def missing(self) -> Iterator[OutputShard]:
         """The shards that are not there, in order."""
         return self._plan.missing(self.done)

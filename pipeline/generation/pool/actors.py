@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 
 from pipeline.cluster_nodes import avoiding, draining_nodes, silent_nodes
-from pipeline.generation.pool.pool_config import PoolConfig
+from pipeline.generation.pool.pool_config import UNKNOWN_KIND, PoolConfig, PoolStatistics
 from pipeline.generation.pool.shard_actor import Place, ShardActor, WorkOrder
 from pipeline.generation.spec.sampling_plan import OutputShard
 from pipeline.ray_errors import innermost
@@ -31,16 +31,26 @@ class Actor:
     """Ray's handle."""
     starting: Any
     """The answer of `place`, then of `load`; None: ready."""
-    launched_s: float
-    """When it was asked for, of time.monotonic()."""
     since_s: float
-    """When what it does now began: waiting for a place, loading, or the shard in front."""
+    """When what it does now began: waiting for a place, loading, or the shard in front; of time.monotonic()."""
     place: Place | None = None
     """Where it is; None: it has no place yet."""
+    placed_s: float | None = None
+    """When it said where it is: from then on it holds a device, of time.monotonic()."""
+    first_given_s: float | None = None
+    """When it was given its first shard."""
+    last_made_s: float | None = None
+    """When it had made its last one so far."""
+    kind: str = UNKNOWN_KIND
+    """Kind of its device, as the first shard that it made says."""
     in_hand: deque[tuple[Any, OutputShard]] = field(default_factory=deque)
     """Its shards, each with Ray's reference to the answer."""
     num_made: int = 0
     """Shards that it has made."""
+    num_images: int = 0
+    """Images in them."""
+    num_bytes: int = 0
+    """Their size, bytes."""
     had_outage: bool = False
     """Whether storage did not answer when it last made a shard."""
     broken_by: int | None = None
@@ -70,8 +80,11 @@ class Actor:
 
     def start(self, shard: OutputShard) -> None:
         """Give it a shard."""
+        now_s = time.monotonic()
+        if self.first_given_s is None:
+            self.first_given_s = now_s
         if not self.in_hand:
-            self.since_s = time.monotonic()
+            self.since_s = now_s
         self.in_hand.append((self.handle.make.remote(shard), shard))
 
     def finish(self, ref: Any) -> tuple[OutputShard, float]:
@@ -95,19 +108,18 @@ class Actor:
 class Actors:
     """Those that there are."""
 
-    def __init__(self, order: WorkOrder, config: PoolConfig) -> None:
-        """Start none yet; needs an initialised Ray."""
+    def __init__(self, order: WorkOrder, config: PoolConfig, statistics: PoolStatistics) -> None:
+        """Start none yet; needs an initialised Ray. The time of those that end is added to the statistics."""
         actor_class: Any = ray.remote(ShardActor)
         self._options = {"max_concurrency": IN_HAND, **config.ray_options}
         self._class = actor_class
         self._order = ray.put(order)
+        self._statistics = statistics
         self._not_before_s = 0.0
         self._draining: frozenset[str] = frozenset()
         self.all: list[Actor] = []
         self.num_failed_starts = 0
         """In a row."""
-        self.total_s = 0.0
-        """Time of those that have ended, seconds."""
         self.avoids_silent = False
         """Whether a node has been lost: Ray takes half a minute to learn of it, and starts actors there meanwhile."""
 
@@ -128,14 +140,21 @@ class Actors:
         selector = avoiding(silent_nodes()) if self.avoids_silent else None
         while len(self.all) < number:
             handle = self._class.options(**self._options, label_selector=selector).remote(self._order)
-            self.all.append(Actor(handle=handle, starting=handle.place.remote(), launched_s=now_s, since_s=now_s))
+            self.all.append(Actor(handle=handle, starting=handle.place.remote(), since_s=now_s))
 
     def remove(self, actor: Actor) -> None:
         """End an actor."""
         with suppress(RayError):
             ray.kill(actor.handle)
         self.all.remove(actor)
-        self.total_s += time.monotonic() - actor.launched_s
+        if actor.placed_s is None:
+            return
+        of_kind = self._statistics.kind(actor.kind)
+        of_kind.actor_s += time.monotonic() - actor.placed_s
+        of_kind.num_images += actor.num_images
+        of_kind.num_bytes += actor.num_bytes
+        if actor.first_given_s is not None and actor.last_made_s is not None:
+            of_kind.busy_s += actor.last_made_s - actor.first_given_s
 
     def fail_start(self, actor: Actor) -> None:
         """End an actor that did not start."""

@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from pipeline.cluster import ClusterConfig
 from pipeline.errors import ConfigError
+
+UNKNOWN_KIND = "unknown"
+"""Of an actor that made nothing: a shard's record says on what it was made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +50,20 @@ class PoolConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class KindStatistics:
+    """What the actors on one kind of device have done, of those that have ended."""
+
+    actor_s: float = 0.0
+    """Time from having a place to their end, all together, seconds."""
+    busy_s: float = 0.0
+    """The part of it from the first shard given to an actor to the last that it made, seconds."""
+    num_images: int = 0
+    """Images that they made."""
+    num_bytes: int = 0
+    """Of the shards with them, bytes."""
+
+
+@dataclass(kw_only=True, slots=True)
 class PoolStatistics:
     """What a pool has done so far."""
 
@@ -56,8 +73,14 @@ class PoolStatistics:
     """Failures that were held against a shard."""
     num_lost: int = 0
     """Actors that were lost with their nodes, or did not answer."""
-    actor_s: float = 0.0
-    """Time of all actors together from their start to their end, seconds."""
+    making_s: float = 0.0
+    """From the first shard given to any actor to the last one made, seconds: the start of Ray and actors is not in."""
+    of_kind: dict[str, KindStatistics] = field(default_factory=dict)
+    """By kind of device; an actor that made nothing is of the kind UNKNOWN_KIND."""
+
+    def kind(self, name: str) -> KindStatistics:
+        """Those of one kind, which may be new."""
+        return self.of_kind.setdefault(name, KindStatistics())
 
 
 def check_room(config: PoolConfig, cluster: ClusterConfig) -> None:

@@ -40,12 +40,13 @@ class SamplingPool:
         """
         self._queue = ShardQueue(shards, config.max_shard_retries)
         self._limits = ShardLimits(floor_s=config.shard_timeout_s, first_s=config.start_timeout_s)
-        self._actors = Actors(order, config)
+        self.statistics = PoolStatistics()
+        self._actors = Actors(order, config, self.statistics)
         self._config, self._batch_size = config, order.spec.batch_size
         self._num_actors = min(config.num_actors, num_shards)
         self._idle, self._watched_s = IdleWatch(config), time.monotonic()
         self._num_broken = self._num_failed_in_a_row = 0
-        self.statistics = PoolStatistics()
+        self._first_given_s: float | None = None
 
     @property
     def set_aside(self) -> Sequence[Retried]:
@@ -69,7 +70,6 @@ class SamplingPool:
         finally:
             for actor in [*self._actors.all]:
                 self._actors.remove(actor)
-            self.statistics.actor_s = self._actors.total_s
 
     def _feed(self) -> None:
         places = self._actors.places
@@ -79,6 +79,8 @@ class SamplingPool:
                     continue
                 if shard := self._queue.take(actor.where, places, is_alone=number == 0):
                     actor.start(shard)
+                    if self._first_given_s is None:
+                        self._first_given_s = time.monotonic()
 
     def _collect(self) -> Generator[Commit, None, None]:
         actors = {ref: actor for actor in self._actors.all for ref in actor.awaited}
@@ -103,6 +105,7 @@ class SamplingPool:
     def _go_on_starting(self, actor: Actor, answer: Place | Answer) -> None:
         if isinstance(answer, Place):
             actor.place, actor.starting = answer, actor.handle.load.remote()
+            actor.placed_s = time.monotonic()
         elif answer.kind is None:
             actor.starting, self._actors.num_failed_starts = None, 0
             if self.statistics.num_lost:
@@ -123,8 +126,18 @@ class SamplingPool:
         self._num_failed_in_a_row = 0
         self._limits.add(took_s, is_first=actor.num_made == 0)
         actor.num_made += 1
-        self.statistics.num_made += 1
+        self._count(actor, answer.commit)
         return answer.commit
+
+    def _count(self, actor: Actor, commit: Commit) -> None:
+        now_s = actor.last_made_s = time.monotonic()
+        if commit.outcome == "first":  # another's record says where that one was made
+            actor.kind = commit.record.made.device
+        assert self._first_given_s is not None, "what was made was given"
+        self.statistics.num_made += 1
+        self.statistics.making_s = now_s - self._first_given_s
+        actor.num_images += commit.record.num_samples
+        actor.num_bytes += commit.record.size_bytes
 
     def _fail(self, actor: Actor, shard: OutputShard, kind: FailureKind, error: PipelineError) -> None:
         """Hold a failure against a shard, and perhaps a device; an outage against nobody."""

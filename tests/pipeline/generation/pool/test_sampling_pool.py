@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -107,8 +108,8 @@ def test_devices_that_break_at_the_first_shards_end_the_job(tmp_path: Path, monk
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_model_that_no_actor_can_load_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is damaged between the driver's check and the actors': they verify what they fetch."""
-    config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
+    """It is damaged between the driver's check and the actors': they verify what they fetch. No node has it yet."""
+    config = config_of(write_model(tmp_path / "model", dataset_digest=uuid.uuid4().hex), tmp_path / "out")
 
     def stage_damaged(output: object, files: object) -> None:
         folder = tmp_path / "out" / "_models" / files.digest  # type: ignore[attr-defined]

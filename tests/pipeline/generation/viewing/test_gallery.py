@@ -329,7 +329,7 @@ def test_that_it_cannot_be_made_is_a_line(tmp_path: Path, capsys: pytest.Capture
     """A file where the folder should be."""
     config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
     make_in_process(config)
-    folder = next((tmp_path / "out").glob("*/manifest.json")).parent
+    folder = Path(resolve_job(config).store.uri)
     (folder / "gallery").write_text("in the way")
     result = sample(config)
     assert result.gallery_uri is None and result.manifest.num_images == 60
