@@ -3,6 +3,7 @@
 import sys
 
 from jobs.cli import Job, run_job
+from pipeline.errors import LeaseHeldError
 from pipeline.generation.sample import sample
 from pipeline.generation.sample_config import SampleConfig
 from pipeline.generation.sample_preview import describe_plan
@@ -10,11 +11,18 @@ from pipeline.progress import say
 
 
 def _run(config: SampleConfig) -> None:
-    made = sample(config)
+    tick = "" if config.tick_utc is None else f"tick {config.tick_utc}: "
+    try:
+        made = sample(config)
+    except LeaseHeldError as held:
+        if not config.leaves_if_held:
+            raise
+        say(f"left: {tick}{held}")
+        return
     now = f"{made.num_made:,} made now" if made.num_made else "all of them there already, nothing written"
     gallery = f", gallery {made.gallery_uri}" if made.gallery_uri else ""
     where = f"{made.store.uri}; contact sheet {made.contact_sheet_uri}{gallery}"
-    say(f"done: {made.manifest.num_images:,} images ({now}) in {where}")
+    say(f"done: {tick}{made.manifest.num_images:,} images ({now}) in {where}")
 
 
 JOB = Job(section="sample", reads=("sample",), of_preset=lambda preset: preset.sample, run=_run, describe=describe_plan)

@@ -41,6 +41,9 @@ SECTIONS = (
 FLAGS_ALONE = ("trust_model_code", "start_over", "new_run")
 """Fields of configurations that only a flag sets, for one run."""
 
+_OF_THE_JOB_ALONE = {"sample": ("tick", "keep_last", "if_held", "lease_s")}
+"""Keys of a section that its own job reads; another one that makes images as the section says has no use for them."""
+
 C = TypeVar("C")
 
 
@@ -73,6 +76,8 @@ def read_section(config: C, section: str, tables: Mapping[str, Any], where: str,
     except ValueError as error:  # a rule between fields of two sections
         raise ConfigError(f"{where}: {error}") from None
     own = {name: value for name, value in tables.get(section, {}).items() if name not in beside or name in names}
+    unread = [name for name in _OF_THE_JOB_ALONE.get(section, ()) if name not in names]
+    own = {name: value for name, value in own.items() if name not in unread}
     for name in own:
         refuse_flag(name, f"{where}: {section}.{name}")
         if name in SHARED:

@@ -1,6 +1,8 @@
 """Generation: any number of images from a model, each exactly once, as output shards in object storage.
 
+    <output>/_ticks/<tick>.json    of a scheduled run: what it was begun with, see output/tick_records.py
     <output>/<spec digest>/    NNNNNNNNN-<sha256>.tar (or .parquet), _parts/NNNNNNNNN.json    see output/commits.py
+                               lease.json           who works there, see stores/lease.py
                                config.toml          the configuration that the manifest was made with
                                manifest.json        last; readers trust only this
                                contact_sheet.png    the first images of each class, read back through the manifest
@@ -22,6 +24,7 @@ from pipeline.config_sections import write_section
 from pipeline.data.image_stream import LabelledImages, stream_images
 from pipeline.errors import PipelineError
 from pipeline.generation.attempt import Attempt
+from pipeline.generation.claim import claim
 from pipeline.generation.output.inventory import Inventory, collect_orphans
 from pipeline.generation.output.manifest import (
     GenerationManifest,
@@ -38,12 +41,12 @@ from pipeline.generation.requests.edit_inputs import EditRequest
 from pipeline.generation.requests.label_requests import LabelRequest
 from pipeline.generation.sample_config import SampleConfig
 from pipeline.generation.sample_job import SampleJob, resolve_job
+from pipeline.generation.tick_retention import remove_old_ticks
 from pipeline.generation.viewing.contact_sheet import contact_sheet
 from pipeline.generation.viewing.gallery import PAGE_KEY, Lineage, write_gallery
 from pipeline.models.registry import ResolvedModel
 from pipeline.progress import Progress, say
 from pipeline.stores.object_store import ObjectStore, one_line
-from pipeline.stores.probe import check_conditions
 from pipeline.stores.storage import join_uri, open_store
 from pipeline.stores.waiting import told_of_outages
 
@@ -110,19 +113,26 @@ def sample(config: SampleConfig, *, model: ResolvedModel | None = None) -> Sampl
 
     Raises:
         OutputExistsError: If the output holds a run that cannot grow to this number of images; nothing is changed.
+        LeaseHeldError: If another driver makes these images at this moment; nothing is changed.
         PipelineError: As its subclasses say; shards that are committed stay, and running again goes on from there.
     """
     started_s = time.monotonic()
     job = resolve_job(config, model)
     for warning in job.calibration.warnings if job.calibration else ():
         say(f"warning: calibration {config.calibration}: {warning}")
+    with claim(config, job) as (job, inventory):
+        result = _work(config, job, inventory, started_s)
+    if config.keep_last is not None and job.tick is not None:
+        remove_old_ticks(open_store(config.output), job.tick, config.keep_last, lease_s=config.lease_s)
+    return result
+
+
+def _work(config: SampleConfig, job: SampleJob, inventory: Inventory, started_s: float) -> SampleResult:
+    """What `sample` does while nobody else works there."""
     with Attempt(config, job) as attempt:
-        inventory = Inventory(job.store, job.plan, job.manifest)
         try:
-            for round_number in range(_MAX_ROUNDS):
+            for _ in range(_MAX_ROUNDS):
                 if inventory.num_missing:
-                    if round_number == 0:
-                        check_conditions(open_store(config.output))
                     attempt.begin()
                     _make_missing(config, job, inventory, attempt)
                 if (parts := inventory.finish()) is not None:

@@ -1,7 +1,7 @@
 """What an operator says about a generation run: which images, with what, by whom, and where they go."""
 
 from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ddpm import DDIM
 from ddpm.samplers.registry import AnySampler
@@ -11,6 +11,7 @@ from pipeline.data.image_formats import AnyImageFormat, Png
 from pipeline.generation.pool.pool_config import PoolConfig
 from pipeline.generation.requests.requests import AnyRequest, Generate
 from pipeline.generation.spec.sampling_plan import Container
+from pipeline.generation.spec.ticks import normal_tick, tick_seed
 from pipeline.models.model_uri import check_model_uris
 from pipeline.models.network_pass import Precision
 from pipeline.stores.storage import check_file_uris, check_uris
@@ -112,7 +113,7 @@ class ImagesConfig:
         refuse_empty(self, "accelerator_type")
         if self.accelerator_type is not None and not self.use_gpu:
             raise ValueError(
-                f"accelerator_type: must go with use_gpu, got {self.accelerator_type!r} without it; leave it out, or set "
+                f"accelerator_type: must go with use_gpu, got {self.accelerator_type!r} alone; leave it out, or set "
                 "use_gpu"
             )
         for name in ("max_shard_retries", "gallery_images", "orphan_age_s"):
@@ -170,16 +171,51 @@ class SampleConfig(ImagesConfig):
     trust_model_code: bool = False
     """Run the code that a model brings, a network of its maker's own, with your rights; trust who made it first. Given
     for this run alone, by the flag: files neither hold nor set it."""
+    tick: str | None = None
+    """The moment that a scheduler asks for, such as 2026-11-22T03:00Z, the same in each attempt: it has images of its
+    own, made once, and an alias of a model is looked up at its first attempt alone."""
+    keep_last: int | None = None
+    """After this tick, remove what earlier finished ticks made in this output, but for the newest so many, this one
+    among them; nothing that is younger than a day. Left out: nothing is removed."""
+    if_held: Literal["fail", "leave"] | None = None
+    """Where another driver makes these images at this moment: fail (exit code 1) or leave (exit code 0). Left out:
+    leave where a tick is given, else fail."""
+    lease_s: float = 60.0
+    """Seconds without a sign of life after which a driver counts as dead and another may take its place; 0: any number
+    of drivers may work at once, which makes no other images and is a waste."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where the model registry is."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Where the work runs."""
 
     def __post_init__(self) -> None:
-        ImagesConfig.__post_init__(self)
+        ImagesConfig.__post_init__(self)  # super() does not find it from a class with slots
         for name in ("throughput", "price_per_device_hour", "price_per_gb"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"{name}: above 0, got {value}; leave it out where it is not known")
+        if self.tick is not None:
+            normal_tick(self.tick)
+        if self.keep_last is not None and self.keep_last < 1:
+            raise ValueError(f"keep_last: must be at least 1, got {self.keep_last}; choose a positive number")
+        if self.keep_last is not None and self.tick is None:
+            raise ValueError(f"keep_last: counts ticks and goes with tick, got {self.keep_last}; leave it out")
+        if not self.lease_s >= 0.0:
+            raise ValueError(f"lease_s: must be at least 0, got {self.lease_s}; leave it out")
+
+    @property
+    def tick_utc(self) -> str | None:
+        """The tick in its normal form."""
+        return None if self.tick is None else normal_tick(self.tick)
+
+    @property
+    def noise_seed(self) -> int:
+        """The seed of the images: of a tick its own."""
+        return self.seed if self.tick_utc is None else tick_seed(self.seed, self.tick_utc)
+
+    @property
+    def leaves_if_held(self) -> bool:
+        """Whether it is no failure that another driver makes these images: a scheduler comes again by itself."""
+        return (self.if_held or ("fail" if self.tick is None else "leave")) == "leave"
 
     @property
     def pool(self) -> PoolConfig:

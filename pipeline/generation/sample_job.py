@@ -1,12 +1,13 @@
 """What a generation run comes to: all that is looked up and checked before any cluster work."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ddpm import ModelConfig, flops_per_image, make_schedule
 from pipeline.errors import ConfigError
 from pipeline.generation.making.shard_maker import Ingredients
 from pipeline.generation.output.manifest import GenerationManifest, load_generation_manifest
+from pipeline.generation.output.tick_records import PREFIX_DIGITS, TickRecord, read_tick
 from pipeline.generation.pool.pool_config import check_room
 from pipeline.generation.requests.edit_inputs import EditRequest, resolve_request
 from pipeline.generation.requests.label_requests import LabelRequest, resolve_labels
@@ -47,6 +48,8 @@ class SampleJob:
     """The output prefix."""
     manifest: GenerationManifest | None
     """That of an earlier run; None: none has finished there."""
+    tick: TickRecord | None = None
+    """What the tick was begun with; None: it was not begun, or none was asked for."""
 
     @property
     def models(self) -> list[ModelFiles]:
@@ -94,20 +97,26 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
     """Look up the models, the inputs of an edit and the output; nothing is written.
 
     Raises:
-        ConfigError: If sampler, guide, labels or inputs do not fit the model, or the seed or number of images is out of
-            range.
+        ConfigError: If sampler, guide, labels or inputs do not fit the model, the seed or number of images is out of
+            range, or the tick was begun with other settings.
         DatasetMissingError, DatasetError: If there are no inputs where they were named, or their manifest is damaged.
         OutputExistsError: If the output holds a run that cannot grow to this number of images.
         UntrustedCodeError: If a model brings code and is not trusted.
         ModelMissingError, CheckpointError, StorageError: If model or output cannot be read.
     """
     check_room(config.pool, config.cluster)
+    tick, where = None, f"tick {config.tick_utc} in {config.output}"
+    if config.tick_utc is not None:
+        tick = read_tick(open_store(config.output), config.tick_utc)
+    if tick is not None:
+        tick.refuse_others(model=config.model, guide_model=config.guide_model, seed=config.seed, where=where)
     if model is None:
-        model = resolve_model(config.model, config.tracking, trust_model_code=config.trust_model_code)
+        uri = config.model if tick is None else tick.model_uri
+        model = resolve_model(uri, config.tracking, trust_model_code=config.trust_model_code)
     check_trust(model.files, model.uri)
     card = read_card(model.files, model.uri)
     network = card.config
-    guide = _resolve_guide(config, card, model.uri)
+    guide = _resolve_guide(config, config.guide_model if tick is None else tick.guide_uri, card, model.uri)
     try:
         schedule = make_schedule(network.schedule)
         config.sampler.timesteps(schedule)
@@ -129,7 +138,8 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
             request=None if edit is None else edit.spec,
             sampler=config.sampler,
             sampler_revision=config.sampler.revision_on(schedule),
-            seed=config.seed,
+            seed=config.noise_seed,
+            tick=config.tick_utc,
             label_rule=labels.rule,
             num_classes=network.num_classes,
             shard_size=config.shard_size,
@@ -147,23 +157,36 @@ def resolve_job(config: SampleConfig, model: ResolvedModel | None = None) -> Sam
         plan = plan_shards(spec, num_asked)
     except ValueError as error:
         raise ConfigError(f"sample: {error}") from error
-    store = open_store(join_uri(config.output, spec.digest[:16]))
-    manifest = load_generation_manifest(store)
-    if manifest and manifest.num_images > plan.num_images:
-        plan = plan_shards(spec, manifest.num_images)
-    return SampleJob(
-        model=model,
-        card=card,
-        guide=guide,
-        edit=edit,
-        labels=labels,
-        num_asked=num_asked,
-        calibration=calibration,
-        spec=spec,
-        plan=plan,
-        store=store,
-        manifest=manifest,
+    if tick is not None:
+        tick.refuse_other_spec(spec, where)
+    return look_again(
+        SampleJob(
+            model=model,
+            card=card,
+            guide=guide,
+            edit=edit,
+            labels=labels,
+            num_asked=num_asked,
+            calibration=calibration,
+            spec=spec,
+            plan=plan,
+            store=open_store(join_uri(config.output, spec.digest[:PREFIX_DIGITS])),
+            manifest=None,
+            tick=tick,
+        )
     )
+
+
+def look_again(job: SampleJob) -> SampleJob:
+    """The same job with the manifest that is there now, and the plan of at least as many images as it names.
+
+    Raises:
+        ConfigError, FormatVersionError, StorageError: If the manifest cannot be read.
+    """
+    manifest, plan = load_generation_manifest(job.store), job.plan
+    if manifest and manifest.num_images > plan.num_images:
+        plan = plan_shards(job.spec, manifest.num_images)
+    return replace(job, manifest=manifest, plan=plan)
 
 
 def _num_asked(config: SampleConfig, spec: SamplingSpec, edit: EditRequest | None, labels: LabelRequest) -> int:
@@ -174,11 +197,11 @@ def _num_asked(config: SampleConfig, spec: SamplingSpec, edit: EditRequest | Non
     return fixed or (config.images_per_class or _IMAGES_PER_CLASS) * (spec.label_rule.turn(spec.num_classes) or 1)
 
 
-def _resolve_guide(config: SampleConfig, card: ModelCard, model_uri: str) -> ResolvedModel | None:
+def _resolve_guide(config: SampleConfig, uri: str | None, card: ModelCard, model_uri: str) -> ResolvedModel | None:
     """The weaker model, if one is named; it must make the same images from the same noise."""
-    if config.guide_model is None:
+    if uri is None:
         return None
-    guide = resolve_model(config.guide_model, config.tracking, trust_model_code=config.trust_model_code)
+    guide = resolve_model(uri, config.tracking, trust_model_code=config.trust_model_code)
     theirs, ours = read_card(guide.files, guide.uri), card
     for name in ("image_size", "channels", "num_levels", "num_classes", "schedule"):
         if getattr(theirs.config, name) != getattr(ours.config, name):

@@ -7,6 +7,7 @@ from pipeline.generation.output.inventory import Inventory
 from pipeline.generation.sample_config import SampleConfig
 from pipeline.generation.sample_cost import cost_plan
 from pipeline.generation.sample_job import resolve_job
+from pipeline.generation.tick_preview import describe_tick
 from pipeline.models.model_files import load_model
 from pipeline.models.registry import ResolvedModel
 
@@ -28,6 +29,7 @@ def describe_plan(config: SampleConfig) -> list[tuple[str, str]]:
         *([] if job.labels.text is None else [("labels", job.labels.text)]),
         *([] if job.edit is None else [("edit", f"{job.edit.spec.name} of images in {job.edit.inputs.uri}")]),
         ("output", job.store.uri),
+        *describe_tick(config, job, inventory),
         ("images", f"{job.plan.num_images:,}, of which {missing:,} are missing"),
         ("stored as", f"{job.spec.image_format.words}, in {_CONTAINERS[job.spec.container]}"),
         ("output shards", f"{job.plan.num_shards:,}, of which {num_missing_shards:,} are missing"),

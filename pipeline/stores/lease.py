@@ -206,6 +206,19 @@ def holder_token(store: ObjectStore) -> str | None:
     return None if record is None else record.token
 
 
+def current_holder(store: ObjectStore) -> str | None:
+    """Who holds the lease of an output, as a name for people; None: nobody. It may be dead: only watching it tells.
+
+    Raises:
+        StorageError: If the store gives no answer.
+    """
+    try:
+        record = _parse(store, store.read(LEASE_KEY))
+    except ObjectMissingError:
+        return None
+    return None if record is not None and record.released else _name(record)
+
+
 def _acquire(store: ObjectStore, duration_s: float) -> Lease:
     ours = LeaseRecord(
         token=secrets.token_hex(8), holder=f"process {os.getpid()} on {socket.gethostname()}", duration_s=duration_s

@@ -44,6 +44,7 @@ def config_of(folder: Path, output: str, slow_file: Path, monkeypatch: pytest.Mo
         output=output,
         images_per_class=NUM_SHARDS,
         sampler=DDIM(num_steps=4),
+        lease_s=4.0,
         shard_size=3,
         batch_size=3,
         num_actors=3,

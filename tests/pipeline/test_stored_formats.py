@@ -5,7 +5,6 @@ never written anew: a change that cannot read it raises the format's version, an
 """
 
 import dataclasses
-import hashlib
 import importlib
 import json
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from ddpm import Ancestral, Estimate, Heun, ModelConfig, ObjectiveConfig, ScheduleConfig, UNetConfig
+from ddpm import ModelConfig, ObjectiveConfig, ScheduleConfig, UNetConfig
 from pipeline.config_io import digest, read_record, to_json
-from pipeline.data.image_formats import Jpeg
-from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
+from pipeline.data.manifest import DatasetManifest, Split
 from pipeline.data.prepare import Quarantine
 from pipeline.errors import ConfigError, FormatVersionError
 from pipeline.evaluation.report import EvaluationRecord, Figure
@@ -26,7 +24,7 @@ from pipeline.evaluation.studies.ema_sweep import EmaSweep, EmaSweepRow
 from pipeline.evaluation.studies.sampler_table import SamplerComparison, SamplerRow
 from pipeline.generation.output.commits import CommitRecord, Provenance
 from pipeline.generation.output.manifest import GenerationManifest, PartRecord
-from pipeline.generation.spec.edits import InpaintSpec
+from pipeline.generation.output.tick_records import TickRecord
 from pipeline.generation.spec.sampling_plan import SamplingSpec
 from pipeline.models.calibration import Calibration
 from pipeline.models.model_files import ModelCard
@@ -39,40 +37,9 @@ from pipeline.training.metrics.unsent_metrics import UnsentMetrics, UnsentPoint
 from pipeline.training.run_record import RateRecord, RollbackRecord, RunRecord
 from pipeline.training.train_config import DataIdentity, OptimizerConfig, PostHocEmaIdentity, RunIdentity
 from tests.pipeline.cost_records import COST_RECORDS
+from tests.pipeline.stored_specs import ESTIMATE, JPEG_SPEC, PLAIN_SPEC, SHA, SHARD, SPEC, TAR, TICK_SPEC
 
 FOLDER = Path(__file__).with_name("stored")
-SHA = hashlib.sha256(b"").hexdigest()
-SHARD = ShardRecord(key=f"train/000000000-{SHA[:16]}.tar", size_bytes=10240, sha256=SHA, num_samples=7)
-TAR = dataclasses.replace(SHARD, key=f"000000000-{SHA}.tar")
-ESTIMATE = Estimate(value=3.75, standard_error=0.02)
-SPEC = SamplingSpec(
-    model_digest=SHA,
-    guide_digest=None,
-    calibration_digest=None,
-    request=InpaintSpec(
-        revision=1,
-        inputs_digest=SHA,
-        num_inputs=7,
-        label=None,
-        mask_digest=SHA,
-        jump_length=10,
-        num_resamples=10,
-    ),
-    sampler=Ancestral(num_steps=250, spacing="quadratic", variance="fixed_large"),
-    sampler_revision=Ancestral.revision,
-    seed=3,
-    num_classes=10,
-    shard_size=500,
-    batch_size=125,
-    image_size=(24, 40),
-    channels=3,
-    num_levels=256,
-)
-PLAIN_SPEC = dataclasses.replace(
-    SPEC, request=None, sampler=Heun(num_steps=18, churn=10.0), sampler_revision=Heun.revision, num_classes=None
-)
-JPEG_SPEC = dataclasses.replace(PLAIN_SPEC, image_format=Jpeg(quality=90), container="parquet")
-
 IDENTITY = RunIdentity(
     network=UNetConfig(),
     schedule=ScheduleConfig(name="cosine"),
@@ -99,10 +66,7 @@ RECORDS: dict[str, Any] = {
         num_quarantined=1,
     ),
     "quarantine": Quarantine(reasons={"cat/broken.png": "png: does not decode"}),
-    "run": RunRecord(
-        run_id="0123456789abcdef",
-        identity=IDENTITY,
-    ),
+    "run": RunRecord(run_id="0123456789abcdef", identity=IDENTITY),
     "run_with_key": RunRecord(
         run_id=None,
         identity=dataclasses.replace(IDENTITY, fork_from="models:/ddpm/3"),
@@ -127,9 +91,7 @@ RECORDS: dict[str, Any] = {
     ),
     "lease": LeaseRecord(token="0123456789abcdef", holder="process 7 on h", duration_s=60.0, num_renewals=3),
     "checkpoint": CheckpointRecord(
-        step=400,
-        prefix="step-000000400-01234567",
-        files=(FileRecord(name="model.json", size_bytes=300, sha256=SHA),),
+        step=400, prefix="step-000000400-01234567", files=(FileRecord(name="model.json", size_bytes=300, sha256=SHA),)
     ),
     "pin": PinRecord(prefix="step-000000400-01234567", registered_as="ddpm"),
     "position": Position(step=400, skipped_steps=(17,), num_averaged_images=51_072),
@@ -163,6 +125,18 @@ RECORDS: dict[str, Any] = {
     ),
     "sampling_spec": PLAIN_SPEC,
     "sampling_spec_of_jpegs": JPEG_SPEC,
+    "sampling_spec_of_tick": TICK_SPEC,
+    "tick": TickRecord(
+        tick="2026-11-22T03:00Z",
+        asked_model="models:/ddpm@champion",
+        model_uri="models:/ddpm/1",
+        asked_guide_model=None,
+        guide_uri=None,
+        seed=7,
+        spec=TICK_SPEC,
+        spec_digest=TICK_SPEC.digest,
+        prefix=TICK_SPEC.digest[:16],
+    ),
     "commit": CommitRecord(
         index=0,
         first_id=0,

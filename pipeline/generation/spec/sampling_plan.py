@@ -19,6 +19,7 @@ from pipeline.data.image_formats import AnyImageFormat, Png
 from pipeline.errors import OutputExistsError
 from pipeline.generation.spec.edits import AnyEditSpec
 from pipeline.generation.spec.labels import AnyLabelRule, IdModuloClasses
+from pipeline.generation.spec.ticks import normal_tick
 from pipeline.models.network_pass import Precision
 
 MAX_IMAGES = 2**48
@@ -49,6 +50,8 @@ class SamplingSpec:
     """The sampler's revision, by which the images are made."""
     seed: int
     """Seed of all noise, in [0, 2^64)."""
+    tick: str | None = added_field(default=None, pin=None)
+    """The scheduled moment that the images are for (ticks.py), by which the seed was chosen; None: of no schedule."""
     label_rule: AnyLabelRule = field(default_factory=IdModuloClasses)
     """How the label, and the id of the noise, follow from the sample id. An edit has its own rule, in request."""
     num_classes: int | None
@@ -78,6 +81,8 @@ class SamplingSpec:
         """Refuse impossible values."""
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed: must be in [0, 2^64), got {self.seed}; choose another seed")
+        if self.tick is not None and normal_tick(self.tick) != self.tick:
+            raise ValueError(f"tick: must be in UTC, to the minute, got {self.tick!r}; write {normal_tick(self.tick)}")
         for name in ("shard_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}; choose a positive number")
