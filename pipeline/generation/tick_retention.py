@@ -26,7 +26,10 @@ from pipeline.stores.storage import join_uri, open_store
 MIN_AGE_S = 86_400.0
 """Age of a manifest below which its images stay: somebody may have begun to read them."""
 _THREADS = 16
-_OTHERS = re.compile(r"config\.toml|ledger\.json|contact_sheet\.png|index\.html|(?:gallery|_manifest)/.+")
+_OTHERS = re.compile(
+    r"config\.toml|ledger\.json|evaluation\.json|contact_sheet\.png|completions\.png|index\.html|"
+    r"(?:gallery|_manifest|_removed)/.+"
+)
 """What a run writes beside images, records and manifest; the lease goes last of all, since it is held meanwhile."""
 
 

@@ -25,6 +25,9 @@ WITH_FLAGS = {
     "--use-gpu --accelerator-type H100": (
         f"{_SAMPLE} --use-gpu --accelerator-type H100 --cluster.address 10.0.0.1:6379"
     ),
+    "--seed": f"{_SAMPLE} --seed 3",
+    "--if-held fail": f"{_SAMPLE} --tick 2026-11-22T03:00Z --if-held fail",
+    "--keep-last": f"{_SAMPLE} --tick 2026-11-22T03:00Z --keep-last 7",
     "--price-per-gb": f"{_SAMPLE} --throughput 800 --price-per-gb 0.02",
     "--shard-timeout-s": f"{_SAMPLE} --shard-timeout-s 3600",
     "--max-shard-retries": f"{_SAMPLE} --max-shard-retries 1",

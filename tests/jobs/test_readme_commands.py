@@ -14,6 +14,7 @@ import pytest
 from ddpm import DiTConfig, ModelConfig, ScheduleConfig, UNetConfig, build_network
 from ddpm.networks.cost import cost_key
 from ddpm.networks.memory import StepMemory, step_memory
+from jobs import output
 from jobs.benchmark_gpu import make_parser
 from jobs.cli import run_job
 from pipeline.config_io import to_json
@@ -37,8 +38,10 @@ pytestmark = pytest.mark.xdist_group("readme commands")  # one project for all
 TEXTS = page_texts()
 COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in commands(text)))
 EVERY = list({tuple(words): command for command in COMMANDS if (words := job_words(command))}.values())
-OF_A_GPU = [command for command in EVERY if job_words(command)[:2] == ["benchmark", "gpu"]]  # has no configuration
-JOBS = [command for command in EVERY if command not in OF_A_GPU]
+# Jobs without a configuration.
+OF_A_GPU = [command for command in EVERY if job_words(command)[:2] == ["benchmark", "gpu"]]
+OF_OUTPUTS = [command for command in EVERY if job_words(command)[0] == "output"]
+JOBS = [command for command in EVERY if command not in OF_A_GPU + OF_OUTPUTS]
 FLAGS = list(dict.fromkeys(span for text in TEXTS.values() for span in flags(text)))
 
 # Programs without a dry run: what is checked of them instead, and who runs them.
@@ -248,6 +251,11 @@ def test_a_command_is_accepted(command: str, here: Project, capsys: pytest.Captu
 def test_a_command_for_a_gpu_is_accepted(command: str) -> None:
     if "--help" not in command:
         make_parser().parse_args(job_words(command)[2:])
+
+
+@pytest.mark.parametrize("command", OF_OUTPUTS)
+def test_a_command_for_a_finished_run_is_accepted(command: str) -> None:
+    output.make_parser().parse_args(job_words(command)[1:])
 
 
 def test_what_has_no_dry_run_is_listed() -> None:

@@ -24,6 +24,7 @@ from pipeline.evaluation.studies.ema_sweep import EmaSweep, EmaSweepRow
 from pipeline.evaluation.studies.sampler_table import SamplerComparison, SamplerRow
 from pipeline.generation.output.commits import CommitRecord, Provenance
 from pipeline.generation.output.manifest import GenerationManifest, PartRecord
+from pipeline.generation.output.removals import RemovalRecord
 from pipeline.generation.output.tick_records import TickRecord
 from pipeline.generation.spec.sampling_plan import SamplingSpec
 from pipeline.models.calibration import Calibration
@@ -158,6 +159,20 @@ RECORDS: dict[str, Any] = {
         class_names=("cat", "dog"),
         num_images=7,
         parts=(PartRecord(key=f"_manifest/00000-00001-{SHA}.parquet"),),
+    ),
+    "removal": RemovalRecord(
+        index=0,
+        sequence=0,
+        ids=(3, 5),
+        reason="asked for",
+        old_key=TAR.key,
+        old_sha256=SHA,
+        old_size_bytes=10240,
+        key=TAR.key,
+        sha256=SHA,
+        size_bytes=8192,
+        num_samples=5,
+        removed_at_utc="2026-11-27T00:00:00+00:00",
     ),
     **COST_RECORDS,
     "evaluation": EvaluationRecord(

@@ -8,7 +8,7 @@ import dataclasses
 import platform
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,7 @@ from jaxtyping import Bool, UInt8
 
 from ddpm import DiffusionModel, generate, images_to_x_0, x_0_to_images
 from ddpm.shapes import Images
+from pipeline.data.samples import Sample
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.generation.making.network_setup import set_up
 from pipeline.generation.making.packing import encode_samples, pack_samples
@@ -213,12 +214,36 @@ class ShardMaker:
         Raises:
             CommitConflictError, StorageError: As write_once.
         """
-        metas = [self._images.meta(self._spec, sample_id) for sample_id in drawn.shard.sample_ids]
-        samples = encode_samples(
-            self._spec, self._class_names, drawn.shard.sample_ids, drawn.labels, drawn.pixels, metas
-        )
-        data = pack_samples(self._spec, self._class_names, samples)
+        data = pack_samples(self._spec, self._class_names, self.encode(drawn))
         return write_once(self._store, self._spec, drawn.shard, data, drawn.made)
+
+    def remake(self, shard: OutputShard, wanted: Collection[int]) -> list[Sample]:
+        """Make some images of a shard again: only its fixed batches that hold them; nothing is committed.
+
+        Args:
+            shard: The shard.
+            wanted: Sample ids of it.
+
+        Returns:
+            The samples, in id order.
+
+        Raises:
+            PipelineError: As `draw`.
+        """
+        made: list[Sample] = []
+        for ids, num_own in fixed_batches(shard, self._spec.batch_size):
+            of_batch = ids[:num_own]
+            if set(wanted).isdisjoint(of_batch):
+                continue
+            part = OutputShard(index=shard.index, first_id=ids.start, num_samples=num_own)
+            made += [sample for sample in self.encode(self.draw(part)) if int(sample.key) in wanted]
+        return made
+
+    def encode(self, drawn: DrawnShard) -> list[Sample]:
+        """The samples of a shard, in id order, as they are packed."""
+        ids = drawn.shard.sample_ids
+        metas = [self._images.meta(self._spec, sample_id) for sample_id in ids]
+        return encode_samples(self._spec, self._class_names, ids, drawn.labels, drawn.pixels, metas)
 
     def _out_of_memory_message(self, shard: OutputShard) -> str:
         """Try smaller batches, so that the message can name one that fits."""

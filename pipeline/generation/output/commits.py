@@ -23,6 +23,7 @@ from typing import Literal
 from pipeline import config_io
 from pipeline.data.manifest import ShardRecord
 from pipeline.errors import CommitConflictError
+from pipeline.generation.output.removals import read_removals
 from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec
 from pipeline.progress import say
 from pipeline.stores.object_store import ObjectStore
@@ -127,7 +128,8 @@ def write_once(store: ObjectStore, spec: SamplingSpec, shard: OutputShard, tar: 
         made: Who made them.
 
     Returns:
-        The record that stands and whether it is this writer's. A lost writer's tar is removed, where that is allowed.
+        The record that stands and whether it is this writer's. A lost writer's tar is removed, where that is allowed;
+        whoever makes images again that were removed for good (removals.py) is one.
 
     Raises:
         CommitConflictError: If the standing record is of another plan or spec, or if it names a tar that is gone and
@@ -158,6 +160,10 @@ def write_once(store: ObjectStore, spec: SamplingSpec, shard: OutputShard, tar: 
             f"{standing.spec_digest[:16]}, this run {shard.num_samples} from id {shard.first_id} of spec "
             f"{record.spec_digest[:16]}; choose another output"
         )
+    removed = read_removals(store, f"{shard.index:09d}").get(shard.index)
+    if removed is not None and removed.tar.key != record.key:
+        Remover(store, say).remove([record.key])
+        return Commit(record=standing, outcome="lost")
     if standing.tar == record.tar:
         return Commit(record=standing, outcome="equal")
     Remover(store, say).remove([record.key])  # never the winner's: other bytes, other key

@@ -12,7 +12,7 @@ from itertools import islice
 from multiprocessing.pool import AsyncResult, ThreadPool
 
 from pipeline.data.manifest import ShardRecord
-from pipeline.errors import ObjectMissingError
+from pipeline.errors import ObjectMissingError, PipelineError
 from pipeline.generation.output.commits import CommitRecord, part_index, read_record, tar_index
 from pipeline.generation.output.manifest import (
     SHARDS_PER_PART,
@@ -22,6 +22,7 @@ from pipeline.generation.output.manifest import (
     read_part,
     write_part,
 )
+from pipeline.generation.output.removals import Removals, read_removals, without_removed
 from pipeline.generation.spec.sampling_plan import OutputShard, ShardPlan, check_same_shard
 from pipeline.progress import say
 from pipeline.stores.object_store import ObjectInfo, ObjectStore
@@ -149,15 +150,23 @@ class Inventory:
             self._thread = None
 
     def _take_parts(self, manifest: GenerationManifest | None) -> None:
-        """Ranges with a part of all their shards are complete; a shorter part knows some."""
+        """Ranges with a part of all their shards are complete; a shorter part knows some.
+
+        A part that names a tar from which images were removed is none: a removal is under way, or was killed.
+        """
+        removals = read_removals(self._store)
+        touched = {index // SHARDS_PER_PART for index in removals}
         if manifest is not None and self._plan.num_shards > manifest.num_shards:
             last = list(read_part(self._store, manifest.parts[-1]))[-1]
             index = manifest.num_shards - 1
-            shard = OutputShard(index=index, first_id=index * self._plan.shard_size, num_samples=last.num_samples)
+            num_samples = last.num_samples + len(removals[index].ids if index in removals else ())
+            shard = OutputShard(index=index, first_id=index * self._plan.shard_size, num_samples=num_samples)
             check_same_shard(self._plan.shard(index), shard, self._plan.num_images, self._store.uri)
         for part in [*(manifest.parts if manifest else ()), *list_parts(self._store)]:
             indices = self._indices(part.range_index)
             if part.range_index in self._parts or not indices:
+                continue
+            if part.range_index in touched and _is_superseded(read_part(self._store, part), indices.start, removals):
                 continue
             if part.num_shards == len(indices):
                 self._parts[part.range_index] = part
@@ -250,22 +259,38 @@ def close_range(store: ObjectStore, plan: ShardPlan, indices: range, known: Mapp
     Raises:
         OutputExistsError: If a record cuts the ids differently.
         ConfigError, FormatVersionError: If a record is damaged, or of another version.
+        PipelineError: If a shard has lost its tar from which images were removed.
         StorageError: If the store fails.
     """
     range_index = indices.start // SHARDS_PER_PART
     objects = {info.key: info for info in store.list(f"{range_index:05d}") if tar_index(info.key) is not None}
+    removals = read_removals(store, f"{range_index:05d}")
     tars = dict(known)
     for record in _read_records(store, [index for index in indices if index not in known]):
         check_same_shard(plan.shard(record.index), record.shard, plan.num_images, store.uri)
         tars[record.index] = record.tar
+    for index, removed in removals.items():
+        if index in tars:
+            tars[index] = removed.tar
+            for key in removed.superseded_keys:
+                objects.pop(key, None)  # jobs/output.py remove deletes it, once the manifest names it no more
     lost = []
     for index in indices:
         tar = tars.get(index)
         found = None if tar is None else objects.pop(tar.key, None)
         if tar is None or found is None or found.size_bytes != tar.size_bytes:
             lost.append(index)
+    if held := sorted(removals.keys() & set(lost)):
+        raise PipelineError(
+            f"{store.uri}: shard {held[0]}, from which images were removed, has lost its tar; sampling would make "
+            f"those too: jobs/output.py repair {store.uri} makes it again without them"
+        )
     part = None if lost else write_part(store, range_index, [tars[index] for index in indices])
     return ClosedRange(index=range_index, part=part, lost=tuple(lost), unnamed=tuple(objects.values()))
+
+
+def _is_superseded(tars: Sequence[ShardRecord], first: int, removals: Mapping[int, Removals]) -> bool:
+    return without_removed(tars, first, removals) != list(tars)
 
 
 def _read_records(store: ObjectStore, indices: Sequence[int]) -> Iterator[CommitRecord]:
@@ -309,7 +334,10 @@ def collect_orphans(
         record = _record(store, index)
         # Its age once more: a writer that makes the same bytes may have adopted it since the listing.
         current = store.stat(candidate.key)
-        is_named = record is not None and record.key == candidate.key
+        removed = read_removals(store, f"{index:09d}").get(index)
+        is_named = (record is not None and record.key == candidate.key) or (
+            removed is not None and candidate.key in removed.keys
+        )
         if not is_named and current is not None and now_s - current.modified_s > older_than_s:
             if not remover.remove([candidate.key]):
                 break

@@ -205,6 +205,23 @@ def publish(store: ObjectStore, manifest: GenerationManifest) -> GenerationManif
             return manifest
 
 
+def replace_manifest(store: ObjectStore, manifest: GenerationManifest, etag: str) -> bool:
+    """Put a manifest in the place of the version that the caller has read: of several callers one succeeds.
+
+    Args:
+        store: The output prefix.
+        manifest: The new one: of the same images, as far as they were not removed, or mended.
+        etag: The version that it replaces.
+
+    Returns:
+        False if it is another version by now, or gone; nothing was changed then.
+
+    Raises:
+        StorageError: If the store fails.
+    """
+    return store.replace(MANIFEST_KEY, config_io.to_json(manifest), etag) is not None
+
+
 def _parse(store: ObjectStore, data: bytes) -> GenerationManifest:
     where = f"{store.uri}/{MANIFEST_KEY}"
     return config_io.read_record(GenerationManifest, data, where, remedy="make the images again into another output")

@@ -1,13 +1,17 @@
 """The contact sheet of a run: its first images, by class, or of an edit below what was given."""
 
+from itertools import islice
+
 import numpy as np
 from jaxtyping import UInt8
 
 from pipeline.data.image_stream import read_images
 from pipeline.data.pictures import class_grid, image_grid
+from pipeline.data.shards import decode_image, read_shard
 from pipeline.generation.output.manifest import GenerationManifest, read_shards
 from pipeline.generation.requests.edit_inputs import EditRequest, RowReader
 from pipeline.generation.spec.edits import InterpolateSpec
+from pipeline.generation.spec.sampling_plan import plan_shards
 from pipeline.stores.object_store import ObjectStore
 
 _HIDDEN = 128
@@ -25,10 +29,30 @@ def contact_sheet(manifest: GenerationManifest, edit: EditRequest | None, store:
     """
     turn = manifest.spec.label_rule.turn(manifest.spec.num_classes)
     num_shown = columns if edit is not None else columns * (turn or columns)
-    images = read_images(store, read_shards(store, manifest.parts), min(num_shown, manifest.num_images)).images
+    images = _first_images(store, manifest, min(num_shown, manifest.num_images))
     if edit is not None:
         return _edit_sheet(edit, images)
     return image_grid(images, columns) if turn is None else class_grid(images, turn, columns)
+
+
+def _first_images(store: ObjectStore, manifest: GenerationManifest, num_images: int) -> UInt8[np.ndarray, "n h w c"]:
+    """The images with ids 0 .. num_images - 1; those that were removed are white, so that all others keep their place.
+
+    Args:
+        store: The output prefix.
+        manifest: The run.
+        num_images: How many, at most those of the run.
+    """
+    spec, plan = manifest.spec, plan_shards(manifest.spec, manifest.num_images)
+    shards = list(islice(read_shards(store, manifest.parts), -(-num_images // spec.shard_size)))
+    if all(shard.num_samples == plan.shard(index).num_samples for index, shard in enumerate(shards)):
+        return read_images(store, shards, num_images).images
+    images = np.full((num_images, *spec.image_size, spec.channels), 255, dtype=np.uint8)
+    for shard in shards:
+        for sample in read_shard(store, shard):
+            if int(sample.key) < num_images:
+                images[int(sample.key)] = decode_image(sample.image, sample.extension)
+    return images
 
 
 def _edit_sheet(edit: EditRequest, made: UInt8[np.ndarray, "n h w c"]) -> bytes:

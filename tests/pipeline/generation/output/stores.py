@@ -56,7 +56,7 @@ class CountingStore:
             self.count("LIST")
 
     def infos(self, prefix: str) -> Iterator[ObjectInfo]:
-        for key in sorted(key for key in self.objects if key.startswith(prefix)):
+        for key in sorted(key for key in list(self.objects) if key.startswith(prefix)):
             yield ObjectInfo(key=key, size_bytes=len(self.objects[key]), modified_s=0.0)
 
     def stat(self, key: str) -> ObjectInfo | None:

@@ -158,17 +158,17 @@ def test_a_range_is_closed_once_it_is_complete_and_never_looked_into_again() -> 
     plan, store = ShardPlan(shard_size=10, num_images=10 * 20_010), CountingStore()
     tars = {index: commit_unseen(store, plan, index).tar for index in range(plan.num_shards)}
     first = Inventory(store, plan, None)  # type: ignore[arg-type]
-    assert store.requests == {"LIST": 1 + 2 + 10 + 10 + 1, "GET": 3}, "parts, a look, three ranges, their last records"
+    assert store.requests == {"LIST": 1 + 1 + 2 + 10 + 10 + 1, "GET": 3}, "parts, removals, a look, three ranges"
     store.requests.clear()
     parts = first.finish()
     assert parts is not None and [part.num_shards for part in parts] == [10_000, 10_000, 10]
-    assert store.requests == {"GET": 20_010, "LIST": 10 + 10 + 1, "PUT": 3}, "each record once, each tar listed once"
+    assert store.requests == {"GET": 20_010, "LIST": 3 + 10 + 10 + 1, "PUT": 3}, "records and tars once, removals"
 
     del store.objects[part_key(20_009)], store.objects[parts[2].key]
     store.requests.clear()
     again = Inventory(store, plan, None)  # type: ignore[arg-type]
     assert missing(again) == [20_009]
-    assert store.requests == {"LIST": 1 + 2 + 1, "GET": 1}
+    assert store.requests == {"LIST": 1 + 1 + 2 + 1, "GET": 1}
     store.requests.clear()
     again.add(commit_unseen(store, plan, 20_009))
     assert again.finish() == parts
@@ -197,7 +197,7 @@ def test_a_plan_of_millions_is_looked_through_by_listings(num_shards: int, num_p
     assert inventory.num_missing == (num_shards // 10) * 9 // 10
     first = next(inventory.missing())
     assert first.index == num_parts * 10_000 + 1
-    assert store.requests == {"LIST": -(-num_parts // 1000) + 2 + num_open}
+    assert store.requests == {"LIST": -(-num_parts // 1000) + 1 + 2 + num_open}
 
 
 def _no_record(store: object, index: int) -> CommitRecord:
