@@ -306,13 +306,27 @@ def test_a_driver_killed_at_any_moment_changes_no_byte_of_the_result(
 
 
 @pytest.mark.services
-@pytest.mark.parametrize(("lease_s", "codes"), [(0.0, [0, 0]), (20.0, [0, 1])], ids=["without lease", "with lease"])
+@pytest.mark.parametrize(
+    ("lease_s", "codes", "sizes"),
+    [(0.0, [0, 0], (20, 20)), (0.0, [0, 0], (20, 40)), (20.0, [0, 1], (20, 20))],
+    ids=["without lease", "of two sizes", "with lease"],
+)
 def test_two_drivers_at_once_by_mistake_make_one_result(
-    unbroken: SampleConfig, tmp_path: Path, ray_address: str, lease_s: float, codes: list[int]
+    unbroken: SampleConfig, tmp_path: Path, ray_address: str, lease_s: float, codes: list[int], sizes: tuple[int, int]
 ) -> None:
-    """With the lease the second leaves, unless the first is done before it has been seen to renew."""
+    """With the lease the second leaves, unless the first is done before it has been seen to renew.
+
+    Of two sizes the longer manifest stays, whoever writes last: each record is there once.
+    """
     config = dataclasses.replace(unbroken, output=str(tmp_path / "out"), num_actors=1, lease_s=lease_s)
-    drivers = [start_driver(config, tmp_path / f"{number}.toml", ray_address) for number in range(2)]
+    drivers = [
+        start_driver(dataclasses.replace(config, images_per_class=size), tmp_path / f"{number}.toml", ray_address)
+        for number, size in enumerate(sizes)
+    ]
     assert sorted(driver.wait() for driver in drivers) in ([0, 0], codes)
-    assert tars(tmp_path / "out") == tars(Path(unbroken.output))
-    assert names(tmp_path / "out", "manifest.json")
+    made = tars(tmp_path / "out")
+    assert tars(Path(unbroken.output)).items() <= made.items()
+    num_images = 3 * max(sizes)
+    assert len(made) == num_images // 15 == len(names(tmp_path / "out", "_parts/*.json"))
+    manifest = load_generation_manifest(resolve_job(config).store)
+    assert manifest is not None and (manifest.num_images, manifest.num_shards) == (num_images, num_images // 15)
