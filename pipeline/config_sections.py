@@ -41,7 +41,9 @@ SECTIONS = (
 FLAGS_ALONE = ("trust_model_code", "start_over", "new_run")
 """Fields of configurations that only a flag sets, for one run."""
 
-_OF_THE_JOB_ALONE = {"sample": ("tick", "keep_last", "if_held", "lease_s")}
+_OF_THE_JOB_ALONE = {
+    "sample": ("tick", "keep_last", "if_held", "lease_s", "throughput", "price_per_device_hour", "price_per_gb")
+}
 """Keys of a section that its own job reads; another one that makes images as the section says has no use for them."""
 
 C = TypeVar("C")

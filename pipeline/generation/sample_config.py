@@ -165,9 +165,9 @@ class SampleConfig(ImagesConfig):
     """Img·NFE/s (images times network evaluations of each) of one process, from which --dry-run foretells hours. None:
     what was measured for the model's version with these devices and this batch size."""
     price_per_device_hour: float | None = None
-    """What an hour of a GPU costs, or of a CPU where no GPU is used, for --dry-run."""
+    """What an hour of a GPU costs, or of a CPU where no GPU is used; a dry run foretells money by it."""
     price_per_gb: float | None = None
-    """What storing a GB (10^9 bytes) for a month costs, for --dry-run."""
+    """What storing a GB (10^9 bytes) for a month costs; a dry run foretells money by it."""
     trust_model_code: bool = False
     """Run the code that a model brings, a network of its maker's own, with your rights; trust who made it first. Given
     for this run alone, by the flag: files neither hold nor set it."""

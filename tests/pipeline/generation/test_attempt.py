@@ -193,10 +193,14 @@ def test_the_ledger_sums_an_interrupted_attempt_and_the_one_that_finishes(
     model = write_own_model(tmp_path / "own", monkeypatch, "slow", str(pause))
     config = config_of(model, tmp_path / "out", trust_model_code=True)
     other = threading.Thread(target=interrupt_after_a_shard, args=(tmp_path / "out",))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs tests in the background ignores it
     other.start()
-    with pytest.raises(KeyboardInterrupt):
-        sample(config)
-    other.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sample(config)
+    finally:
+        other.join()
+        signal.signal(signal.SIGINT, before)
     first = ledger_of(config)
     assert (first.num_attempts, first.num_broken) == (1, 1) and first.num_images in (15, 30)
     assert first.device_s >= first.devices["cpu"].busy_s > 0 and not list(tmp_path.glob("out/*/manifest.json"))

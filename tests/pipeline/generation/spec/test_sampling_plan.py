@@ -123,6 +123,7 @@ CHANGES: list[dict[str, object]] = [
     {"image_format": WebP()},
     {"image_format": Jpeg()},
     {"container": "parquet"},
+    {"tick": "2026-11-22T03:00Z"},
 ]
 
 

@@ -13,6 +13,7 @@ import pytest
 from pipeline.data.image_stream import read_images
 from pipeline.errors import ShardCorruptError
 from pipeline.generation.sample import sample
+from pipeline.generation.sample_job import resolve_job
 from pipeline.generation.viewing import gallery_blocks
 from pipeline.generation.viewing.gallery import CONTENTS_KEY, PAGE_KEY
 from pipeline.generation.viewing.gallery_blocks import (
