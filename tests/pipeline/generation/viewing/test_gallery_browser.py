@@ -79,6 +79,14 @@ def ids_shown(browser: Browser) -> list[int]:
     return [int(i) for i in browser.evaluate("[...document.querySelectorAll('.tile')].map((t) => t.dataset.id)")]
 
 
+def wait_for_ids(browser: Browser, expected: list[int]) -> None:
+    """The address changes before the page does: the tiles are waited for."""
+    ends_s = time.monotonic() + 30
+    while (shown := ids_shown(browser)) != expected:
+        assert time.monotonic() < ends_s, shown
+        time.sleep(0.05)
+
+
 def choose(browser: Browser, field: str, value: str) -> None:
     """As a hand does: the field's value, and the event that follows."""
     browser.evaluate(
@@ -104,7 +112,7 @@ def test_from_disk(tmp_path: Path, browser: Browser, screen: dict[str, Any]) -> 
     run.write()
     browser.open(address(run), **screen)
     browser.wait_for(LOADED)
-    assert ids_shown(browser) == [label + 10 * k for label in range(10) for k in range(12)], "by class"
+    wait_for_ids(browser, [label + 10 * k for label in range(10) for k in range(12)])  # by class
     assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out sideways"
     small = (
         "[...document.querySelectorAll('button, select, input, .tile, .button')].filter((e) => e.offsetParent)"
@@ -119,13 +127,13 @@ def test_from_disk(tmp_path: Path, browser: Browser, screen: dict[str, Any]) -> 
 
     choose(browser, "class", "3")
     settled(browser, "#class=3")
-    assert ids_shown(browser) == list(range(3, 1000, 10))
+    wait_for_ids(browser, list(range(3, 1000, 10)))
     choose(browser, "ids", "400-499")
     settled(browser, "#class=3&ids=400-499")
-    assert ids_shown(browser) == list(range(403, 500, 10))
+    wait_for_ids(browser, list(range(403, 500, 10)))
     choose(browser, "class", "all")
     settled(browser, "#class=all&ids=400-499")
-    assert ids_shown(browser) == list(range(400, 500))
+    wait_for_ids(browser, list(range(400, 500)))
 
     browser.evaluate("document.querySelector('.tile[data-id=\"471\"]').click()")
     browser.wait_for("document.querySelector('dialog[open]')")
@@ -172,14 +180,14 @@ def test_keys_alone_are_enough(tmp_path: Path, browser: Browser) -> None:
             break
     browser.press("Enter")
     settled(browser, "#class=all&page=2")
-    assert ids_shown(browser) == list(range(120, 240))
+    wait_for_ids(browser, list(range(120, 240)))
     browser.evaluate("document.querySelector('.tile').focus()")
     browser.press("Enter")
     browser.wait_for("document.querySelector('dialog[open]')")
     browser.press("ArrowLeft")
     browser.wait_for("document.getElementById('detail-title').innerText === 'Image 119'")
     settled(browser, "#class=all&image=119")
-    assert ids_shown(browser) == list(range(120)), "the page goes along"
+    wait_for_ids(browser, list(range(120)))  # the page goes along
 
 
 def test_a_hostile_name_is_text(tmp_path: Path, browser: Browser) -> None:
