@@ -193,6 +193,19 @@ def plain(obj: Any) -> Any:
     return _plain(type(obj), obj)
 
 
+def flat(obj: Any) -> dict[str, Any]:
+    """What `plain` gives, by the dotted paths of the fields, which MLflow can show and a message can name."""
+    return _flat(plain(obj), "")
+
+
+def _flat(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+    by_path: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        by_path |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return by_path
+
+
 def identity(obj: Any) -> Any:
     """The JSON value of a dataclass without the added fields that are at their pins, at every level.
 

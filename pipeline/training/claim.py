@@ -4,9 +4,8 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
 
-from pipeline.config_io import plain, to_json
+from pipeline.config_io import flat, to_json
 from pipeline.config_sections import write_section
 from pipeline.errors import ConfigError, OutputExistsError, PipelineError
 from pipeline.models.registration_check import check_registration
@@ -110,7 +109,7 @@ def _open_run(
         config.tracking,
         run_key,
         config.run_name,
-        params=_flat(plain(config)) | {"dataset_digest": record.identity.dataset_digest},
+        params=flat(config) | {"dataset_digest": record.identity.dataset_digest},
         tags={
             "ddpm.output": config.output,
             **({} if continues is None else {"ddpm.continues": continues}),
@@ -126,7 +125,7 @@ def _start_check(config: TrainConfig) -> Callable[[TrackingRun], None]:
 
 
 def _refuse_changes(recorded: RunIdentity, asked: RunIdentity, where: str) -> None:
-    theirs, ours = (_flat(plain(identity)) for identity in (recorded, asked))
+    theirs, ours = (flat(identity) for identity in (recorded, asked))
     # The name of a variant first: it is why its options differ.
     for name in sorted(theirs.keys() | ours.keys(), key=lambda name: (not name.endswith(".name"), name)):
         before, now = theirs.get(name), ours.get(name)
@@ -135,12 +134,3 @@ def _refuse_changes(recorded: RunIdentity, asked: RunIdentity, where: str) -> No
                 f"{name}: the run in {where} has {before!r}, got {now!r}; "
                 "a resumed run keeps it, a new one needs another output (--fork-from begins with its weights)"
             )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted names, which MLflow can show and a message can name."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
-    return flat

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config_io import plain, read_record, to_json
+from pipeline.config_io import flat, read_record, to_json
 from pipeline.errors import ConfigError, ObjectMissingError, OutputExistsError
 from pipeline.generation.spec.sampling_plan import SamplingSpec
 from pipeline.stores.object_store import ObjectInfo, ObjectStore
@@ -80,7 +80,7 @@ class TickRecord:
         Raises:
             ConfigError: If a field differs; names the first one.
         """
-        begun, asked = (_flat(plain(one)) for one in (self.spec, spec))
+        begun, asked = (flat(one) for one in (self.spec, spec))
         # The name of a variant first: it is why its options differ.
         for name in sorted(begun.keys() | asked.keys(), key=lambda name: (not name.endswith(".name"), name)):
             if begun.get(name) != asked.get(name):
@@ -138,12 +138,3 @@ def _other_setting(name: str, where: str, begun: Any, asked: Any) -> ConfigError
         f"{name}: {where} was begun with {begun!r}, got {asked!r}; a tick keeps its settings: give the same, or name "
         "another tick or output"
     )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted names, which a message can name."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
-    return flat

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 
 from pipeline.cluster_nodes import avoiding, draining_nodes, silent_nodes
+from pipeline.generation.output.commits import Commit
 from pipeline.generation.pool.pool_config import UNKNOWN_KIND, PoolConfig, PoolStatistics
 from pipeline.generation.pool.shard_actor import Place, ShardActor, WorkOrder
 from pipeline.generation.spec.sampling_plan import OutputShard
@@ -116,6 +117,7 @@ class Actors:
         self._order = ray.put(order)
         self._statistics = statistics
         self._not_before_s = 0.0
+        self._first_given_s: float | None = None
         self._draining: frozenset[str] = frozenset()
         self.all: list[Actor] = []
         self.num_failed_starts = 0
@@ -133,14 +135,35 @@ class Actors:
         return [one for one in self.all if one.is_ready and len(one.in_hand) == number and not self._is_leaving(one)]
 
     def launch(self, number: int) -> None:
-        """Ask for actors until there are so many; after one that did not start there is a pause."""
-        now_s = time.monotonic()
-        if number <= len(self.all) or now_s < self._not_before_s:
+        """Ask for actors until there are so many that can work; after one that did not start there is a pause.
+
+        Those that hold a broken device do not count: another device may be free, or come.
+        """
+        now_s, missing = time.monotonic(), number - sum(actor.broken_by is None for actor in self.all)
+        if missing <= 0 or now_s < self._not_before_s:
             return
         selector = avoiding(silent_nodes()) if self.avoids_silent else None
-        while len(self.all) < number:
+        for _ in range(missing):
             handle = self._class.options(**self._options, label_selector=selector).remote(self._order)
             self.all.append(Actor(handle=handle, starting=handle.place.remote(), since_s=now_s))
+
+    def give(self, actor: Actor, shard: OutputShard) -> None:
+        """Have an actor make a shard."""
+        actor.start(shard)
+        if self._first_given_s is None:
+            self._first_given_s = actor.since_s
+
+    def count(self, actor: Actor, commit: Commit) -> None:
+        """Note what an actor has made."""
+        assert self._first_given_s is not None, "what was made was given"
+        actor.last_made_s = time.monotonic()
+        if commit.outcome == "first":  # another's record says where that one was made
+            actor.kind = commit.record.made.device
+        actor.num_made += 1
+        actor.num_images += commit.record.num_samples
+        actor.num_bytes += commit.record.size_bytes
+        self._statistics.num_made += 1
+        self._statistics.making_s = actor.last_made_s - self._first_given_s
 
     def remove(self, actor: Actor) -> None:
         """End an actor."""

@@ -46,7 +46,6 @@ class SamplingPool:
         self._num_actors = min(config.num_actors, num_shards)
         self._idle, self._watched_s = IdleWatch(config), time.monotonic()
         self._num_broken = self._num_failed_in_a_row = 0
-        self._first_given_s: float | None = None
 
     @property
     def set_aside(self) -> Sequence[Retried]:
@@ -78,9 +77,7 @@ class SamplingPool:
                 if number and self._queue.is_suspect(actor.in_hand[0][1]):
                     continue
                 if shard := self._queue.take(actor.where, places, is_alone=number == 0):
-                    actor.start(shard)
-                    if self._first_given_s is None:
-                        self._first_given_s = time.monotonic()
+                    self._actors.give(actor, shard)
 
     def _collect(self) -> Generator[Commit, None, None]:
         actors = {ref: actor for actor in self._actors.all for ref in actor.awaited}
@@ -125,19 +122,8 @@ class SamplingPool:
         self._queue.made(shard)
         self._num_failed_in_a_row = 0
         self._limits.add(took_s, is_first=actor.num_made == 0)
-        actor.num_made += 1
-        self._count(actor, answer.commit)
+        self._actors.count(actor, answer.commit)
         return answer.commit
-
-    def _count(self, actor: Actor, commit: Commit) -> None:
-        now_s = actor.last_made_s = time.monotonic()
-        if commit.outcome == "first":  # another's record says where that one was made
-            actor.kind = commit.record.made.device
-        assert self._first_given_s is not None, "what was made was given"
-        self.statistics.num_made += 1
-        self.statistics.making_s = now_s - self._first_given_s
-        actor.num_images += commit.record.num_samples
-        actor.num_bytes += commit.record.size_bytes
 
     def _fail(self, actor: Actor, shard: OutputShard, kind: FailureKind, error: PipelineError) -> None:
         """Hold a failure against a shard, and perhaps a device; an outage against nobody."""
@@ -172,8 +158,7 @@ class SamplingPool:
         """It does not answer any more, which is a shard's fault only on a node that lives."""
         reason = why_dead(error)
         if actor.starting is not None:
-            self._fail_start(actor, reason)
-            return
+            return self._fail_start(actor, reason)
         if has_died(error) and not gone_nodes([actor.node_id]):
             self._end(actor, f"its process died ({reason})")
             return

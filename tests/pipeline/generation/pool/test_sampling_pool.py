@@ -11,6 +11,8 @@ from ddpm import DDIM
 from pipeline.cluster import ClusterConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.generation.output.commits import Commit, CommitRecord
+from pipeline.generation.pool.actors import Actors
+from pipeline.generation.pool.pool_config import PoolStatistics
 from pipeline.generation.pool.sampling_pool import SamplingPool
 from pipeline.generation.pool.shard_actor import Answer, ShardActor, WorkOrder
 from pipeline.generation.sample import sample
@@ -175,18 +177,37 @@ class IdleActor(ShardActor):
         return Answer(commit=Commit(record=record, outcome="first"))
 
 
+def order_of(config: SampleConfig) -> WorkOrder:
+    job = resolve_job(config)
+    return WorkOrder(
+        spec=job.spec, store_uri="", models_uri="", trusts_code=False, make_ingredients=job.make_ingredients,
+        num_threads=1, use_gpu=False,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_who_holds_a_broken_device_is_replaced(tmp_path: Path) -> None:
+    """Another device may be free; a spare one would stay unused otherwise."""
+    config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
+    actors = Actors(order_of(config), config.pool, PoolStatistics())
+    actors.launch(1)
+    actors.launch(1)
+    assert len(actors.all) == 1
+    actors.all[0].broken_by = 7
+    actors.launch(1)
+    assert len(actors.all) == 2
+    for actor in [*actors.all]:
+        actors.remove(actor)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_shards_per_second_of_actors_that_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How fast the driver hands shards out and takes answers: a figure, of which nothing is required but an end."""
     monkeypatch.setattr("pipeline.generation.pool.actors.ShardActor", IdleActor)
     config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
-    job, plan = resolve_job(config), ShardPlan(shard_size=3, num_images=3 * 5000)
-    order = WorkOrder(
-        spec=job.spec, store_uri="", models_uri="", trusts_code=False, make_ingredients=job.make_ingredients,
-        num_threads=1, use_gpu=False,
-    )  # fmt: skip
-    pool = SamplingPool(order, plan.missing(bytes(5000)), config.pool, 5000)
+    plan = ShardPlan(shard_size=3, num_images=3 * 5000)
+    pool = SamplingPool(order_of(config), plan.missing(bytes(5000)), config.pool, 5000)
     commits = pool.commits()
     next(commits)
     started_s = time.monotonic()
