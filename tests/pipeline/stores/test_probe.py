@@ -91,12 +91,12 @@ def test_what_was_not_made_is_not_removed(
 def test_an_outage_is_told_once_and_waited_for_once(
     s3_store: S3Store, proxy: FaultyProxy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.stores.probe.PROBE_PATIENCE_S", 4.0)
+    monkeypatch.setattr("pipeline.stores.probe.PROBE_PATIENCE_S", 6.0)
     monkeypatch.setattr("pipeline.stores.probe._REMOVAL_PATIENCE_S", 0.1)
     started_s = time.monotonic()
     with proxy.down(), pytest.raises(StorageError):
         check_conditions(s3_store)
-    assert time.monotonic() - started_s < 8 and capsys.readouterr().out == ""
+    assert time.monotonic() - started_s < 12 and capsys.readouterr().out == ""
 
 
 def test_lost_answers_are_no_fault_of_the_store(s3_store: S3Store, proxy: FaultyProxy) -> None:
