@@ -151,10 +151,7 @@ def test_a_run_through_kills_of_actors_nodes_and_drivers(
         if job.poll() is not None:
             break
         if kind == "actor":
-            actors = [
-                one for one in psutil.process_iter(["name"]) if one.info["name"].startswith("ray::ShardActor"[:15])
-            ]
-            if actors:
+            if actors := actors_of(all_nodes):
                 choice.choice(actors).kill()
         elif kind == "raylet":
             all_nodes.kill_raylet()
