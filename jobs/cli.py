@@ -15,6 +15,7 @@ import tyro
 
 from jobs.alternative_flags import make_room
 from jobs.exits import run_guarded
+from jobs.repeated_flags import gather
 from jobs.variant_flags import describe_variants, take_variants
 from pipeline.config_fields import fields_of
 from pipeline.config_sections import FLAGS_ALONE, SECTIONS, read_section, write_section
@@ -176,7 +177,7 @@ def _sections(job: Job[C], preset: Preset, config: C) -> Iterator[str]:
 def _parse_flags(job: Job[C], preset: Preset, config: C, flags: Sequence[str], program: str | None) -> C:
     reads = ", ".join(f"[{section}]" for section in dict.fromkeys(_sections(job, preset, config)))
     start, rest = take_variants(config, flags)
-    start = make_room(start, rest)
+    start, rest = make_room(start, rest), gather(start, rest)
     description = (type(config).__doc__ or "") + describe_variants(start)
     description += _COMMON.format(presets=", ".join(PRESETS), default=_DEFAULT_PRESET, reads=reads)
 

@@ -135,6 +135,8 @@ class Request:
     path: str
     """Decoded, without the query."""
     query: str
+    is_signed: bool
+    """Whether it says whose request it is."""
     fault: Fault | None = None
     """What befell it; of RandomFaults the kind that was drawn."""
     status: int | None = None
@@ -303,7 +305,13 @@ class FaultyProxy:
 
     def _arrive(self, head: Head) -> tuple[Request, Fault | None]:
         with self._lock:
-            request = Request(ordinal=len(self.requests), method=head.method, path=head.path, query=head.query)
+            request = Request(
+                ordinal=len(self.requests),
+                method=head.method,
+                path=head.path,
+                query=head.query,
+                is_signed=bool(head.get("Authorization")) or "X-Amz-Signature" in head.query,
+            )
             self.requests.append(request)
             for rule in self._rules:
                 if fault := rule.pick(head, request.ordinal):

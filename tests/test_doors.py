@@ -17,7 +17,7 @@ DOORS = {
     "boto3": {"pipeline/stores/s3_requests.py"},
     "botocore": {"pipeline/stores/s3_requests.py"},
     "webdataset": {"pipeline/data/shards.py"},
-    "pyarrow": {"pipeline/data/parquet_shards.py", "pipeline/generation/output/manifest.py"},
+    "pyarrow": {"pipeline/data/parquet_shards.py", "pipeline/data/shard_parts.py"},
     "tyro": {"jobs/cli.py", "jobs/variant_flags.py"},
     "mlflow": {
         "pipeline/tracking/mlflow_client.py",

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.data_order import Int64Array, Window
-from pipeline.data.window_reader import Block, ReadPlan, UInt8Array
+from pipeline.data.data_order import DataOrder, Window
+from pipeline.data.shard_table import Int64Array, UInt8Array
+from pipeline.data.window_reader import Block, ReadPlan
 from pipeline.errors import DatasetError
 
 
@@ -31,14 +32,14 @@ class RankBatch:
 class BatchCutter:
     """Deals a stream's rows to the queues of their lanes and cuts batches from the queues."""
 
-    def __init__(self, plan: ReadPlan, windows: Iterator[Window], blocks: Iterator[Block]) -> None:
-        self._plan, self._windows, self._blocks = plan, windows, blocks
+    def __init__(self, plan: ReadPlan, order: DataOrder, windows: Iterator[Window], blocks: Iterator[Block]) -> None:
+        self._plan, self._order, self._windows, self._blocks = plan, order, windows, blocks
         self._queues: dict[int, _LaneQueue] = {}
         self._lane, self._missing = -1, 0  # lane of the window that is arriving, and its rows yet to come
 
     def cut(self, step: int, rank: int, world: int) -> RankBatch:
         """The rank's part of one global batch; steps must be asked for one after the other."""
-        order = self._plan.order
+        order = self._order
         expected = order.rank_rows(step, rank, world)
         num_rows, per_lane = len(expected.sample_id), order.lane_rows_per_step
         batch = _Columns.empty(num_rows, self._plan.image_shape)

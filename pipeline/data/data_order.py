@@ -20,7 +20,7 @@ A window is permuted only when a row of it is asked for; what is held is one win
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -30,8 +30,7 @@ import torch
 
 from ddpm import Stream, random_words
 from pipeline.data.manifest import DatasetManifest
-
-Int64Array = npt.NDArray[np.int64]
+from pipeline.data.shard_table import Int64Array
 
 # Lanes are in at most two epochs at a time; random access may come back to one.
 _MAX_EPOCHS_KEPT = 4
@@ -97,6 +96,26 @@ class Window:
         return self.end - self.begin
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pieces:
+    """A whole window before it is permuted: some rows of each of its shards; every field is int64 [shards]."""
+
+    shard: Int64Array
+    """Shard's position in the manifest."""
+    first_row: Int64Array
+    """First row of it that is in the window."""
+    num_rows: Int64Array
+    """Rows of it that are in the window."""
+    first_id: Int64Array
+    """Sample id of the first row."""
+
+    def sample_ids(self) -> Int64Array:
+        """Ids of all rows, piece after piece, int64 [sum of num_rows]."""
+        begins = np.cumsum(self.num_rows) - self.num_rows
+        ids: Int64Array = np.repeat(self.first_id - begins, self.num_rows)
+        return ids + np.arange(len(ids))
+
+
 @dataclass(frozen=True, slots=True)
 class _Epoch:
     """The shards of one epoch: their order, and where each begins in the sequence of rows (S + 1 entries)."""
@@ -124,12 +143,12 @@ class DataOrder:
     """
 
     def __init__(
-        self, *, shard_sizes: Sequence[int], seed: int, lanes: int, global_batch: int, window_shards: int
+        self, *, shard_sizes: npt.ArrayLike, seed: int, lanes: int, global_batch: int, window_shards: int
     ) -> None:
         """Check the numbers and lay out the lanes; no permutation is computed yet.
 
         Args:
-            shard_sizes: Samples in every shard, in manifest order.
+            shard_sizes: Samples in every shard, in manifest order, int64 [S].
             seed: 64-bit seed of the run.
             lanes: Number of lanes C, at most the number of samples.
             global_batch: Samples per global batch B, a multiple of C.
@@ -163,22 +182,17 @@ class DataOrder:
         if split not in manifest.splits:
             raise ValueError(f"split: one of {', '.join(sorted(manifest.splits))}, got {split!r}")
         return cls(
-            shard_sizes=[shard.num_samples for shard in manifest.splits[split].shards],
+            shard_sizes=manifest.splits[split].shard_sizes,
             seed=seed,
             lanes=config.lanes,
             global_batch=global_batch,
             window_shards=config.window_shards,
         )
 
-    def __reduce__(self) -> "tuple[object, ...]":
-        """Pickle the numbers without the remembered windows."""
-        numbers = (self._sizes, self.seed, self.lanes, self.global_batch, self.window_shards)
-        return _unpickle, numbers
-
     @property
-    def shard_sizes(self) -> tuple[int, ...]:
-        """Samples in every shard, in manifest order."""
-        return tuple(self._sizes.tolist())
+    def shard_sizes(self) -> Int64Array:
+        """Samples in every shard, in manifest order; int64 [S]."""
+        return self._sizes
 
     @property
     def num_samples(self) -> int:
@@ -198,7 +212,8 @@ class DataOrder:
     @property
     def max_window_rows(self) -> int:
         """Upper bound of the rows in a window."""
-        largest = np.sort(self._sizes)[-self.window_shards :]
+        num_shards = min(self.window_shards, self._sizes.size)
+        largest = np.partition(self._sizes, -num_shards)[-num_shards:]
         return min(int(largest.sum()), self.lane_rows_per_epoch)
 
     def rank_lanes(self, rank: int, world: int) -> range:
@@ -279,6 +294,19 @@ class DataOrder:
             sample_id=sample_id,
         )
 
+    def pieces(self, window: Window) -> Pieces:
+        """The whole window that `window` is a part of, in the order of the epoch's shards."""
+        span, order = self._span(window.lane, window.epoch, window.index), self._epoch(window.epoch)
+        starts, shard = order.starts[span.first : span.last], order.shards[span.first : span.last]
+        bounds = np.clip(order.starts[span.first : span.last + 1], span.begin, span.end)
+        first_row = bounds[:-1] - starts
+        return Pieces(
+            shard=shard,
+            first_row=first_row,
+            num_rows=bounds[1:] - bounds[:-1],
+            first_id=self._first_ids[shard] + first_row,
+        )
+
     def _lane_windows(self, lane: int, begin: int, end: int) -> Iterator[Window]:
         """Windows of rows [begin, end) of an endless lane."""
         while begin < end:
@@ -314,15 +342,9 @@ class DataOrder:
         recent = self._recent.get(window.lane)
         if recent is not None and (recent[0].epoch, recent[0].index) == (window.epoch, window.index):
             return recent[1]
-        span = self._span(window.lane, window.epoch, window.index)
-        order = self._epoch(window.epoch)
-        starts = order.starts[span.first : span.last]
-        bounds = np.clip(order.starts[span.first : span.last + 1], span.begin, span.end)
-        # position p of the sequence, in the shard that starts at position q, is sample first_id + (p - q)
-        shift = self._first_ids[order.shards[span.first : span.last]] - starts
-        ids = np.arange(span.begin, span.end, dtype=np.int64) + np.repeat(shift, bounds[1:] - bounds[:-1])
-        ids = ids[np.lexsort((ids, _keys(self.seed, Stream.ORDER_ROWS, ids, window.epoch)))]
-        self._recent[window.lane] = (span, ids)
+        ids = self.pieces(window).sample_ids()
+        ids = ids[permutation(ids, self.seed, window.epoch)]
+        self._recent[window.lane] = (self._span(window.lane, window.epoch, window.index), ids)
         return ids
 
     def _epoch(self, epoch: int) -> _Epoch:
@@ -338,6 +360,11 @@ class DataOrder:
         return order
 
 
+def permutation(sample_ids: Int64Array, seed: int, epoch: int) -> Int64Array:
+    """Places of a whole window's samples in the order in which they are used; int64 [n], as the ids are."""
+    return np.lexsort((sample_ids, _keys(seed, Stream.ORDER_ROWS, sample_ids, epoch)))
+
+
 def _shard_at(order: _Epoch, position: int) -> int:
     """Place in the epoch's order of the shard that holds a position of the sequence."""
     return int(np.searchsorted(order.starts, position, side="right")) - 1
@@ -348,9 +375,3 @@ def _keys(seed: int, stream: Stream, ids: Int64Array, epoch: int) -> npt.NDArray
     words = random_words(seed, stream, torch.from_numpy(ids), epoch, 2).numpy().astype(np.uint64)
     keys: npt.NDArray[np.uint64] = (words[:, 0] << np.uint64(32)) | words[:, 1]
     return keys
-
-
-def _unpickle(sizes: Int64Array, seed: int, lanes: int, global_batch: int, window_shards: int) -> DataOrder:
-    return DataOrder(
-        shard_sizes=sizes.tolist(), seed=seed, lanes=lanes, global_batch=global_batch, window_shards=window_shards
-    )

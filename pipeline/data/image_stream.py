@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_table import ShardRecord, ShardTable
 from pipeline.data.shards import decode_image, read_shard
 from pipeline.errors import ShardCorruptError
 from pipeline.stores.object_store import ObjectStore
@@ -76,7 +76,7 @@ def read_images(store: ObjectStore, shards: Iterable[ShardRecord], stop: int | N
 
 def spread_shards(shards: Sequence[ShardRecord], num_images: int) -> tuple[ShardRecord, ...]:
     """Evenly spaced shards that hold about `num_images`, or all: datasets are often sorted by class."""
-    total = sum(shard.num_samples for shard in shards)
+    total = int(ShardTable.of(shards).num_samples.sum())
     num_kept = min(len(shards), -(-len(shards) * num_images // total))
     return tuple(shards[i * len(shards) // num_kept] for i in range(num_kept))
 

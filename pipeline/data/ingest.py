@@ -26,8 +26,9 @@ from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
 from pipeline.cluster import quiet_data_context
 from pipeline.data.batch_cutter import BatchCutter, RankBatch
-from pipeline.data.data_order import DataConfig, DataOrder, Window
+from pipeline.data.data_order import DataConfig, DataOrder
 from pipeline.data.manifest import DatasetManifest
+from pipeline.data.read_task import ReadWindow, from_columns, to_columns
 from pipeline.data.shards import check_levels
 from pipeline.data.window_reader import Block, ReadPlan, read_windows
 from pipeline.errors import ConfigError
@@ -43,7 +44,6 @@ _MIN_STREAM_BYTES, _MAX_STREAM_BYTES = 64 << 20, 256 << 20
 # streams, and the queues of the lanes bridge the moment between two of them.
 _MAX_TASKS, _MAX_WINDOWS = 256, 4096
 _EXECUTOR_PAUSE_S = 0.1
-_WINDOW_NUMBERS = 5
 
 
 def read_buffer_bytes(manifest: DatasetManifest, order: DataOrder, world: int) -> int:
@@ -115,14 +115,14 @@ def rank_batches(
         ConfigError: If the read buffer would be larger than the limit.
         ValueError: If order and split do not belong together, or the rank does not exist.
     """
-    if order.shard_sizes != tuple(shard.num_samples for shard in manifest.splits[split].shards):
+    shards = manifest.splits[split].shards
+    if not np.array_equal(order.shard_sizes, manifest.splits[split].shard_sizes):
         raise ValueError(f"order: must be that of split {split!r}; make it with DataOrder.for_split")
     check_read_buffer(manifest, order, config, world)
     check_levels(manifest, store_uri)
     plan = ReadPlan(
         store_uri=store_uri,
-        shards=manifest.splits[split].shards,
-        order=order,
+        seed=order.seed,
         image_shape=manifest.image_shape,
         num_classes=manifest.num_classes,
         cache_bytes=config.cache_bytes,
@@ -130,15 +130,16 @@ def rank_batches(
     )
     lanes = order.rank_lanes(rank, world)
     context = _stream_context(_block_bytes(manifest, order, world), _stream_bytes(manifest, order, world))
-    blocks = _blocks(plan, order.windows(lanes, start_step, stop_step), context, config.read_concurrency)
+    windows = (ReadWindow.of(window, order, shards) for window in order.windows(lanes, start_step, stop_step))
+    blocks = _blocks(plan, windows, context, config.read_concurrency)
     with closing(blocks):
-        cutter = BatchCutter(plan, order.windows(lanes, start_step, stop_step), blocks)
+        cutter = BatchCutter(plan, order, order.windows(lanes, start_step, stop_step), blocks)
         for step in range(start_step, stop_step):
             yield cutter.cut(step, rank, world)
 
 
 def _blocks(
-    plan: ReadPlan, windows: Iterator[Window], context: DataContext, concurrency: int
+    plan: ReadPlan, windows: Iterator[ReadWindow], context: DataContext, concurrency: int
 ) -> Generator[Block, None, None]:
     """Blocks of rows in the order of the windows; our own errors come out as themselves."""
     try:
@@ -160,9 +161,9 @@ def _next(blocks: Iterator[Any]) -> Block | None:
         return cast(Block | None, next(blocks, None))
 
 
-def _stream(plan: ReadPlan, tasks: list[list[Window]], concurrency: int) -> ray.data.Dataset:
+def _stream(plan: ReadPlan, tasks: list[list[ReadWindow]], concurrency: int) -> ray.data.Dataset:
     """A stream of the rows of some tasks; nothing is read before it is iterated."""
-    items = [{"windows": [number for window in task for number in _to_numbers(window)]} for task in tasks]
+    items = [to_columns(task) for task in tasks]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         functools.partial(_read_task, plan),
         batch_size=None,
@@ -177,28 +178,20 @@ def _stream(plan: ReadPlan, tasks: list[list[Window]], concurrency: int) -> ray.
 
 def _read_task(plan: ReadPlan, batch: Block) -> Iterator[Block]:
     """Runs in a Ray task. Retry-safe: it changes nothing and always gives the same rows."""
-    numbers = np.concatenate([np.asarray(task, np.int64) for task in batch["windows"]]).reshape(-1, _WINDOW_NUMBERS)
-    yield from read_windows(plan, [_from_numbers(*row) for row in numbers.tolist()])
+    for row in range(len(batch["windows"])):
+        yield from read_windows(plan, from_columns({name: column[row] for name, column in batch.items()}))
 
 
-def _to_numbers(window: Window) -> tuple[int, int, int, int, int]:
-    return window.lane, window.epoch, window.index, window.begin, window.end
-
-
-def _from_numbers(lane: int, epoch: int, index: int, begin: int, end: int) -> Window:
-    return Window(lane=lane, epoch=epoch, index=index, begin=begin, end=end)
-
-
-def _next_tasks(windows: Iterator[Window], row_bytes: int) -> list[list[Window]]:
+def _next_tasks(windows: Iterator[ReadWindow], row_bytes: int) -> list[list[ReadWindow]]:
     """Windows that each task of the next stream reads: at least one, and together about _MIN_TASK_BYTES."""
-    tasks: list[list[Window]] = []
+    tasks: list[list[ReadWindow]] = []
     missing_bytes = 0
     for window in islice(windows, _MAX_WINDOWS):
         if missing_bytes <= 0:
             tasks.append([])
             missing_bytes = _MIN_TASK_BYTES
         tasks[-1].append(window)
-        missing_bytes -= window.num_rows * row_bytes
+        missing_bytes -= (window.end - window.begin) * row_bytes
         if len(tasks) == _MAX_TASKS and missing_bytes <= 0:
             break
     return tasks

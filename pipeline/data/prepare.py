@@ -16,10 +16,12 @@ import ray.data
 
 from pipeline.cluster import ClusterConfig, ray_session
 from pipeline.config_io import to_json
-from pipeline.data.image_input import MAX_PIXELS_LIMIT
+from pipeline.data.image_input import MAX_PIXELS_LIMIT, ResizeMode
 from pipeline.data.image_size import format_image_size, parse_image_size
-from pipeline.data.manifest import MANIFEST_KEY, DatasetManifest, ShardRecord, Split, load_manifest
+from pipeline.data.manifest import MANIFEST_KEY, DatasetManifest, Split, load_manifest, write_manifest
 from pipeline.data.prepare_shard import ShardResult, ShardTask, make_shard
+from pipeline.data.shard_parts import PART_FOLDER, is_part
+from pipeline.data.shard_table import ShardRecord
 from pipeline.data.sources import DIGITS_IMAGE_SIZE, FolderReader, Source, open_digits, open_folder
 from pipeline.errors import DatasetMissingError, OutputExistsError, ShardCorruptError, UndecodableImageError
 from pipeline.progress import Progress, format_bytes, say
@@ -33,7 +35,6 @@ from pipeline.stores.waiting import told_of_outages
 
 QUARANTINE_KEY = "quarantine.json"
 _SHARD_KEY = re.compile(r"[a-z_]+/\d{9}-[0-9a-f]{16}\.tar")
-_HELD_OUT_FRACTION = 0.1
 OWN_SIZE = "own"
 """The image_size that means: as the source has it."""
 
@@ -49,8 +50,11 @@ class PrepareConfig:
     name: str = ""
     """Name of the dataset, for people; empty: the last part of the source."""
     image_size: int | str = OWN_SIZE
-    """Height x width in pixels, such as 24x40, or one number for a square; of each image the largest centred part of
-    that shape is kept. "own": the source's, which only digits have (8); a folder needs a value."""
+    """Height x width in pixels, such as 24x40, or one number for a square. "own": the source's, which only digits have
+    (8); a folder needs a value."""
+    resize_mode: ResizeMode = "crop"
+    """How an image gets that shape: "crop" keeps its largest centred part, "pad" the whole of it on white, "squash" the
+    whole of it, distorted. Antialiased (Lanczos)."""
     channels: int | None = None
     """1 (grey) or 3 (RGB). None: 1 for digits, 3 for a folder."""
     shard_size: int = 1000
@@ -61,6 +65,15 @@ class PrepareConfig:
     """Decides which images of a folder are held out, and their order."""
     max_pixels: int = 50_000_000
     """Larger images (width x height) count as undecodable."""
+    min_size: int = 1
+    """Images whose shorter side has fewer pixels count as undecodable."""
+    exclude: tuple[str, ...] = ()
+    """Files of a folder to leave out: globs such as 'annotations' (any file or folder of that name) or 'cat/raw/*' (the
+    path below the source; * takes / too). May be given several times."""
+    allow_empty_classes: bool = False
+    """Take a class folder without any image that is read for a class all the same, instead of an error."""
+    anonymous_source: bool = False
+    """Read the source without credentials, as a public bucket allows (aws s3 --no-sign-request)."""
     max_quarantined: int = 0
     """Undecodable images to leave out and list before giving up."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -92,6 +105,12 @@ class PrepareConfig:
             raise ValueError(f"held_out_fraction: must be in [0, 1), got {self.held_out_fraction}; try 0.1")
         if not 1 <= self.max_pixels <= MAX_PIXELS_LIMIT:
             raise ValueError(f"max_pixels: must be 1 to {MAX_PIXELS_LIMIT}, got {self.max_pixels}; use a smaller limit")
+        if self.min_size < 1:
+            raise ValueError(f"min_size: must be at least 1, got {self.min_size}; leave it out for none")
+        if "" in self.exclude:
+            raise ValueError(f"exclude: must not be empty, got {self.exclude}; write a glob such as 'annotations'")
+        if self.anonymous_source and not self.source.startswith("s3://"):
+            raise ValueError(f"anonymous_source: is for s3:// sources, got it with {self.source!r}; leave it out")
         if self.max_quarantined < 0:
             raise ValueError(f"max_quarantined: must be at least 0, got {self.max_quarantined}; use 0 for none")
 
@@ -134,6 +153,7 @@ def describe_plan(config: PrepareConfig) -> list[tuple[str, str]]:
         ("images", f"{' x '.join(map(str, config.image_shape))}, {format_bytes(raw_bytes)} before PNG compression"),
         ("shards", f"{len(tasks):,} of at most {config.shard_size:,} samples"),
         ("dataset", open_store(config.dataset).uri),
+        *source.findings,
     ]
 
 
@@ -146,6 +166,8 @@ def prepare(config: PrepareConfig) -> DatasetManifest:
         StorageError: If the source cannot be read or the dataset cannot be written.
     """
     source = open_source(config)  # mistakes come to light before a cluster is started
+    for name, value in source.findings:
+        say(f"{name}: {value}")
     if _find_existing(config, source) is None:
         check_conditions(open_store(config.dataset))
     with ray_session(config.cluster):
@@ -184,7 +206,7 @@ def prepare_source(config: PrepareConfig, source: Source, execute: Execute) -> D
         image_size=config.image_shape[:2],
         channels=config.image_shape[2],
         class_names=source.class_names,
-        splits={split: Split(shards=tuple(records)) for split, records in shards.items()},
+        splits={split: Split(shards=records) for split, records in shards.items()},
         num_quarantined=len(quarantined),
     )
     if existing is not None:
@@ -214,14 +236,18 @@ def open_source(config: PrepareConfig) -> Source:
     """
     if config.source == "digits":
         return open_digits()
-    fraction = _HELD_OUT_FRACTION if config.held_out_fraction is None else config.held_out_fraction
     return open_folder(
         config.source,
         image_size=config.image_shape[:2],
         channels=config.image_shape[2],
         max_pixels=config.max_pixels,
-        held_out_fraction=fraction,
+        held_out_fraction=config.held_out_fraction,
         seed=config.seed,
+        min_size=config.min_size,
+        resize_mode=config.resize_mode,
+        exclude=config.exclude,
+        allow_empty_classes=config.allow_empty_classes,
+        is_anonymous=config.anonymous_source,
     )
 
 
@@ -276,17 +302,24 @@ def _compare(
 
 
 def _publish(store: ObjectStore, manifest: DatasetManifest, quarantined: dict[str, str]) -> DatasetManifest:
-    if not store.create(MANIFEST_KEY, to_json(manifest)):  # another run finished first
+    record = write_manifest(store, manifest)
+    if record is None:  # another run finished first
         return _compare(store, manifest, load_manifest(store), quarantined)
     if quarantined:  # not before the manifest: a run that comes second must not replace the list of the first
         store.write(QUARANTINE_KEY, to_json(Quarantine(reasons=quarantined)))
         say(f"{len(quarantined)} images left out, listed in {store.uri}/{QUARANTINE_KEY}")
     named = {shard.key for split in manifest.splits.values() for shard in split.shards}
+    named |= {part.key for split in record.splits.values() for part in split.parts}
     # of interrupted runs over other data
-    listed = [info.key for split in manifest.splits for info in store.list(f"{split}/")]
-    Remover(store, say).remove(key for key in listed if key not in named and _SHARD_KEY.fullmatch(key))
+    listed = [
+        info.key for folder in [*(f"{split}/" for split in manifest.splits), PART_FOLDER] for info in store.list(folder)
+    ]
+    Remover(store, say).remove(
+        key for key in listed if key not in named and (_SHARD_KEY.fullmatch(key) or is_part(key))
+    )
     counts = ", ".join(f"{name} {split.num_samples:,}" for name, split in manifest.splits.items())
-    say(f"prepared {manifest.name}: {counts} samples in {len(named):,} shards, digest {manifest.digest[:16]}")
+    num_shards = sum(len(split.shards) for split in manifest.splits.values())
+    say(f"prepared {manifest.name}: {counts} samples in {num_shards:,} shards, digest {manifest.digest[:16]}")
     return manifest
 
 

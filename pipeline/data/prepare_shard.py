@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_table import ShardRecord
 from pipeline.data.shards import Sample, encode_png, pack_shard
 from pipeline.data.sources import Reader
 from pipeline.errors import PipelineError

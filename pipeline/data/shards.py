@@ -18,9 +18,10 @@ from collections.abc import Iterable
 import webdataset
 
 from pipeline.data.image_formats import EXTENSIONS, decode_image, decode_mask, decode_png, encode_png
-from pipeline.data.manifest import DatasetManifest, ShardRecord
+from pipeline.data.manifest import DatasetManifest
 from pipeline.data.parquet_shards import unpack_parquet
 from pipeline.data.samples import Sample, check_key
+from pipeline.data.shard_table import ShardRecord
 from pipeline.errors import DatasetError, ShardCorruptError
 from pipeline.stores.object_store import ObjectStore
 

@@ -8,19 +8,21 @@ shuffled, so that every shard holds a mixture of the classes.
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.image_input import load_image
-from pipeline.errors import ConfigError, DatasetMissingError
+from pipeline.data.folder_listing import HELD_OUT, TRAIN, FolderImages, list_folder
+from pipeline.data.image_input import ResizeMode, load_image
+from pipeline.errors import ConfigError
 from pipeline.stores.storage import ObjectStore, open_store
 
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-TRAIN, HELD_OUT = "train", "held_out"
 DIGITS_IMAGE_SIZE = (8, 8)
+HELD_OUT_FRACTION = 0.1
+"""What is held out of a folder unless something else is asked for."""
 _DIGITS_TRAIN_IMAGES = 1500
 
 
@@ -48,7 +50,7 @@ class Reader(Protocol):
         """Pixels of a fetched item: uint8 [*image_size, channels]; not thread-safe.
 
         Raises:
-            ValueError: If the image does not decode; the message is the reason.
+            UnusableImage: If it makes no image; the message is the reason. A ValueError.
         """
 
 
@@ -66,6 +68,8 @@ class Source:
     """Items by split, in the order in which they are stored."""
     num_ignored: int = 0
     """Files that are no images by their names."""
+    findings: tuple[tuple[str, str], ...] = ()
+    """What to say of it before it is read, as names and values."""
 
 
 class DigitsReader:
@@ -112,7 +116,11 @@ class FolderReader:
     channels: int
     """1 or 3."""
     max_pixels: int
-    """Larger images count as undecodable."""
+    """Larger images are not used."""
+    min_size: int = 1
+    """Images with a shorter side are not used, in pixels."""
+    resize_mode: ResizeMode = "crop"
+    """How images get that size."""
 
     def fetch(self, key: str) -> bytes:
         """See Reader.fetch."""
@@ -120,67 +128,93 @@ class FolderReader:
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """See Reader.decode."""
-        return load_image(data, image_size=self.image_size, channels=self.channels, max_pixels=self.max_pixels)
+        return load_image(
+            data,
+            image_size=self.image_size,
+            channels=self.channels,
+            max_pixels=self.max_pixels,
+            min_size=self.min_size,
+            resize_mode=self.resize_mode,
+        )
 
 
 def open_folder(
-    uri: str, *, image_size: tuple[int, int], channels: int, max_pixels: int, held_out_fraction: float, seed: int
+    uri: str,
+    *,
+    image_size: tuple[int, int],
+    channels: int,
+    max_pixels: int,
+    held_out_fraction: float | None,
+    seed: int,
+    min_size: int = 1,
+    resize_mode: ResizeMode = "crop",
+    exclude: Sequence[str] = (),
+    allow_empty_classes: bool = False,
+    is_anonymous: bool = False,
 ) -> Source:
-    """List a folder: one sub-folder per class (files may lie deeper in it), or no sub-folders at all.
+    """List a folder; folder_listing.py has the rules of what is an image, a class and a split.
 
-    Hidden files and folders are skipped; files that are no images by their names are counted.
+    Args:
+        uri: The folder.
+        image_size: As of load_image.
+        channels: As of load_image.
+        max_pixels: As of load_image.
+        held_out_fraction: Share of each class that is held out; None: 0.1, and must be None where folders are splits.
+        seed: Decides which images are held out, and the order of all.
+        min_size: As of load_image.
+        resize_mode: As of load_image.
+        exclude: As of list_folder.
+        allow_empty_classes: As of list_folder.
+        is_anonymous: Read without credentials.
 
     Raises:
         DatasetMissingError: If there is no folder, or no image in it.
-        ConfigError: If images lie beside sub-folders, a name is not UTF-8, or a split would be empty.
+        ConfigError: If the folder breaks one of the rules, or a split would be empty.
         StorageAccessError: If the folder cannot be listed.
     """
-    store = open_store(uri)
-    keys: list[str] = []
-    num_ignored = 0
-    for info in store.list():
-        if any(part.startswith(".") for part in info.key.split("/")):
-            continue
-        if info.key.lower().endswith(IMAGE_EXTENSIONS):
-            keys.append(_check_name(info.key, store.uri))
-        else:
-            num_ignored += 1
-    if not keys:
-        found = f"{num_ignored} files, none of them {' '.join(IMAGE_EXTENSIONS)}" if num_ignored else "nothing there"
-        raise DatasetMissingError(f"source: no images at {store.uri} ({found}); name a folder or s3://bucket/prefix")
-    class_names = _class_names(keys, store.uri)
-    labels = {name: label for label, name in enumerate(class_names)}
-    items = [SourceItem(key=key, label=labels.get(key.split("/", 1)[0])) for key in keys]
+    store = open_store(uri, is_anonymous=is_anonymous)
+    listing = list_folder(store, exclude=exclude, allow_empty_classes=allow_empty_classes)
+    if HELD_OUT in listing.images and held_out_fraction is not None:
+        raise ConfigError(
+            f"held_out_fraction: {store.uri} has a folder of held-out images, got {held_out_fraction}; leave it out"
+        )
+    if HELD_OUT in listing.images:
+        splits = {name: tuple(_shuffled(_items(images), seed)) for name, images in listing.images.items() if name}
+    else:
+        (images,) = listing.images.values()
+        splits = _split(_items(images), HELD_OUT_FRACTION if held_out_fraction is None else held_out_fraction, seed)
     return Source(
         uri=store.uri,
-        reader=FolderReader(store=store, image_size=image_size, channels=channels, max_pixels=max_pixels),
-        class_names=class_names,
-        splits=_split(items, held_out_fraction, seed),
-        num_ignored=num_ignored,
+        reader=FolderReader(
+            store=store,
+            image_size=image_size,
+            channels=channels,
+            max_pixels=max_pixels,
+            min_size=min_size,
+            resize_mode=resize_mode,
+        ),
+        class_names=listing.class_names,
+        splits={name: splits[name] for name in (TRAIN, HELD_OUT) if name in splits},
+        num_ignored=listing.num_ignored,
+        findings=listing.findings,
     )
 
 
-def _check_name(key: str, uri: str) -> str:
-    if not key.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in key):
-        raise ConfigError(f"source: {uri} has a file whose name is not UTF-8: {key!r}; rename it")
-    return key
+def _items(images: FolderImages) -> list[SourceItem]:
+    return [
+        SourceItem(key=key, label=None if label < 0 else label)
+        for key, label in zip(images.keys, images.labels, strict=True)
+    ]
 
 
-def _class_names(keys: list[str], uri: str) -> tuple[str, ...]:
-    """Top-level folders; none if there are none."""
-    direct = [key for key in keys if "/" not in key]
-    folders = sorted({key.split("/", 1)[0] for key in keys if "/" in key})
-    if direct and folders:
-        raise ConfigError(
-            f"source: {uri} has {len(direct)} images directly in it (first: {direct[0]}) beside sub-folders (first: "
-            f"{folders[0]}/); sub-folders are classes: move these images into one, or the sub-folders elsewhere"
-        )
-    return tuple(folders)
+def _shuffled(items: list[SourceItem], seed: int) -> list[SourceItem]:
+    """An order that depends on names and seed alone, and mixes the classes."""
+    return sorted(items, key=lambda item: hashlib.sha256(f"{seed}/{item.key}".encode()).digest())
 
 
 def _split(items: list[SourceItem], held_out_fraction: float, seed: int) -> dict[str, tuple[SourceItem, ...]]:
     """Hold out the same share of every class (rounded); both parts in an order that mixes the classes."""
-    shuffled = sorted(items, key=lambda item: hashlib.sha256(f"{seed}/{item.key}".encode()).digest())
+    shuffled = _shuffled(items, seed)
     by_label: dict[int | None, list[SourceItem]] = {}
     for item in shuffled:
         by_label.setdefault(item.label, []).append(item)

@@ -17,14 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
 
-from pipeline.data.data_order import DataOrder, Int64Array, Window
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.read_task import ReadWindow
+from pipeline.data.shard_table import Int64Array, ShardRecord, UInt8Array
 from pipeline.data.shards import Sample, decode_image, read_shard
 from pipeline.errors import ShardCorruptError
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
 
-UInt8Array = npt.NDArray[np.uint8]
 # Columns `image` uint8 [n, H, W, C], `sample_id` int64 [n] and, with classes, `label` int64 [n].
 Block = dict[str, npt.NDArray[Any]]
 
@@ -38,10 +37,8 @@ class ReadPlan:
 
     store_uri: str
     """Root of the dataset."""
-    shards: tuple[ShardRecord, ...]
-    """Shards of the split, in manifest order."""
-    order: DataOrder
-    """Order of the rows."""
+    seed: int
+    """Seed of the order."""
     image_shape: tuple[int, int, int]
     """Height, width and channels of every image."""
     num_classes: int | None
@@ -67,14 +64,14 @@ class _Decoded:
         return self.images.nbytes + self.labels.nbytes
 
 
-def read_windows(plan: ReadPlan, windows: Iterable[Window]) -> Iterator[Block]:
+def read_windows(plan: ReadPlan, windows: Iterable[ReadWindow]) -> Iterator[Block]:
     """Rows of the windows, in order, in chunks of at most `plan.chunk_rows`.
 
     However it ends, nothing that it started goes on: reads that have not begun are dropped, the others are waited for.
 
     Args:
-        plan: The dataset and its order.
-        windows: Windows of that order.
+        plan: The dataset, and how it is read.
+        windows: Windows of its order.
 
     Yields:
         Blocks of rows.
@@ -99,13 +96,13 @@ def read_windows(plan: ReadPlan, windows: Iterable[Window]) -> Iterator[Block]:
         wait([future for group in reversed(started) for future in group.cancel()])
 
 
-def _groups(windows: Iterable[Window], num_rows: int) -> Iterator[list[Window]]:
+def _groups(windows: Iterable[ReadWindow], num_rows: int) -> Iterator[list[ReadWindow]]:
     """Runs of windows of about num_rows together: with few rows in each, one gather serves many windows."""
-    group: list[Window] = []
+    group: list[ReadWindow] = []
     missing = num_rows
     for window in windows:
         group.append(window)
-        missing -= window.num_rows
+        missing -= window.end - window.begin
         if missing <= 0:
             yield group
             group, missing = [], num_rows
@@ -116,20 +113,25 @@ def _groups(windows: Iterable[Window], num_rows: int) -> Iterator[list[Window]]:
 class _Group:
     """Windows that are gathered together, in threads."""
 
-    def __init__(self, plan: ReadPlan, windows: list[Window]) -> None:
-        rows = plan.order.window_rows(*windows)
-        self._plan, self._ids = plan, rows.sample_id
-        self._images = np.empty((len(rows.sample_id), *plan.image_shape), np.uint8)
-        self._labels = np.empty(len(rows.sample_id), np.int64)
-        self._rows = rows
+    def __init__(self, plan: ReadPlan, windows: list[ReadWindow]) -> None:
+        rows = zip(*(window.rows(plan.seed) for window in windows), strict=True)
+        self._shards, self._rows, self._ids = (np.concatenate(column) for column in rows)
+        self._records = {
+            shard: record
+            for window in windows
+            for shard, record in zip(window.pieces.shard.tolist(), window.records, strict=True)
+        }
+        self._plan = plan
+        self._images = np.empty((len(self._ids), *plan.image_shape), np.uint8)
+        self._labels = np.empty(len(self._ids), np.int64)
         self._filled: list[Future[None]] = []
 
     def start(self) -> None:
         """Begin to gather."""
-        by_shard = np.argsort(self._rows.shard, kind="stable")
-        shards, begins = np.unique(self._rows.shard[by_shard], return_index=True)
-        for shard, at in zip(shards, np.split(by_shard, begins[1:]), strict=True):
-            self._filled.append(_threads().submit(self._fill, int(shard), self._rows.row[at], at))
+        by_shard = np.argsort(self._shards, kind="stable")
+        shards, begins = np.unique(self._shards[by_shard], return_index=True)
+        for shard, at in zip(shards.tolist(), np.split(by_shard, begins[1:]), strict=True):
+            self._filled.append(_threads().submit(self._fill, self._records[shard], self._rows[at], at))
 
     def cancel(self) -> list[Future[None]]:
         """Drop what has not begun.
@@ -139,9 +141,8 @@ class _Group:
         """
         return [future for future in reversed(self._filled) if not future.cancel()]
 
-    def _fill(self, shard: int, rows: Int64Array, at: Int64Array) -> None:
+    def _fill(self, record: ShardRecord, rows: Int64Array, at: Int64Array) -> None:
         """Put rows of one shard in their places."""
-        record = self._plan.shards[shard]
         whole = _cached(self._plan, record)
         if whole is not None:
             self._images[at] = whole.images[rows]

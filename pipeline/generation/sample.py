@@ -22,17 +22,12 @@ from dataclasses import dataclass
 from pipeline.cluster import ray_session
 from pipeline.config_sections import write_section
 from pipeline.data.image_stream import LabelledImages, stream_images
+from pipeline.data.shard_parts import PartRecord
 from pipeline.errors import PipelineError
 from pipeline.generation.attempt import Attempt
 from pipeline.generation.claim import claim
 from pipeline.generation.output.inventory import Inventory, collect_orphans
-from pipeline.generation.output.manifest import (
-    GenerationManifest,
-    PartRecord,
-    publish,
-    read_shards,
-    write_if_changed,
-)
+from pipeline.generation.output.manifest import GenerationManifest, publish, read_shards, write_if_changed
 from pipeline.generation.pool.node_models import stage_model
 from pipeline.generation.pool.sampling_pool import SamplingPool
 from pipeline.generation.pool.shard_actor import WorkOrder

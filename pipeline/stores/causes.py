@@ -30,6 +30,8 @@ class Failure:
     """Whether the library says that no complete answer came: refused, timed out, reset, cut off."""
     action: str = ""
     """What was asked for: read, list, write or delete."""
+    is_anonymous: bool = False
+    """Whether it was asked for without credentials."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

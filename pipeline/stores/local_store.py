@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -91,12 +92,18 @@ class LocalStore:
             return None
         return _etag(data)
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See ObjectStore.list. A missing folder is empty; links to folders are followed, loops are not."""
+    def list(self, prefix: str = "", unlisted: dict[str, str] | None = None) -> Iterator[ObjectInfo]:
+        """See ObjectStore.list. A missing folder is empty; links to folders are followed, loops are not.
+
+        Args:
+            prefix: See ObjectStore.list.
+            unlisted: Is given what lies there and is no object, with the reason: links that lead nowhere or back to a
+                folder above, and what is no regular file (a pipe would be read for ever).
+        """
         folder = prefix.rpartition("/")[0]
         if folder:
             check_key(folder)
-        yield from self._walk(folder + "/" if folder else "", prefix, ())
+        yield from self._walk(folder + "/" if folder else "", prefix, (), {} if unlisted is None else unlisted)
 
     def stat(self, key: str) -> ObjectInfo | None:
         """See ObjectStore.stat."""
@@ -203,15 +210,18 @@ class LocalStore:
         except OSError as error:
             self._refuse(path, "write", error)
 
-    def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[ObjectInfo]:
+    def _walk(
+        self, folder: str, prefix: str, above: tuple[tuple[int, int], ...], unlisted: dict[str, str]
+    ) -> Iterator[ObjectInfo]:
         """Objects below `folder` ("" or "a/b/") in key order; `above` holds the folders on the way, to end loops."""
         try:
             status = (self._root / folder).stat()
             if (status.st_dev, status.st_ino) in above:
+                unlisted[folder.rstrip("/")] = "leads back to a folder above it"
                 return
             with os.scandir(self._root / folder) as entries:
                 # a folder sorts as its keys do: "a/..." comes after "a.txt"
-                names = sorted((entry.name + "/" if entry.is_dir() else entry.name, entry) for entry in entries)
+                names = sorted((entry.name + "/" if _is_folder(entry) else entry.name, entry) for entry in entries)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -220,11 +230,25 @@ class LocalStore:
             key = folder + name
             if name.endswith("/"):
                 if key.startswith(prefix) or prefix.startswith(key):
-                    yield from self._walk(key, prefix, (*above, (status.st_dev, status.st_ino)))
+                    yield from self._walk(key, prefix, (*above, (status.st_dev, status.st_ino)), unlisted)
             elif key.startswith(prefix) and not name.startswith(TEMPORARY_PREFIX):
-                with suppress(FileNotFoundError):  # deleted since, or a dangling link
-                    info = entry.stat()
+                info = self._stat(entry)
+                if info is None:
+                    if entry.is_symlink():  # else it was deleted since
+                        unlisted[key] = "leads nowhere"
+                elif stat.S_ISREG(info.st_mode):
                     yield ObjectInfo(key=key, size_bytes=info.st_size, modified_s=info.st_mtime)
+                else:
+                    unlisted[key] = "is no regular file"
+
+    def _stat(self, entry: os.DirEntry[str]) -> os.stat_result | None:
+        """None for what is not there: deleted since, or a link to nothing or to itself."""
+        try:
+            return entry.stat()
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+                return None
+            self._refuse(Path(entry.path), "read", error)
 
     def _refuse(self, path: Path, verb: str, error: OSError) -> NoReturn:
         if error.errno in (errno.EPERM, errno.EOPNOTSUPP) and verb == "write":
@@ -248,6 +272,13 @@ def _create_file(path: Path) -> int:
             if attempt == _FOLDER_ATTEMPTS - 1:
                 raise
     raise AssertionError("the last attempt returns or raises")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _etag(data: bytes) -> str:

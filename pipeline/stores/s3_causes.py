@@ -116,7 +116,7 @@ S3_CAUSES = (
         holds=lambda failure: failure.code in _CREDENTIALS,
         passes=False,
         advice="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or check this machine's role and its "
-        "metadata service",
+        "metadata service; a source in a public bucket is read without them by --anonymous-source",
     ),
     Cause(
         name="unknown profile",
@@ -195,6 +195,13 @@ S3_CAUSES = (
         holds=lambda failure: failure.code in ("RequestTimeTooSkewed", "RequestExpired"),
         passes=False,
         advice="set the clock of this machine",
+    ),
+    Cause(
+        name="not public",
+        holds=lambda failure: failure.code in _DENIED and failure.is_anonymous,
+        passes=False,
+        advice="not everybody may read and list this bucket: leave out --anonymous-source, and set AWS_ACCESS_KEY_ID "
+        "and AWS_SECRET_ACCESS_KEY",
     ),
     Cause(
         name="may not read",

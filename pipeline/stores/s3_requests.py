@@ -4,6 +4,7 @@ Credentials, endpoint and region come from the environment (AWS_*), never from a
 botocore makes one attempt: its retries share one quota in all threads of a client, so that in a storm none is left.
 """
 
+import dataclasses
 import functools
 import os
 import textwrap
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import boto3
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -80,7 +82,12 @@ class S3Requests:
     """Requests to one bucket, from any thread."""
 
     def __init__(
-        self, bucket: str, *, at_most_s: float | None = None, cancellation: Cancellation | None = None
+        self,
+        bucket: str,
+        *,
+        at_most_s: float | None = None,
+        cancellation: Cancellation | None = None,
+        is_anonymous: bool = False,
     ) -> None:
         """Name the bucket.
 
@@ -89,16 +96,18 @@ class S3Requests:
             at_most_s: As for `patiently`.
             cancellation: Once it is cancelled no request is made, and none is made again: each raises
                 CancelledWriteError. One that is under way comes to its end.
+            is_anonymous: No credentials are looked for, and none are sent: for reading a public bucket.
         """
         self.bucket = bucket
         self._at_most_s = at_most_s
+        self._is_anonymous = is_anonymous
         self.cancellation = cancellation
         """What ends these requests; None: nothing does."""
 
     def within(self, *, at_most_s: float | None = None, cancellation: Cancellation | None = None) -> "S3Requests":
         """The same requests with less patience, and with another end or none."""
         at_most_s = self._at_most_s if at_most_s is None else at_most_s
-        return S3Requests(self.bucket, at_most_s=at_most_s, cancellation=cancellation)
+        return S3Requests(self.bucket, at_most_s=at_most_s, cancellation=cancellation, is_anonymous=self._is_anonymous)
 
     def send(self, operation: str, **parameters: Any) -> dict[str, Any]:
         """Make a request of the bucket, again and again while the server is away, and return its answer.
@@ -179,7 +188,8 @@ class S3Requests:
         try:
             answer: dict[str, Any] = getattr(self._client(action), operation)(Bucket=self.bucket, **parameters)
         except _TROUBLE as error:
-            raise RequestFailedError(_failure_of(error, action)) from error
+            failure = dataclasses.replace(_failure_of(error, action), is_anonymous=self._is_anonymous)
+            raise RequestFailedError(failure) from error
         if missing := [mark for mark in marks if mark not in answer]:
             if "Body" in answer:
                 answer["Body"].close()
@@ -222,7 +232,7 @@ class S3Requests:
         def make() -> Any:
             with _client_lock:
                 environment = frozenset((k, v) for k, v in os.environ.items() if k.startswith("AWS_"))
-                return _make_client(environment, _read_timeout_s(self._at_most_s))
+                return _make_client(environment, _read_timeout_s(self._at_most_s), self._is_anonymous)
 
         whole_s = _METADATA_PATIENCE_S if self._at_most_s is None else min(_METADATA_PATIENCE_S, self._at_most_s)
         try:
@@ -262,16 +272,17 @@ def storage_errors(uri: str) -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=16)
-def _make_client(environment: frozenset[tuple[str, str]], read_timeout_s: float) -> Any:
-    """One client per process, AWS_* environment and time-out: making one costs 0.1 s; clients are thread-safe.
+def _make_client(environment: frozenset[tuple[str, str]], read_timeout_s: float, is_anonymous: bool) -> Any:
+    """One client per process, AWS_* environment and the rest: making one costs 0.1 s; clients are thread-safe.
 
     Raises:
         NoCredentialsError: If there are none now; a client keeps what its session had when it was made.
     """
     session = boto3.session.Session()
-    if session.get_credentials() is None:
+    if not is_anonymous and session.get_credentials() is None:
         raise NoCredentialsError
     config = Config(
+        signature_version=UNSIGNED if is_anonymous else None,
         retries={"mode": "standard", "total_max_attempts": 1},
         max_pool_connections=64,
         connect_timeout=CONNECT_TIMEOUT_S,

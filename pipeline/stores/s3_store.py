@@ -31,6 +31,7 @@ class S3Store:
         part_bytes: int = PART_BYTES,
         at_most_s: float | None = None,
         cancellation: Cancellation | None = None,
+        is_anonymous: bool = False,
     ) -> None:
         """Name a place.
 
@@ -40,12 +41,13 @@ class S3Store:
             part_bytes: What `write` sends in one request, at least 5 MiB.
             at_most_s: Less patience than $DDPM_PATIENCE_MINUTES.
             cancellation: Ends it; None: nobody does.
+            is_anonymous: As for S3Requests; of no use for writing.
         """
         self._bucket = bucket
         self._prefix = prefix + "/" if prefix else ""
         self._part_bytes = part_bytes
-        self._at_most_s, self._cancellation = at_most_s, cancellation
-        self._requests = S3Requests(bucket, at_most_s=at_most_s, cancellation=cancellation)
+        self._at_most_s, self._cancellation, self._is_anonymous = at_most_s, cancellation, is_anonymous
+        self._requests = S3Requests(bucket, at_most_s=at_most_s, cancellation=cancellation, is_anonymous=is_anonymous)
 
     @property
     def uri(self) -> str:
@@ -158,6 +160,7 @@ class S3Store:
             part_bytes=self._part_bytes,
             at_most_s=at_most_s,
             cancellation=cancellation,
+            is_anonymous=self._is_anonymous,
         )
 
     def _version_with(self, key: str, data: bytes) -> str | None:

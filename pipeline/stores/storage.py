@@ -28,11 +28,13 @@ _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):[/\\]")
 _OURS = re.compile(r"(?P<scheme>s3|file)(?::|//)[/\\]*(?P<rest>.*)", re.DOTALL | re.IGNORECASE)  # slips too
 
 
-def open_store(uri: str) -> ObjectStore:
+def open_store(uri: str, *, is_anonymous: bool = False) -> ObjectStore:
     """Open a store; nothing is created, read or checked yet.
 
     Args:
         uri: A local path (made absolute here, "~" is expanded), file:///path (percent-encoded) or s3://bucket/prefix.
+        is_anonymous: For reading a public bucket: no credentials are looked for, and none are sent. A local folder
+            knows none.
 
     Raises:
         ConfigError: If the URI is none of these; see `fault_of`.
@@ -42,7 +44,7 @@ def open_store(uri: str) -> ObjectStore:
         raise ConfigError(f"URI {uri!r}: {fault}")
     if uri.startswith("s3://"):
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-        return S3Store(bucket, prefix.strip("/"))
+        return S3Store(bucket, prefix.strip("/"), is_anonymous=is_anonymous)
     return LocalStore(_local_path(uri).absolute())
 
 

@@ -87,7 +87,7 @@ def describe_plan(config: TrainConfig) -> list[tuple[str, str]]:
         ("images", f"{images:,} ({images / split.num_samples:.1f} epochs of {split.num_samples:,})"),
         ("steps", f"{config.steps:,} of {config.global_batch} images"),
         ("workers", f"{number} with {'a GPU' if workers.use_gpu else 'CPUs only'}"),
-        ("shards", f"{len(split.shards)}, {format_bytes(sum(shard.size_bytes for shard in split.shards))}"),
+        ("shards", f"{len(split.shards)}, {format_bytes(split.size_bytes)}"),
         ("read buffer", f"about {format_bytes(buffer_bytes)} per worker"),
         *memory_plan(config, network_config, order),
         *time_plan(config, network_config),

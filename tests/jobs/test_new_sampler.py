@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from ddpm import DDIM
+from pipeline.data.shard_parts import PartRecord
 from pipeline.data.shards import decode_png, read_shard
-from pipeline.generation.output.manifest import PartRecord, read_shards
+from pipeline.generation.output.manifest import read_shards
 from pipeline.generation.sample_config import SampleConfig
 from pipeline.generation.sample_job import resolve_job
 from pipeline.stores.storage import open_store

@@ -18,7 +18,8 @@ from jobs import output
 from jobs.benchmark_gpu import make_parser
 from jobs.cli import run_job
 from pipeline.config_io import to_json
-from pipeline.data.manifest import MANIFEST_KEY, DatasetManifest, ShardRecord, Split
+from pipeline.data.manifest import DatasetManifest, Split, write_manifest
+from pipeline.data.shard_table import ShardRecord
 from pipeline.models.calibration import Calibration
 from pipeline.models.model_files import ModelCard, encode_model
 from pipeline.models.registration import register_model
@@ -198,7 +199,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Pr
         (f"{folder}/artifacts/photos/dataset", photos),
         (f"{s3_server.uri}/images/cifar10", manifests["cifar10"]),
     ]:
-        open_store(place).create(MANIFEST_KEY, to_json(manifest))
+        write_manifest(open_store(place), manifest)
     for name, make in PRESETS.items():
         manifest = manifests[name.removesuffix("_dit")]
         for seed in range(2 if name == "digits" else 1):  # versions 1 and 2
@@ -281,7 +282,7 @@ def test_the_readmes_project_file_is_accepted(job: str, here: Project, capsys: p
     (text,) = re.findall(r"^```toml\n(.*?)^```", TEXTS["README.md"], re.MULTILINE | re.DOTALL)
     wide = realistic_manifest(PRESETS["cifar10"](), "cifar10")
     wide = dataclasses.replace(wide, name="wide", image_size=(24, 40), class_names=("bright", "dark"))
-    open_store("artifacts/wide/dataset").create(MANIFEST_KEY, to_json(wide))
+    write_manifest(open_store("artifacts/wide/dataset"), wide)
     if not (here.folder / "photos.toml").exists():
         here.register("wide", small_model(PRESETS["cifar10"](), wide), wide.class_names)
     text = text.replace("artifacts/photos/dataset", "artifacts/wide/dataset").replace(
@@ -336,7 +337,7 @@ def test_a_preset_that_refuses_itself_is_seen(here: Project, capsys: pytest.Capt
     assert dry_run(here, "jobs/train.py --preset cifar10 --workers.num-workers 16") == 2
     assert "workers.num_workers: at most data.lanes (8), got 16" in capsys.readouterr().err
     large = realistic_manifest(PRESETS["celebahq256"](), "celebahq256", shard_size=1000)
-    open_store("artifacts/large").create(MANIFEST_KEY, to_json(large))
+    write_manifest(open_store("artifacts/large"), large)
     assert dry_run(here, "jobs/train.py --preset celebahq256 --dataset artifacts/large") == 2
     assert "data.read_buffer_limit_bytes: at least the estimated read buffer" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from ddpm import OwnNetworkConfig
 from jobs.cli import run_job
 from pipeline.config_io import to_json
 from pipeline.config_sections import FLAGS_ALONE, write_section
-from pipeline.data.manifest import MANIFEST_KEY
+from pipeline.data.manifest import MANIFEST_KEY, write_manifest
 from pipeline.errors import CheckpointError, UntrustedCodeError
 from pipeline.generation.sample_config import SampleConfig
 from pipeline.generation.sample_job import resolve_job
@@ -74,7 +74,8 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stored:
     (elsewhere / f"{module}.py").write_text(SOURCE.format(marker=str(marker)))
     data = make_dataset(tmp_path / "dataset", [14, 14])
     splits = dict.fromkeys(("train", "held_out"), data.manifest.splits["train"])
-    open_store(data.uri).write(MANIFEST_KEY, to_json(dataclasses.replace(data.manifest, splits=splits)))
+    (data.root / MANIFEST_KEY).unlink()
+    write_manifest(open_store(data.uri), dataclasses.replace(data.manifest, splits=splits))
     factory = f"{module}:make"
 
     def network(gain: float) -> OwnNetworkConfig:

@@ -14,7 +14,7 @@ from tests.jobs.every_job import EVERY_JOB, resolve
 
 # Texts that name no place. A new field of text is a URI until it stands here.
 NO_URIS = {"name", "run_name", "register_as", "experiment", "address", "split", "image_size", "factory", "samplers",
-           "accelerator_type", "tick"}  # fmt: skip
+           "accelerator_type", "tick", "exclude"}  # fmt: skip
 PREFIX = {
     "request.inputs": ["--request.name", "inpaint", "--request.mask", "centre", "--request.split", "train"],
     "request.mask": ["--request.name", "inpaint", "--request.inputs", "x"],

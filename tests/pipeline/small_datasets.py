@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config_io import to_json
-from pipeline.data.manifest import MANIFEST_KEY, DatasetManifest, ShardRecord, Split
+from pipeline.data.manifest import DatasetManifest, Split, write_manifest
+from pipeline.data.shard_table import ShardRecord, UInt8Array
 from pipeline.data.shards import Sample, encode_png, pack_shard
-from pipeline.data.window_reader import UInt8Array
 from pipeline.stores.storage import open_store
 
 NUM_CLASSES = 7
@@ -29,7 +28,7 @@ class SmallDataset:
         return str(self.root)
 
     @property
-    def shards(self) -> tuple[ShardRecord, ...]:
+    def shards(self) -> Sequence[ShardRecord]:
         return self.manifest.splits["train"].shards
 
     def path(self, shard: int) -> Path:
@@ -74,5 +73,5 @@ def make_dataset(
         splits={"train": Split(shards=tuple(records))},
         num_quarantined=0,
     )
-    store.write(MANIFEST_KEY, to_json(manifest))
+    assert write_manifest(store, manifest) is not None
     return SmallDataset(root=root, manifest=manifest, images=images)

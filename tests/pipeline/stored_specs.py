@@ -5,7 +5,7 @@ import hashlib
 
 from ddpm import Ancestral, Estimate, Heun
 from pipeline.data.image_formats import Jpeg
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_table import ShardRecord
 from pipeline.generation.spec.edits import InpaintSpec
 from pipeline.generation.spec.sampling_plan import SamplingSpec
 

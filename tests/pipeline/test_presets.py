@@ -9,7 +9,8 @@ from ddpm import flops_per_image
 from ddpm.networks.cost import num_parameters
 from jobs.cli import run_job
 from jobs.train import JOB
-from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
+from pipeline.data.manifest import DatasetManifest, Split
+from pipeline.data.shard_table import ShardRecord
 from pipeline.presets import PRESETS, Preset
 from pipeline.training.train_config import data_order, model_config
 

@@ -15,15 +15,16 @@ import pytest
 
 from ddpm import ModelConfig, ObjectiveConfig, ScheduleConfig, UNetConfig
 from pipeline.config_io import digest, read_record, to_json
-from pipeline.data.manifest import DatasetManifest, Split
+from pipeline.data.manifest import ManifestRecord, SplitRecord
 from pipeline.data.prepare import Quarantine
+from pipeline.data.shard_parts import PartRecord
 from pipeline.errors import ConfigError, FormatVersionError
 from pipeline.evaluation.report import EvaluationRecord, Figure
 from pipeline.evaluation.studies.bound_comparison import BoundComparison
 from pipeline.evaluation.studies.ema_sweep import EmaSweep, EmaSweepRow
 from pipeline.evaluation.studies.sampler_table import SamplerComparison, SamplerRow
 from pipeline.generation.output.commits import CommitRecord, Provenance
-from pipeline.generation.output.manifest import GenerationManifest, PartRecord
+from pipeline.generation.output.manifest import GenerationManifest
 from pipeline.generation.output.removals import RemovalRecord
 from pipeline.generation.output.tick_records import TickRecord
 from pipeline.generation.spec.sampling_plan import SamplingSpec
@@ -38,7 +39,7 @@ from pipeline.training.metrics.unsent_metrics import UnsentMetrics, UnsentPoint
 from pipeline.training.run_record import RateRecord, RollbackRecord, RunRecord
 from pipeline.training.train_config import DataIdentity, OptimizerConfig, PostHocEmaIdentity, RunIdentity
 from tests.pipeline.cost_records import COST_RECORDS
-from tests.pipeline.stored_specs import ESTIMATE, JPEG_SPEC, PLAIN_SPEC, SHA, SHARD, SPEC, TAR, TICK_SPEC
+from tests.pipeline.stored_specs import ESTIMATE, JPEG_SPEC, PLAIN_SPEC, SHA, SPEC, TAR, TICK_SPEC
 
 FOLDER = Path(__file__).with_name("stored")
 IDENTITY = RunIdentity(
@@ -57,13 +58,13 @@ IDENTITY = RunIdentity(
 )
 
 RECORDS: dict[str, Any] = {
-    "dataset_manifest": DatasetManifest(
+    "dataset_manifest": ManifestRecord(
         name="digits",
         source="digits",
         image_size=(24, 40),
         channels=3,
         class_names=("cat", "dog"),
-        splits={"train": Split(shards=(SHARD,))},
+        splits={"train": SplitRecord(parts=(PartRecord(key=f"_manifest/train/00000-00001-{SHA}.parquet"),))},
         num_quarantined=1,
     ),
     "quarantine": Quarantine(reasons={"cat/broken.png": "png: does not decode"}),

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline import config_io
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_table import ShardRecord
 from pipeline.errors import CommitConflictError
 from pipeline.generation.output.removals import read_removals
 from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec

@@ -11,17 +11,11 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.pool import AsyncResult, ThreadPool
 
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_parts import SHARDS_PER_PART, PartRecord
+from pipeline.data.shard_table import ShardRecord
 from pipeline.errors import ObjectMissingError, PipelineError
 from pipeline.generation.output.commits import CommitRecord, part_index, read_record, tar_index
-from pipeline.generation.output.manifest import (
-    SHARDS_PER_PART,
-    GenerationManifest,
-    PartRecord,
-    list_parts,
-    read_part,
-    write_part,
-)
+from pipeline.generation.output.manifest import GenerationManifest, list_parts, read_part, write_part
 from pipeline.generation.output.removals import Removals, read_removals, without_removed
 from pipeline.generation.spec.sampling_plan import OutputShard, ShardPlan, check_same_shard
 from pipeline.progress import say

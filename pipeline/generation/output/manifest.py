@@ -1,79 +1,25 @@
 """The manifest of a finished run: a small JSON file that names Parquet files with the shards, 10,000 of them in each.
 
     manifest.json                                    last; readers trust only this and what it names
-    _manifest/RRRRR-NNNNN-<sha256>.parquet           the shards of range RRRRR, NNNNN of them: a *part*
+    _manifest/RRRRR-NNNNN-<sha256>.parquet           the shards of range RRRRR, NNNNN of them: a *part* (shard_parts.py)
 
-Range r is the shards 10,000 r to 10,000 r + 9,999: those whose nine-digit numbers begin with the five digits of r. A
-part is written once its range is complete, long before the run is, so that whoever goes on with a run of millions of
-shards reads no record of it. Parts are named by their digest and never change; the manifest is replaced by If-Match and
-only by a longer one.
+A part is written once its range is complete, long before the run is, so that whoever goes on with a run of millions of
+shards reads no record of it. The manifest is replaced by If-Match and only by a longer one.
 """
 
-import hashlib
-import io
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import pyarrow
-import pyarrow.parquet
-
 from pipeline import config_io
-from pipeline.data.manifest import ShardRecord
-from pipeline.errors import ObjectMissingError, ShardCorruptError
-from pipeline.generation.output.commits import tar_key
+from pipeline.data import shard_parts
+from pipeline.data.shard_parts import PART_FOLDER, SHARDS_PER_PART, PartRecord, is_part
+from pipeline.data.shard_table import ShardRecord, ShardTable
+from pipeline.errors import ObjectMissingError
 from pipeline.generation.spec.sampling_plan import SamplingSpec
 from pipeline.stores.object_store import ObjectStore
 
 MANIFEST_KEY = "manifest.json"
-SHARDS_PER_PART = 10_000
-_PART_FOLDER = "_manifest/"
-_PART = re.compile(r"_manifest/(\d{5})-(\d{5})-([0-9a-f]{64})\.parquet")
-_SUFFIX = b"suffix"
-"""In a part's metadata: how the keys of its shards end. They follow from number and digest otherwise."""
-_SCHEMA = pyarrow.schema(
-    [
-        pyarrow.field("sha256", pyarrow.binary(32), nullable=False),
-        pyarrow.field("size_bytes", pyarrow.int64(), nullable=False),
-        pyarrow.field("num_samples", pyarrow.int32(), nullable=False),
-    ]
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PartRecord:
-    """One Parquet file of the manifest."""
-
-    key: str
-    """Its key; the range, the number of shards and the digest of its bytes stand in it."""
-
-    @property
-    def range_index(self) -> int:
-        """Which range."""
-        return int(self._match[1])
-
-    @property
-    def num_shards(self) -> int:
-        """Shards in it."""
-        return int(self._match[2])
-
-    @property
-    def sha256(self) -> str:
-        """Digest of its bytes, 64 hex digits."""
-        return self._match[3]
-
-    @property
-    def _match(self) -> re.Match[str]:
-        match = _PART.fullmatch(self.key)
-        assert match is not None, "checked when it was made"
-        return match
-
-    def __post_init__(self) -> None:
-        """Refuse a key that is none of a part."""
-        if _PART.fullmatch(self.key) is None:
-            raise ValueError(
-                f"key: must be {_PART_FOLDER}RRRRR-NNNNN-<sha256>.parquet, got {self.key!r}; do not edit it"
-            )
+_REMEDY = "jobs/output.py repair makes it again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,19 +66,7 @@ def read_shards(store: ObjectStore, parts: Sequence[PartRecord]) -> Iterator[Sha
 
 def read_part(store: ObjectStore, part: PartRecord) -> list[ShardRecord]:
     """The shards of one range; errors as `read_shards`."""
-    data = store.read(part.key)
-    if hashlib.sha256(data).hexdigest() != part.sha256:
-        raise ShardCorruptError(
-            f"{store.uri}/{part.key}: was altered or cut short, sha256 differs; jobs/output.py repair makes it again"
-        )
-    table = pyarrow.parquet.read_table(io.BytesIO(data))
-    suffix = table.schema.metadata[_SUFFIX].decode()
-    columns = (table.column(name).to_pylist() for name in ("sha256", "size_bytes", "num_samples"))
-    first = part.range_index * SHARDS_PER_PART
-    return [
-        ShardRecord(key=tar_key(index, sha256.hex(), suffix), size_bytes=size, sha256=sha256.hex(), num_samples=number)
-        for index, (sha256, size, number) in enumerate(zip(*columns, strict=True), start=first)
-    ]
+    return list(shard_parts.read_part(store, part, remedy=_REMEDY))
 
 
 def write_part(store: ObjectStore, range_index: int, shards: Sequence[ShardRecord]) -> PartRecord:
@@ -141,30 +75,12 @@ def write_part(store: ObjectStore, range_index: int, shards: Sequence[ShardRecor
     Raises:
         StorageError: If the store fails.
     """
-    columns = [
-        [bytes.fromhex(shard.sha256) for shard in shards],
-        [shard.size_bytes for shard in shards],
-        [shard.num_samples for shard in shards],
-    ]
-    arrays = [pyarrow.array(values, type=field.type) for values, field in zip(columns, _SCHEMA)]
-    buffer = io.BytesIO()
-    # Digests cannot be compressed; without compression the bytes depend on one library less.
-    pyarrow.parquet.write_table(
-        pyarrow.table(arrays, schema=_SCHEMA.with_metadata({_SUFFIX: shards[0].key.rpartition(".")[2]})),
-        buffer,
-        compression="none",
-        use_dictionary=False,
-    )
-    data = buffer.getvalue()
-    sha256 = hashlib.sha256(data).hexdigest()
-    part = PartRecord(key=f"{_PART_FOLDER}{range_index:05d}-{len(shards):05d}-{sha256}.parquet")
-    store.create(part.key, data)  # whoever was first wrote the same
-    return part
+    return shard_parts.write_part(store, ShardTable.of(shards, first_number=range_index * SHARDS_PER_PART))
 
 
 def list_parts(store: ObjectStore) -> list[PartRecord]:
     """All parts in an output prefix, those of killed and of shorter runs too."""
-    return [PartRecord(key=info.key) for info in store.list(_PART_FOLDER) if _PART.fullmatch(info.key)]
+    return [PartRecord(key=info.key) for info in store.list(PART_FOLDER) if is_part(info.key)]
 
 
 def load_generation_manifest(store: ObjectStore) -> GenerationManifest | None:

@@ -14,7 +14,7 @@ from functools import partial
 from multiprocessing.pool import ThreadPool
 
 from pipeline import config_io
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_table import ShardRecord
 from pipeline.stores.object_store import ObjectStore
 
 REMOVAL_FOLDER = "_removed/"

@@ -17,7 +17,8 @@ from jaxtyping import Bool
 
 from pipeline import config_io
 from pipeline.data.image_stream import LabelledImages, join_images, read_images
-from pipeline.data.manifest import MANIFEST_KEY, ShardRecord, load_manifest
+from pipeline.data.manifest import MANIFEST_KEY, load_manifest
+from pipeline.data.shard_table import ShardRecord
 from pipeline.data.shards import check_levels, decode_mask
 from pipeline.errors import ConfigError, DatasetError, DatasetMissingError, ObjectMissingError, ShardCorruptError
 from pipeline.generation.output.manifest import load_generation_manifest, read_shards
@@ -36,7 +37,7 @@ class InputImages:
 
     uri: str
     """Root of the dataset or of the generation run."""
-    shards: tuple[ShardRecord, ...]
+    shards: Sequence[ShardRecord]
     """Their shards, in row order."""
     image_shape: tuple[int, int, int]
     """Height, width and channels."""

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_parts import SHARDS_PER_PART, PartRecord
+from pipeline.data.shard_table import ShardRecord
 from pipeline.errors import ConfigError, ObjectMissingError, ShardCorruptError
 from pipeline.generation.output.commits import CommitRecord, part_index, read_record, tar_index
-from pipeline.generation.output.manifest import SHARDS_PER_PART, PartRecord, read_part
+from pipeline.generation.output.manifest import read_part
 from pipeline.generation.output.removals import Removals, read_removals
 from pipeline.stores.object_store import ObjectInfo, ObjectStore
 

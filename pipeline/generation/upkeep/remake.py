@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_parts import SHARDS_PER_PART
+from pipeline.data.shard_table import ShardRecord
 from pipeline.data.shards import read_shard
 from pipeline.errors import ConfigError, ObjectMissingError, ShardCorruptError
-from pipeline.generation.output.manifest import SHARDS_PER_PART, GenerationManifest, read_part
+from pipeline.generation.output.manifest import GenerationManifest, read_part
 from pipeline.generation.output.removals import Removals, read_removals
 from pipeline.generation.spec.sampling_plan import plan_shards
 from pipeline.generation.upkeep.ids import by_shard

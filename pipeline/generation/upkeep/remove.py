@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pipeline import config_io
+from pipeline.data.shard_parts import SHARDS_PER_PART
 from pipeline.data.shards import read_shard
 from pipeline.errors import ConfigError, ObjectMissingError, PipelineError
 from pipeline.generation.making.packing import pack_samples
 from pipeline.generation.output.commits import tar_key
 from pipeline.generation.output.manifest import (
     MANIFEST_KEY,
-    SHARDS_PER_PART,
     GenerationManifest,
     list_parts,
     read_part,

@@ -18,7 +18,8 @@ from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from pipeline import config_io
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_parts import PartRecord
+from pipeline.data.shard_table import ShardRecord
 from pipeline.errors import ConfigError, ObjectMissingError, PipelineError
 from pipeline.generation.making.packing import pack_samples
 from pipeline.generation.making.shard_maker import ShardMaker
@@ -34,7 +35,6 @@ from pipeline.generation.output.inventory import collect_orphans
 from pipeline.generation.output.manifest import (
     MANIFEST_KEY,
     GenerationManifest,
-    PartRecord,
     load_generation_manifest,
     replace_manifest,
     write_part,

@@ -8,10 +8,11 @@ import time
 from dataclasses import dataclass
 
 from pipeline.config_io import read_record
+from pipeline.data.shard_parts import SHARDS_PER_PART
 from pipeline.errors import ConfigError, ObjectMissingError, UsageError
 from pipeline.generation.output import commits
 from pipeline.generation.output.commits import part_index
-from pipeline.generation.output.manifest import SHARDS_PER_PART, list_parts, load_generation_manifest
+from pipeline.generation.output.manifest import list_parts, load_generation_manifest
 from pipeline.generation.upkeep.stored_run import stored_config
 from pipeline.progress import format_duration
 from pipeline.stores.lease import LEASE_KEY, LeaseRecord

@@ -10,16 +10,11 @@ from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from typing import Literal
 
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_parts import SHARDS_PER_PART, PartRecord
+from pipeline.data.shard_table import ShardRecord
 from pipeline.errors import ConfigError
 from pipeline.generation.output.commits import part_index, part_key, tar_index
-from pipeline.generation.output.manifest import (
-    MANIFEST_KEY,
-    SHARDS_PER_PART,
-    GenerationManifest,
-    PartRecord,
-    load_generation_manifest,
-)
+from pipeline.generation.output.manifest import MANIFEST_KEY, GenerationManifest, load_generation_manifest
 from pipeline.generation.output.removals import removal_index
 from pipeline.generation.spec.sampling_plan import ShardPlan, plan_shards
 from pipeline.generation.upkeep.range_facts import THREADS, RangeFacts, read_range, tar_faults

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config_io import identity
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_table import ShardRecord
 from pipeline.errors import ObjectMissingError
 from pipeline.generation.output.manifest import write_if_changed
 from pipeline.generation.spec.sampling_plan import SamplingSpec

@@ -28,7 +28,7 @@ import PIL.Image
 from jaxtyping import UInt8
 
 from pipeline.data.image_formats import decode_image
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_table import ShardRecord
 from pipeline.data.shards import Sample, read_shard
 from pipeline.errors import ShardCorruptError
 from pipeline.stores.object_store import ObjectStore

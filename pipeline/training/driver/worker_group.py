@@ -43,8 +43,9 @@ def run_group(task: TrainTask, num_workers: int, avoided: list[str]) -> Exceptio
     workers = task.config.workers
     with tempfile.TemporaryDirectory(prefix="ddpm-train-", ignore_cleanup_errors=True) as scratch:
         trainer = ray.train.torch.TorchTrainer(
-            lambda loop_config: train_worker(loop_config["task"]),
-            train_loop_config={"task": task},
+            # Ray puts the function into its object store, once for all workers: the columns of a million shards are
+            # 48 MB, which the workers of a node share. A train_loop_config is sent to each of them.
+            lambda: train_worker(task),
             torch_config=ray.train.torch.TorchConfig(timeout_s=round(peer_timeout_s(workers))),
             scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # mypy sees the one before version 2
                 num_workers=num_workers,

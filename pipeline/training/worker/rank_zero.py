@@ -93,7 +93,7 @@ class RankZero:
         self._card = ModelCard(
             config=task.model_config,
             class_names=task.manifest.class_names if task.model_config.num_classes else (),
-            dataset_digest=task.manifest.digest,  # seconds, where there are 100,000 shards
+            dataset_digest=task.manifest.digest,
         )
         self._log = IntervalLog(task, device)
         self._grids, self._tidying = SideWork("drawing a grid", say), SideWork("removing older checkpoints", say)

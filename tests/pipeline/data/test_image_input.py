@@ -9,7 +9,8 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.data.image_input import _centred_box, load_image
+from pipeline.data.image_files.unusable import UnusableImage
+from pipeline.data.image_input import RESIZE_MODES, ResizeMode, _centred_box, _inner_size, load_image
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -21,9 +22,9 @@ def encode(image: PIL.Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def load(
-    data: bytes, image_size: tuple[int, int] = (8, 8), channels: int = 3, max_pixels: int = 10_000
+    data: bytes, image_size: tuple[int, int] = (8, 8), channels: int = 3, max_pixels: int = 10_000, **options: Any
 ) -> NDArray[np.uint8]:
-    pixels = load_image(data, image_size=image_size, channels=channels, max_pixels=max_pixels)
+    pixels = load_image(data, image_size=image_size, channels=channels, max_pixels=max_pixels, **options)
     assert pixels.dtype == np.uint8 and pixels.shape == (*image_size, channels)
     return pixels
 
@@ -140,6 +141,53 @@ def test_what_is_kept_has_the_shape_that_was_asked_for_and_is_as_large_as_can_be
         assert min(left, top) == 0 <= max(left, top), "it touches two edges"
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("image_size", [(24, 40), (40, 24), (8, 8), (1, 7)])
+def test_padding_keeps_the_whole_picture_in_the_middle_of_white(image_size: tuple[int, int], channels: int) -> None:
+    high, wide = image_size
+    for width, height in ((80, 24), (24, 80), (40, 60), (9, 7), (80, 1), (1, 80)):
+        pixels = load(encode(PIL.Image.new("RGB", (width, height), RED)), image_size, channels, resize_mode="pad")
+        scale = min(high / height, wide / width)
+        rows, columns = (np.flatnonzero((pixels != 255).any(axis=2).any(axis=axis)) for axis in (1, 0))
+        for found, side, length in ((rows, high, height), (columns, wide, width)):
+            assert np.array_equal(found, np.arange(found[0], found[-1] + 1)), "one rectangle"
+            assert len(found) == pytest.approx(max(1, length * scale), abs=0.5), "as large as fits, undistorted"
+            assert abs(found[0] - (side - 1 - found[-1])) <= 1, "in the middle"
+        assert len(rows) == high or len(columns) == wide, "it touches two edges"
+        inside = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert (inside == (RED if channels == 3 else 76)).all() and pixels.size == high * wide * channels
+
+
+def test_padding_and_squashing_are_lanczos_over_the_whole_picture() -> None:
+    rng = np.random.default_rng(3)
+    for width, height, wide, high in rng.integers(1, 60, (40, 4)).tolist():
+        image = PIL.Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        squashed = image.resize((wide, high), PIL.Image.Resampling.LANCZOS)
+        assert np.array_equal(load(encode(image), (high, wide), resize_mode="squash"), np.asarray(squashed))
+        inner_width, inner_height = _inner_size(width, height, (high, wide))
+        assert (inner_width == wide or inner_height == high) and inner_width <= wide and inner_height <= high
+        top, left = (high - inner_height) // 2, (wide - inner_width) // 2
+        inner = image.resize((inner_width, inner_height), PIL.Image.Resampling.LANCZOS)
+        padded = load(encode(image), (high, wide), resize_mode="pad")
+        assert np.array_equal(padded[top : top + inner_height, left : left + inner_width], np.asarray(inner))
+
+
+@pytest.mark.parametrize("mode", RESIZE_MODES)
+def test_pictures_of_the_right_shape_are_the_same_in_every_mode(mode: ResizeMode) -> None:
+    for size in ((24, 40), (48, 80), (12, 20)):
+        data = encode(PIL.Image.fromarray(random_pixels(*size, 3)))
+        assert np.array_equal(load(data, (24, 40), resize_mode=mode), load(data, (24, 40)))
+
+
+def test_pictures_smaller_than_is_allowed_are_refused_before_they_are_decoded() -> None:
+    for size in ((20, 30), (30, 20), (20, 20)):
+        data = encode(PIL.Image.new("RGB", size))
+        assert load(data, min_size=20).shape == (8, 8, 3)
+        with pytest.raises(UnusableImage, match=rf"{size[0]} x {size[1]} pixels: .* below min_size = 21") as caught:
+            load(data[:50], min_size=21)
+        assert caught.value.kind == "too_small"
+
+
 def test_shrinking_averages_instead_of_picking_pixels() -> None:
     board = np.indices((64, 64)).sum(0) % 2 * np.uint8(255)
     pixels = load(encode(PIL.Image.fromarray(board.astype(np.uint8))), channels=1)
@@ -165,22 +213,24 @@ def broken_images() -> dict[str, bytes]:
         "cut jpeg": jpeg[: len(jpeg) // 2],
         "png header only": png[:33],
         "damaged png": bytes(damaged),
-        "gif": encode(image, "GIF"),  # whatever its name says
-        "tiff": encode(image, "TIFF"),
+        "icon": encode(image, "ICO"),  # whatever its name says
     }
 
 
 @pytest.mark.parametrize("kind", list(broken_images()))
 def test_what_does_not_decode_is_refused_with_a_reason(kind: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UnusableImage) as caught:
         load(broken_images()[kind])
     assert str(caught.value) and "\n" not in str(caught.value)
+    assert caught.value.kind == {"empty": "empty", "icon": "unsupported_format"}.get(kind, "undecodable")
+    assert isinstance(caught.value, ValueError)
 
 
 def test_huge_images_are_refused_before_they_are_decoded() -> None:
     assert load(encode(PIL.Image.new("L", (100, 100))), max_pixels=10_000).shape == (8, 8, 3)
-    with pytest.raises(ValueError, match="101 x 100 pixels are more than max_pixels = 10000"):
+    with pytest.raises(UnusableImage, match="101 x 100 pixels are more than max_pixels = 10000") as caught:
         load(encode(PIL.Image.new("L", (101, 100))), max_pixels=10_000)
+    assert caught.value.kind == "too_large"
     bomb = bytearray(encode(PIL.Image.new("L", (8, 8))))
     for side in (12_000, 60_000):  # Pillow warns of the first and refuses the second
         bomb[16:24] = side.to_bytes(4, "big") * 2

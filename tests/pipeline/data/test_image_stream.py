@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.image_stream import LabelledImages, join_images, read_images, regroup, spread_shards, stream_images
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_table import ShardRecord
 from pipeline.data.shards import Sample, encode_png, pack_shard
 from pipeline.errors import ShardCorruptError
 from pipeline.stores.object_store import ObjectStore

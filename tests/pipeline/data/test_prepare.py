@@ -103,7 +103,7 @@ def test_digits_on_ray(ray_session: None, tmp_path: Path, capsys: pytest.Capture
     assert elsewhere == manifest and elsewhere.digest == manifest.digest
     first, second = snapshot(tmp_path / "ray"), snapshot(tmp_path / "here")
     assert {name: data for name, (data, _) in first.items()} == {name: data for name, (data, _) in second.items()}
-    assert len(first) == 6 + 2 + 1
+    assert len(first) == 6 + 2 + 2 + 1  # shards, parts, manifest
     # a rerun checks and writes nothing
     assert prepare(config) == manifest
     assert snapshot(tmp_path / "ray") == first

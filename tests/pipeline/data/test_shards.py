@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
+from pipeline.data.manifest import DatasetManifest, Split
+from pipeline.data.shard_table import ShardRecord
 from pipeline.data.shards import (
     Sample,
     check_levels,

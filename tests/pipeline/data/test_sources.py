@@ -27,7 +27,7 @@ def write(folder: Path, *names: str) -> str:
     return str(folder)
 
 
-def opened(uri: str, held_out_fraction: float = 0.25, seed: int = 0) -> Source:
+def opened(uri: str, held_out_fraction: float | None = 0.25, seed: int = 0) -> Source:
     return open_folder(
         uri, image_size=(4, 4), channels=1, max_pixels=100, held_out_fraction=held_out_fraction, seed=seed
     )
@@ -97,6 +97,28 @@ def test_the_held_out_share_is_stratified_and_depends_on_names_and_seed_only(tmp
     assert names(fewer, "train") == [
         name for name in names(opened(str(tmp_path / "x"), 0), "train") if name != "a/000.png"
     ]
+
+
+def test_folders_that_are_splits_are_taken_as_they_are(tmp_path: Path) -> None:
+    train = [f"train/{label}/{number}.png" for label in ("cat", "dog") for number in range(9)]
+    val = [f"val/{label}/{number}.png" for label in ("cat", "dog") for number in range(3)]
+    uri = write(tmp_path, *train, *val)
+    source = opened(uri, None)
+    assert source.class_names == ("cat", "dog") and list(source.splits) == ["train", "held_out"]
+    assert sorted(names(source, "train")) == train and sorted(names(source, "held_out")) == val
+    assert names(source, "train") != train, "in an order that mixes the classes"
+    for item in (*source.splits["train"], *source.splits["held_out"]):
+        assert source.class_names[item.label or 0] == item.key.split("/")[1]
+    assert ("split held_out", "val/") in source.findings
+    for fraction in (0.25, 0.0):
+        with pytest.raises(
+            ConfigError, match=r"^held_out_fraction: .* folder of held-out images, got 0\.\d+; leave it"
+        ):
+            opened(uri, fraction)
+    for path in (tmp_path / "val").rglob("*.png"):
+        path.unlink()
+    alone = opened(uri, None)
+    assert len(alone.splits["held_out"]) == 2, "a tenth of each class"
 
 
 @pytest.mark.parametrize(

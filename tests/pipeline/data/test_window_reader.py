@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import pipeline.data.window_reader
 from pipeline.data.data_order import DataOrder
+from pipeline.data.read_task import ReadWindow
 from pipeline.data.window_reader import ReadPlan, _groups, _ShardCache, read_windows
 from pipeline.errors import ShardCorruptError
 from pipeline.stores.object_store import ObjectStore
@@ -51,14 +52,24 @@ def _no_cache_from_other_tests() -> Iterator[None]:
     pipeline.data.window_reader._store.cache_clear()
 
 
-def make_plan(dataset: SmallDataset, *, cache_bytes: int = 1 << 20, chunk_rows: int = 10, lanes: int = 3) -> ReadPlan:
+def make_order(dataset: SmallDataset, lanes: int = 3) -> DataOrder:
+    sizes = dataset.manifest.splits["train"].shard_sizes
+    return DataOrder(shard_sizes=sizes, seed=1, lanes=lanes, global_batch=6, window_shards=2)
+
+
+def windows_of(
+    dataset: SmallDataset, start: int, stop: int, lanes: int = 3, of: range | None = None
+) -> list[ReadWindow]:
+    order = make_order(dataset, lanes)
+    windows = order.windows(range(lanes) if of is None else of, start, stop)
+    return [ReadWindow.of(window, order, dataset.shards) for window in windows]
+
+
+def make_plan(dataset: SmallDataset, *, cache_bytes: int = 1 << 20, chunk_rows: int = 10) -> ReadPlan:
     manifest = dataset.manifest
     return ReadPlan(
         store_uri=dataset.uri,
-        shards=dataset.shards,
-        order=DataOrder(
-            shard_sizes=[r.num_samples for r in dataset.shards], seed=1, lanes=lanes, global_batch=6, window_shards=2
-        ),
+        seed=1,
         image_shape=manifest.image_shape,
         num_classes=manifest.num_classes,
         cache_bytes=cache_bytes,
@@ -76,11 +87,11 @@ def make_plan(dataset: SmallDataset, *, cache_bytes: int = 1 << 20, chunk_rows: 
 def test_rows_come_in_order_with_their_pixels_and_labels(
     dataset: SmallDataset, chunk_rows: int, cache_bytes: int, lanes: int, start: int
 ) -> None:
-    plan = make_plan(dataset, chunk_rows=chunk_rows, cache_bytes=cache_bytes, lanes=lanes)
-    windows = list(plan.order.windows(range(lanes), start, start + 15))
-    chunks = list(read_windows(plan, windows))
+    order = make_order(dataset, lanes)
+    plan = make_plan(dataset, chunk_rows=chunk_rows, cache_bytes=cache_bytes)
+    chunks = list(read_windows(plan, windows_of(dataset, start, start + 15, lanes)))
     ids = np.concatenate([chunk["sample_id"] for chunk in chunks])
-    np.testing.assert_array_equal(ids, plan.order.window_rows(*windows).sample_id)
+    np.testing.assert_array_equal(ids, order.window_rows(*order.windows(range(lanes), start, start + 15)).sample_id)
     np.testing.assert_array_equal(np.concatenate([chunk["image"] for chunk in chunks]), dataset.images[ids])
     np.testing.assert_array_equal(np.concatenate([chunk["label"] for chunk in chunks]), ids % NUM_CLASSES)
     assert all(0 < len(chunk["sample_id"]) <= chunk_rows for chunk in chunks)
@@ -91,7 +102,7 @@ def test_a_dataset_that_fits_the_cache_is_read_once(dataset: SmallDataset, monke
     monkeypatch.setattr(pipeline.data.window_reader, "_store", lambda uri: store)
     plan = make_plan(dataset)
     for start in (0, 100):
-        list(read_windows(plan, plan.order.windows(range(3), start, start + 40)))
+        list(read_windows(plan, windows_of(dataset, start, start + 40)))
     assert store.reads == {record.key: 1 for record in dataset.shards}
 
 
@@ -99,7 +110,7 @@ def test_the_cache_keeps_to_its_bytes(dataset: SmallDataset, monkeypatch: pytest
     store = CountingStore(open_store(dataset.uri))
     monkeypatch.setattr(pipeline.data.window_reader, "_store", lambda uri: store)
     plan = make_plan(dataset, cache_bytes=1000)  # a shard of 12 images of 64 bytes and their labels takes 864
-    list(read_windows(plan, plan.order.windows(range(3), 0, 80)))
+    list(read_windows(plan, windows_of(dataset, 0, 80)))
     assert pipeline.data.window_reader._cache(1000)._shards.currsize <= 1000
     assert max(store.reads.values()) > 5
 
@@ -108,7 +119,7 @@ def test_one_bad_transfer_is_read_again(dataset: SmallDataset, monkeypatch: pyte
     store = CountingStore(open_store(dataset.uri), num_spoiled=1)
     monkeypatch.setattr(pipeline.data.window_reader, "_store", lambda uri: store)
     plan = make_plan(dataset)
-    chunks = list(read_windows(plan, plan.order.windows(range(3), 0, 8)))
+    chunks = list(read_windows(plan, windows_of(dataset, 0, 8)))
     ids = np.concatenate([chunk["sample_id"] for chunk in chunks])
     np.testing.assert_array_equal(np.concatenate([chunk["image"] for chunk in chunks]), dataset.images[ids])
     assert set(store.reads.values()) == {2}
@@ -119,7 +130,7 @@ def test_two_bad_transfers_are_an_error(dataset: SmallDataset, monkeypatch: pyte
     monkeypatch.setattr(pipeline.data.window_reader, "_store", lambda uri: store)
     plan = make_plan(dataset)
     with pytest.raises(ShardCorruptError, match="size in bytes"):
-        list(read_windows(plan, plan.order.windows(range(3), 0, 8)))
+        list(read_windows(plan, windows_of(dataset, 0, 8)))
 
 
 def test_no_shard_is_read_that_has_no_row_in_the_windows(
@@ -131,10 +142,16 @@ def test_no_shard_is_read_that_has_no_row_in_the_windows(
     for step in range(20):
         store.reads.clear()
         pipeline.data.window_reader._cache.cache_clear()
-        windows = list(plan.order.windows(range(1), step, step + 1))
-        list(read_windows(plan, windows))
-        wanted = {dataset.shards[shard].key for shard in plan.order.window_rows(*windows).shard}
+        order = make_order(dataset)
+        list(read_windows(plan, windows_of(dataset, step, step + 1, of=range(1))))
+        rows = order.window_rows(*order.windows(range(1), step, step + 1))
+        wanted = {dataset.shards[shard].key for shard in rows.shard}
         assert set(store.reads) == wanted
+
+
+def shards_of(windows: list[ReadWindow]) -> set[int]:
+    """Those that have rows in them."""
+    return {int(shard) for window in windows for shard in window.rows(1)[0]}
 
 
 class GatedStore:
@@ -179,9 +196,9 @@ def ends_only_after_the_gate(store: GatedStore, end: Callable[[], None]) -> int:
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
 def test_closed_early_nothing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_bytes: int) -> None:
     dataset = make_dataset(tmp_path, [4] * 24)
-    plan = make_plan(dataset, chunk_rows=30, lanes=1, cache_bytes=cache_bytes)
-    windows = list(plan.order.windows(range(1), 0, 12))
-    first, second, *_ = ({int(s) for s in plan.order.window_rows(*g).shard} for g in _groups(iter(windows), 30))
+    plan = make_plan(dataset, chunk_rows=30, cache_bytes=cache_bytes)
+    windows = windows_of(dataset, 0, 12, lanes=1)
+    first, second, *_ = (shards_of(group) for group in _groups(windows, 30))
     assert len(second - first) > 5, "more than there are threads"
     store = GatedStore(open_store(dataset.uri), {dataset.shards[s].key for s in first}, set())
     monkeypatch.setattr(pipeline.data.window_reader, "_store", lambda uri: store)
@@ -194,9 +211,9 @@ def test_closed_early_nothing_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_after_an_error_nothing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make_dataset(tmp_path, [4] * 24)
-    plan = make_plan(dataset, chunk_rows=30, lanes=1, cache_bytes=0)
-    windows = list(plan.order.windows(range(1), 0, 12))
-    bad = {dataset.shards[min(int(s) for s in plan.order.window_rows(*next(_groups(iter(windows), 30))).shard)].key}
+    plan = make_plan(dataset, chunk_rows=30, cache_bytes=0)
+    windows = windows_of(dataset, 0, 12, lanes=1)
+    bad = {dataset.shards[min(shards_of(next(_groups(windows, 30))))].key}
     store = GatedStore(open_store(dataset.uri), bad, bad)
     monkeypatch.setattr(pipeline.data.window_reader, "_store", lambda uri: store)
     errors: list[Exception] = []
@@ -254,10 +271,10 @@ def test_a_shard_with_other_images_than_announced_is_refused(
 ) -> None:
     plan = replace(make_plan(dataset), **change)  # type: ignore[arg-type]
     with pytest.raises(ShardCorruptError, match=f"train/00000000[0-9].tar: sample '[0-9]+': {reason}; prepare"):
-        list(read_windows(plan, plan.order.windows(range(3), 0, 8)))
+        list(read_windows(plan, windows_of(dataset, 0, 8)))
 
 
 def test_without_classes_there_are_no_labels(tmp_path: Path) -> None:
-    plan = make_plan(make_dataset(tmp_path, SIZES, labelled=False))
-    chunks = list(read_windows(plan, plan.order.windows(range(3), 0, 8)))
+    dataset = make_dataset(tmp_path, SIZES, labelled=False)
+    chunks = list(read_windows(make_plan(dataset), windows_of(dataset, 0, 8)))
     assert all(set(chunk) == {"image", "sample_id"} for chunk in chunks)

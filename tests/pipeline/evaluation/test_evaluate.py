@@ -16,8 +16,9 @@ from ddpm import DDIM, ScheduleConfig, make_schedule
 from pipeline.config_io import from_json, to_json
 from pipeline.data.image_formats import Jpeg, WebP
 from pipeline.data.image_stream import read_images
-from pipeline.data.manifest import DatasetManifest, ShardRecord, Split, load_manifest
+from pipeline.data.manifest import DatasetManifest, Split, load_manifest, write_manifest
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
+from pipeline.data.shard_table import ShardRecord
 from pipeline.data.shards import Sample, encode_png, pack_shard
 from pipeline.errors import ConfigError, DatasetMissingError
 from pipeline.evaluation.evaluate import EvaluateConfig, describe_plan, evaluate
@@ -225,7 +226,7 @@ def write_dataset(folder: Path, *, size: int, channels: int = 3, held_out: bool 
         splits=splits,
         num_quarantined=0,
     )
-    store.write("manifest.json", to_json(manifest))
+    write_manifest(store, manifest)
     return str(folder)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config_io import to_json
 from pipeline.data.image_stream import join_images
-from pipeline.data.manifest import MANIFEST_KEY
+from pipeline.data.manifest import write_manifest
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
 from pipeline.errors import DatasetError
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
+from pipeline.stores.storage import open_store
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,6 @@ def test_a_few_images_of_a_shard_are_spread_over_it(digits: EvaluationDataset) -
 
 
 def test_pixels_of_16_bits_are_not_measured(digits: EvaluationDataset, tmp_path: Path) -> None:
-    (tmp_path / MANIFEST_KEY).write_bytes(to_json(dataclasses.replace(digits.manifest, num_levels=65536)))
+    write_manifest(open_store(str(tmp_path)), dataclasses.replace(digits.manifest, num_levels=65536))
     with pytest.raises(DatasetError, match=r"its pixels have 65536 levels, this program reads 256"):
         EvaluationDataset(str(tmp_path))

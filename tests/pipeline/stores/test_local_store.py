@@ -208,7 +208,20 @@ def test_listing_follows_links_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "store/link").symlink_to(tmp_path / "store/real")
     (tmp_path / "store/real/loop").symlink_to(tmp_path / "store")
     (tmp_path / "store/dangling").symlink_to(tmp_path / "nowhere")
-    assert keys_of(store) == ["link/key", "real/key"]
+    (tmp_path / "store/itself").symlink_to(tmp_path / "store/itself")
+    (tmp_path / "store/within").symlink_to(tmp_path / "store/real/key/deeper")
+    os.mkfifo(tmp_path / "store/real/pipe")
+    unlisted: dict[str, str] = {}
+    assert [info.key for info in store.list(unlisted=unlisted)] == keys_of(store) == ["link/key", "real/key"]
+    assert unlisted == {
+        "dangling": "leads nowhere",
+        "itself": "leads nowhere",
+        "within": "leads nowhere",
+        "link/loop": "leads back to a folder above it",
+        "real/loop": "leads back to a folder above it",
+        "link/pipe": "is no regular file",
+        "real/pipe": "is no regular file",
+    }
     assert keys_of(LocalStore(tmp_path / "nowhere")) == []
 
 

@@ -74,11 +74,15 @@ class Case:
     """The server's, or the network's, own."""
     ask: Callable[[ObjectStore], object] = read
     bucket: str | None = None
+    is_anonymous: bool = False
 
 
-def answers(code: str, status: int, cause: str, ask: Callable[[ObjectStore], object] = read) -> Case:
+def answers(
+    code: str, status: int, cause: str, ask: Callable[[ObjectStore], object] = read, *, is_anonymous: bool = False
+) -> Case:
     fault = s3_error(code, status, f"{code} in the server's words")
-    return Case(cause, lambda place: place.fault(fault), (code, "in the server's words"), ask)
+    words = (code, "in the server's words")
+    return Case(cause, lambda place: place.fault(fault), words, ask, is_anonymous=is_anonymous)
 
 
 @contextmanager
@@ -188,6 +192,8 @@ CASES = [
     answers("ExpiredToken", 400, "token expired"),
     answers("InvalidToken", 400, "token expired"),
     answers("RequestTimeTooSkewed", 403, "clocks differ"),
+    answers("AccessDenied", 403, "not public", is_anonymous=True),
+    answers("AccessDenied", 403, "not public", keys_of, is_anonymous=True),
     answers("AccessDenied", 403, "may not read"),
     answers("AccessDenied", 403, "may not read", keys_of),
     answers("AccessDenied", 403, "may not write", write),
@@ -223,7 +229,7 @@ def test_a_cause_is_told(case: Case, s3_server: S3Server, monkeypatch: pytest.Mo
         S3Store("ddpm-tests", "causes").write("key", b"some bytes")
         num_before = len(proxy.requests)
         case.provoke(Place(patch, proxy, tmp_path, stack, s3_server.endpoint))
-        store = S3Store(case.bucket or "ddpm-tests", "causes")
+        store = S3Store(case.bucket or "ddpm-tests", "causes", is_anonymous=case.is_anonymous)
         with pytest.raises(StorageError) as caught:
             case.ask(store)
         num_requests = len(proxy.requests) - num_before
@@ -234,7 +240,9 @@ def test_a_cause_is_told(case: Case, s3_server: S3Server, monkeypatch: pytest.Mo
     assert told.index(case.words[0].lower()) < told.index(cause.advice.lower()), "own words come first"
     assert cause.passes or "tried again for" not in told
     assert num_requests <= 2 or cause.passes, "what does not pass is asked once"
-    assert "AWS_ACCESS_KEY_ID" not in str(caught.value) or case.cause in ("no credentials", "access key unknown")
+    assert "AWS_ACCESS_KEY_ID" not in str(caught.value) or case.cause in (
+        "no credentials", "access key unknown", "not public",
+    )  # fmt: skip
 
 
 def test_a_missing_key_is_no_fault(s3_server: object) -> None:

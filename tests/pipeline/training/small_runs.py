@@ -7,7 +7,8 @@ import torch
 
 from ddpm import ModelConfig, PowerEma, ScheduleConfig, UNetConfig, build_network
 from pipeline.config_io import to_json
-from pipeline.data.manifest import DatasetManifest, ShardRecord, Split
+from pipeline.data.manifest import DatasetManifest, Split
+from pipeline.data.shard_table import ShardRecord
 from pipeline.models.model_files import ModelCard
 from pipeline.stores.storage import open_store
 from pipeline.training.checkpoints.checkpoint_store import CheckpointStore

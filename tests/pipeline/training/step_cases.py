@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ddpm import ImportanceSampler, ModelConfig, ObjectiveConfig, build_network
 from pipeline.data.batch_cutter import RankBatch
 from pipeline.data.data_order import DataConfig
-from pipeline.data.manifest import ShardRecord, Split
+from pipeline.data.manifest import Split
+from pipeline.data.shard_table import ShardRecord
 from pipeline.training.run_record import RollbackRecord
 from pipeline.training.train_config import OptimizerConfig, TrainConfig
 from pipeline.training.train_task import TrainTask

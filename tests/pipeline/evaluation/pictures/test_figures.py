@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from ddpm import LikelihoodConfig
-from pipeline.config_io import to_json
-from pipeline.data.manifest import MANIFEST_KEY, load_manifest
+from pipeline.data.manifest import load_manifest, write_manifest
 from pipeline.data.shards import decode_png
 from pipeline.errors import ConfigError
 from pipeline.evaluation.pictures.figures import (
@@ -77,7 +76,7 @@ def test_images_too_large_for_pixel_statistics_are_refused_before_anything_is_me
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     manifest = dataclasses.replace(load_manifest(open_store(digits)), image_size=(72, 64))
-    (tmp_path / MANIFEST_KEY).write_bytes(to_json(manifest))
+    write_manifest(open_store(str(tmp_path)), manifest)
     model = write_model(tmp_path / "model", num_classes=10, image_size=(72, 64))
     images = ImagesConfig(model=model, output=str(tmp_path / "samples"))
     config = FiguresConfig(dataset=str(tmp_path), sample=images, output=str(tmp_path / "figures"))

@@ -10,9 +10,8 @@ import scipy.stats
 import torch
 
 from ddpm import FrechetComparison, Moments
-from pipeline.config_io import to_json
 from pipeline.data.image_stream import LabelledImages, join_images
-from pipeline.data.manifest import MANIFEST_KEY
+from pipeline.data.manifest import write_manifest
 from pipeline.data.prepare import PrepareConfig, open_source, prepare_source
 from pipeline.errors import ConfigError
 from pipeline.evaluation.studies.sampler_judge import (
@@ -26,6 +25,7 @@ from pipeline.evaluation.studies.sampler_judge import (
 from pipeline.measuring.evaluation_dataset import EvaluationDataset
 from pipeline.measuring.measures import pixel_moments, pixels
 from pipeline.measuring.pixel_distance import pixel_distance
+from pipeline.stores.storage import open_store
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_the_threshold_is_of_all_pairs() -> None:
 
 def test_images_too_large_for_covariances_are_refused(dataset: EvaluationDataset, tmp_path: Path) -> None:
     large = dataclasses.replace(dataset.manifest, image_size=(64, 65))
-    (tmp_path / MANIFEST_KEY).write_bytes(to_json(large))
+    write_manifest(open_store(str(tmp_path)), large)
     with pytest.raises(ConfigError, match=r"^dataset: .*4,160 values are too large for pixel statistics.*4,096"):
         EvaluationDataset(str(tmp_path)).check_pixel_statistics()
     dataset.check_pixel_statistics()

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.config_io import to_json
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_parts import PartRecord
+from pipeline.data.shard_table import ShardRecord
 from pipeline.errors import FormatVersionError, OutputExistsError
 from pipeline.generation.output import inventory as inventory_module
 from pipeline.generation.output.commits import CommitRecord, part_key, read_record, tar_key, write_once
 from pipeline.generation.output.inventory import Inventory
-from pipeline.generation.output.manifest import PartRecord, publish, read_shards, write_part
+from pipeline.generation.output.manifest import publish, read_shards, write_part
 from pipeline.generation.spec.sampling_plan import ShardPlan, plan_shards
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store

@@ -10,13 +10,13 @@ import pyarrow.parquet
 import pytest
 
 from pipeline.config_io import from_json, to_json
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_parts import PartRecord
+from pipeline.data.shard_table import ShardRecord
 from pipeline.errors import ConfigError, FormatVersionError, ShardCorruptError
 from pipeline.generation.output.commits import tar_key
 from pipeline.generation.output.manifest import (
     MANIFEST_KEY,
     GenerationManifest,
-    PartRecord,
     load_generation_manifest,
     publish,
     read_part,

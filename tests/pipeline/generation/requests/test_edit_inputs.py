@@ -103,7 +103,7 @@ def test_pairs_need_two_images(tmp_path: Path) -> None:
         resolve_request(request(single, "interpolate"), card_of(tmp_path), "model")
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"format_version": 2, "name": 3}'])
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"format_version": 3, "name": 3}'])
 def test_damaged_manifests_are_said_to_be(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "manifest.json").write_bytes(content)

@@ -12,7 +12,7 @@ import PIL.Image
 import PIL.ImageDraw
 
 from ddpm import DDIM
-from pipeline.data.manifest import ShardRecord
+from pipeline.data.shard_table import ShardRecord
 from pipeline.data.shards import Sample, encode_png, pack_shard
 from pipeline.generation.output.commits import tar_key
 from pipeline.generation.spec.sampling_plan import SamplingSpec
