@@ -1,6 +1,6 @@
-"""Flags of several values that are given several times: `--exclude a --exclude b` is `--exclude a b`.
+"""Flags of several values that are given several times, such as `--exclude a --exclude b`: all values count.
 
-The parser of flags would keep what the last of them says, and lose the others without a word.
+The parser of flags would keep those of the last, and lose the others without a word.
 """
 
 import dataclasses

@@ -34,6 +34,8 @@ from pipeline.data.shard_table import Int64Array
 
 # Lanes are in at most two epochs at a time; random access may come back to one.
 _MAX_EPOCHS_KEPT = 4
+# Of which keys are drawn. What Philox holds on the way stays in the processor's cache: twice as fast for a million.
+_IDS_AT_A_TIME = 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -372,6 +374,9 @@ def _shard_at(order: _Epoch, position: int) -> int:
 
 def _keys(seed: int, stream: Stream, ids: Int64Array, epoch: int) -> npt.NDArray[np.uint64]:
     """64-bit sorting keys of ids in an epoch."""
-    words = random_words(seed, stream, torch.from_numpy(ids), epoch, 2).numpy().astype(np.uint64)
-    keys: npt.NDArray[np.uint64] = (words[:, 0] << np.uint64(32)) | words[:, 1]
+    keys = np.empty(len(ids), np.uint64)
+    for begin in range(0, len(ids), _IDS_AT_A_TIME):
+        some = torch.from_numpy(ids[begin : begin + _IDS_AT_A_TIME])
+        words = random_words(seed, stream, some, epoch, 2).numpy().astype(np.uint64)
+        keys[begin : begin + len(some)] = (words[:, 0] << np.uint64(32)) | words[:, 1]
     return keys

@@ -23,7 +23,7 @@ CHECKPOINTS = [
     "--checkpoint-interval-steps", "5", "--keep-checkpoints", "100", "--post-hoc-ema.snapshot-interval-steps", "4",
     "--optimizer.more-ema-halflives-images", "500",
 ]  # fmt: skip
-NUM_STEPS = 100
+NUM_STEPS = 60
 NO_PERIODIC_CHECKPOINTS = ["--checkpoint-interval-steps", "100000"]
 
 

@@ -14,9 +14,11 @@ WITH_FLAGS = {
     "--image-size 24x40": "jobs/prepare_data.py --source photos --dataset x --image-size 24x40",
     "--resize-mode": "jobs/prepare_data.py --source photos --dataset x --image-size 24 --resize-mode pad",
     "--min-size 64": "jobs/prepare_data.py --source photos --dataset x --image-size 24 --min-size 64",
-    "--exclude GLOB": "jobs/prepare_data.py --source photos --dataset x --image-size 24 --exclude raw --exclude 'a/*'",
-    "--allow-empty-classes": "jobs/prepare_data.py --source x --dataset y --image-size 24 --allow-empty-classes",
-    "--anonymous-source": "jobs/prepare_data.py --source s3://b/x --dataset y --image-size 24 --anonymous-source",
+    "--exclude GLOB": "jobs/prepare_data.py --source photos --dataset x --image-size 24 --exclude GLOB",
+    "--exclude a --exclude b": (
+        "jobs/prepare_data.py --source photos --dataset x --image-size 24 --exclude a --exclude b"
+    ),
+    "--allow-empty-classes": "jobs/prepare_data.py --source photos --dataset x --image-size 24 --allow-empty-classes",
     "--held-out-fraction 0": "jobs/prepare_data.py --preset cifar10 --held-out-fraction 0",
     "--class-conditional": f"{_TRAIN} --class-conditional",
     "--label-drop 0.1": f"{_TRAIN} --class-conditional --label-drop 0.1",

@@ -42,7 +42,7 @@ def run_work(
     code = GUARDED.format(root=str(ROOT), work=indented, show_traceback=show_traceback)
     return subprocess.run(
         [sys.executable, "-c", code],
-        stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, preexec_fn=takes_ctrl_c,
+        stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=300, preexec_fn=takes_ctrl_c,
     )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_ctrl_c_while_a_job_imports(tmp_path: Path) -> None:
         [sys.executable, str(ROOT / "jobs" / "demo.py")],
         cwd=tmp_path / "folder",
         env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))},
-        capture_output=True, text=True, timeout=60, preexec_fn=takes_ctrl_c,
+        capture_output=True, text=True, timeout=300, preexec_fn=takes_ctrl_c,
     )  # fmt: skip
     assert (finished.returncode, finished.stdout, finished.stderr) == (130, "", "interrupted\n")
     assert list((tmp_path / "folder").iterdir()) == []

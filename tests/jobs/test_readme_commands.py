@@ -70,6 +70,7 @@ FLAGS_TESTED_ELSEWHERE = {
     "--help": "tests/jobs/test_cli.py asks every job for it",
     "--config photos.toml": "the README's own file, below",
     "--preset": "in the commands",
+    "--anonymous-source": "tests/pipeline/stores/test_anonymous.py has a public bucket",
     "--fork-from models:/ddpm/3": "tests/pipeline/training/test_fork.py and test_claim.py have models that fit",
     f"--preset {' | '.join(PRESETS)}": "names every preset, as it stands here",
 }

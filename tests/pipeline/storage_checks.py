@@ -1,7 +1,14 @@
 """What several tests of object stores check."""
 
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import pytest
+
+from pipeline.stores import lease
+from pipeline.stores.patience import num_waits
 from pipeline.stores.storage import ObjectStore
 
 
@@ -14,6 +21,25 @@ def check_one_line(error: BaseException, *parts: str) -> None:
     assert "\n" not in text and len(text) < 500, text
     for part in parts:
         assert part in text, f"{part!r} not in {text!r}"
+
+
+WATCHED_S = 60.0
+"""A lease's duration for who is to see another at work, however long the machine keeps that one waiting."""
+
+
+@contextmanager
+def looking_often() -> Iterator[None]:
+    """Who watches a lease for `WATCHED_S` looks at it ten times a second, and so leaves soon."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "_LOOKS_PER_DURATION", 10 * WATCHED_S)
+        yield
+
+
+def wait_for_pauses(number: int) -> None:
+    """Wait until requests of this process have been refused so often, and are to be tried again."""
+    before = num_waits()
+    while num_waits() < before + number:  # pytest's own limit ends a wait for nothing
+        time.sleep(0.01)
 
 
 def tried_again_for_s(error: BaseException) -> float:

@@ -29,7 +29,6 @@ from pipeline.data.image_files.bare_image import BareImage
 from pipeline.data.image_files.unusable import UnusableImage
 
 _OPAQUE, _WHITE = 255, 255
-_PROFILE_SPACE = slice(16, 20)  # bytes of an ICC profile
 
 
 def to_grey_or_rgb(image: PIL.Image.Image, bare: BareImage, mode: str) -> PIL.Image.Image:
@@ -78,8 +77,8 @@ def _from_16_bits(image: PIL.Image.Image, bare: BareImage) -> PIL.Image.Image:
 
 
 def _from_inks(image: PIL.Image.Image, profile: bytes | None) -> PIL.Image.Image:
-    if profile is not None and profile[_PROFILE_SPACE] == b"CMYK":
-        with suppress(PIL.ImageCms.PyCMSError, OSError):
+    if profile is not None:
+        with suppress(PIL.ImageCms.PyCMSError, OSError):  # no profile, or not one of inks
             return _in_srgb(image, PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)))
     return image.convert("RGB")
 

@@ -26,7 +26,6 @@ IMAGE_EXTENSIONS = (
 CONVERT = "convert it to PNG or JPEG"
 """What to do with an image of a format that is not read."""
 
-_BMP_PADDING = (b"\0\0\0", b"\xff\xff\xff")  # the end of the last row, which some writers leave out
 _OTHERS = (  # first bytes, where, name
     (b"\0\0\0\x0cjP  ", 0, "JPEG 2000"), (b"\xff\x4f\xff\x51", 0, "JPEG 2000"), (b"\0\0\0\x0cJXL ", 0, "JPEG XL"),
     (b"\xff\x0a", 0, "JPEG XL"), (b"II\xbc", 0, "JPEG XR"), (b"8BPS", 0, "Photoshop (PSD)"),
@@ -78,7 +77,7 @@ def _reader(data: bytes) -> Callable[[bytes], BareImage] | None:
     if data.startswith((b"GIF87a", b"GIF89a")):
         return lambda data: BareImage(format="GIF", data=data)
     if data.startswith(b"BM"):
-        return lambda data: BareImage(format="BMP", data=data, tails=_BMP_PADDING)
+        return lambda data: BareImage(format="BMP", data=data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return bare_webp
     return bare_avif if _media_kind(data) == "AVIF" else None

@@ -169,7 +169,7 @@ class GatedStore:
             with self._lock:
                 self.num_waiting += 1
             self.arrived.set()
-            assert self.gate.wait(30)
+            assert self.gate.wait(300)
             with self._lock:
                 self.num_waiting -= 1
                 self.num_read += 1
@@ -179,13 +179,13 @@ class GatedStore:
 
 def ends_only_after_the_gate(store: GatedStore, end: Callable[[], None]) -> int:
     """Number of gated reads that were made, all of them before the end."""
-    assert store.arrived.wait(30)
     thread = threading.Thread(target=end)
     thread.start()
+    assert store.arrived.wait(300)
     thread.join(0.3)
     assert thread.is_alive(), "reads that run are waited for"
     store.gate.set()
-    thread.join(30)
+    thread.join(300)
     assert not thread.is_alive() and store.num_waiting == 0
     num_read = store.num_read
     time.sleep(0.1)
@@ -204,6 +204,7 @@ def test_closed_early_nothing_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(pipeline.data.window_reader, "_store", lambda uri: store)
     blocks = read_windows(plan, windows)
     next(blocks)
+    assert store.arrived.wait(300)
     assert 1 <= ends_only_after_the_gate(store, blocks.close) <= 4, "what had not begun was dropped"  # type: ignore[attr-defined]
     num_rows = sum(len(block["sample_id"]) for block in read_windows(plan, windows))
     assert num_rows == 72, "the threads are free again"
@@ -224,7 +225,6 @@ def test_after_an_error_nothing_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
         except ShardCorruptError as error:
             errors.append(error)
 
-    threading.Timer(0.2, store.arrived.set).start()
     assert ends_only_after_the_gate(store, read) <= 4
     assert len(errors) == 1 and "size in bytes" in str(errors[0])
 
@@ -234,18 +234,21 @@ def test_a_shard_is_decoded_once_and_an_error_is_not_kept(
 ) -> None:
     plan, cache, num_calls = make_plan(dataset), _ShardCache(1 << 20), 0
     decode_all = pipeline.data.window_reader._decode_all
-    together = threading.Barrier(8)
+    together, asking = threading.Barrier(8), threading.Semaphore(0)
 
     def decode(plan: ReadPlan, record: object) -> object:
         nonlocal num_calls
         num_calls += 1
+        for _ in range(8):
+            asking.acquire()
         time.sleep(0.2)  # until all have asked
         if num_calls == 1:
             raise ShardCorruptError("damaged on its way")
         return decode_all(plan, record)  # type: ignore[arg-type]
 
     def ask(_: int) -> object:
-        together.wait(30)
+        together.wait()
+        asking.release()
         try:
             return cache.get(plan, dataset.shards[0])
         except ShardCorruptError as error:

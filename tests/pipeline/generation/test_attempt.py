@@ -4,7 +4,6 @@ import dataclasses
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,9 @@ from ddpm import DDIM
 from pipeline.cluster import ClusterConfig
 from pipeline.errors import PipelineError
 from pipeline.generation.attempt import Attempt
-from pipeline.generation.output.commits import read_record
+from pipeline.generation.output.commits import Commit, read_record
 from pipeline.generation.output.ledger import LEDGER_KEY, Ledger, read_ledger
+from pipeline.generation.pool.actors import Actor, Actors
 from pipeline.generation.pool.pool_config import PoolStatistics
 from pipeline.generation.sample import CONTACT_SHEET_KEY, sample
 from pipeline.generation.sample_config import SampleConfig
@@ -176,23 +176,23 @@ def test_mlflow_away_is_a_line(
 # ---------------------------------------------------------------- on Ray
 
 
-def interrupt_after_a_shard(output: Path) -> None:
-    while not list(output.glob("*/_parts/*.json")):
-        time.sleep(0.01)
-    time.sleep(0.5)  # the driver takes it
-    os.kill(os.getpid(), signal.SIGINT)
-
-
 @pytest.mark.usefixtures("ray_session")
 def test_the_ledger_sums_an_interrupted_attempt_and_the_one_that_finishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The network takes its time as long as a file says so; Ctrl-C comes when a shard is there."""
+    """The network takes its time as long as a file says so; Ctrl-C comes when the driver has taken a shard."""
     pause = tmp_path / "pause"
     pause.write_text("0.2")
     model = write_own_model(tmp_path / "own", monkeypatch, "slow", str(pause))
     config = config_of(model, tmp_path / "out", trust_model_code=True)
-    other = threading.Thread(target=interrupt_after_a_shard, args=(tmp_path / "out",))
+    taken, count = threading.Event(), Actors.count
+
+    def count_and_tell(self: Actors, actor: Actor, commit: Commit) -> None:
+        count(self, actor, commit)
+        taken.set()
+
+    monkeypatch.setattr(Actors, "count", count_and_tell)
+    other = threading.Thread(target=lambda: (taken.wait(), os.kill(os.getpid(), signal.SIGINT)))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs tests in the background ignores it
     other.start()
     try:

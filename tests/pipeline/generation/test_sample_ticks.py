@@ -33,6 +33,7 @@ from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
 from tests.pipeline.registered_models import model_files
 from tests.pipeline.runs_in_process import make_in_process, snapshot
+from tests.pipeline.storage_checks import WATCHED_S, looking_often
 from tests.pipeline.tiny_models import write_model, write_own_model
 from tests.processes import environment
 
@@ -212,11 +213,11 @@ def test_a_second_driver_leaves_before_any_ray_starts(
 ) -> None:
     config = config_of(model, tmp_path / "out", tick=TICK if "--tick" in flags else None)
     file = tmp_path / "project.toml"
-    file.write_text(write_section(dataclasses.replace(config, tick=None), "sample"))
+    file.write_text(write_section(dataclasses.replace(config, tick=None, lease_s=WATCHED_S), "sample"))
     if config.tick is not None:
         begin(config)
     store = resolve_job(config).store
-    with hold_lease(store, duration_s=1.0):
+    with hold_lease(store, duration_s=1.0), looking_often():
         held = dict(describe_plan(config))
         assert re.match(r"process \d+ on ", held["held by"])
         assert run_job(jobs.sample.JOB, ["--config", str(file), *flags]) == exit_code
@@ -288,11 +289,11 @@ JOB = "import sys, jobs.sample as s; from jobs.cli import run_job; sys.exit(run_
 def test_a_tick_tried_three_times_at_once_killed_and_again_has_one_set_of_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_address: str
 ) -> None:
-    """The network waits, so that the first is at work when the second comes."""
+    """The network waits for longer than anybody, so that the first is at work when the second comes."""
     slow = tmp_path / "slow"
-    slow.write_text("0.3")
+    slow.write_text("600")
     own = write_own_model(tmp_path / "own", monkeypatch, "slow", str(slow))
-    config = config_of(own, tmp_path / "out", trust_model_code=True)
+    config = config_of(own, tmp_path / "out", trust_model_code=True, lease_s=6.0)
     file = tmp_path / "project.toml"
     file.write_text(write_section(config, "sample"))
 

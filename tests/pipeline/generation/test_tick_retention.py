@@ -24,6 +24,7 @@ from pipeline.stores.local_store import LocalStore
 from pipeline.stores.object_store import ObjectInfo, Versioned
 from pipeline.stores.storage import open_store
 from tests.pipeline.runs_in_process import make_in_process, snapshot
+from tests.pipeline.storage_checks import WATCHED_S, looking_often
 from tests.pipeline.tiny_models import write_model
 
 TICKS = [f"2026-11-{day:02d}T03:00Z" for day in range(20, 26)]
@@ -114,8 +115,8 @@ def removable(root: Path, keep_last: int, present: str = TICKS[5]) -> list[str]:
     return [one.record.tick for one in removable_ticks(output(root), record(root, present), keep_last)]
 
 
-def remove(root: Path, keep_last: int, present: str = TICKS[5]) -> list[str]:
-    return remove_old_ticks(output(root), record(root, present), keep_last, lease_s=LEASE_S)
+def remove(root: Path, keep_last: int, present: str = TICKS[5], *, lease_s: float = LEASE_S) -> list[str]:
+    return remove_old_ticks(output(root), record(root, present), keep_last, lease_s=lease_s)
 
 
 def test_only_complete_older_ticks_beyond_the_newest_are_chosen(root: Path) -> None:
@@ -162,8 +163,8 @@ def test_what_is_chosen_is_gone_and_all_else_stays(root: Path, capsys: pytest.Ca
 
 def test_a_prefix_in_which_somebody_works_stays(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(prefix(root, TICKS[2]))
-    with hold_lease(open_store(str(prefix(root, TICKS[2]))), duration_s=LEASE_S):
-        assert remove(root, 2) == [TICKS[0]]
+    with hold_lease(open_store(str(prefix(root, TICKS[2]))), duration_s=LEASE_S), looking_often():
+        assert remove(root, 2, lease_s=WATCHED_S) == [TICKS[0]]
     assert f"tick {TICKS[2]} is not removed, since somebody works there" in capsys.readouterr().out
     assert {key for key in before if key != "lease.json"} <= snapshot(prefix(root, TICKS[2])).keys()
     assert not record(root, TICKS[2]).removal_begun

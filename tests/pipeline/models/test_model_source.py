@@ -118,7 +118,7 @@ def test_source_that_is_none_is_refused_before_anything_is_written(
 
 def _run(code: str, *arguments: str, cwd: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *arguments], cwd=cwd, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", textwrap.dedent(code), *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

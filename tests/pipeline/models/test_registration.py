@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import ConfigError, TrackingUnavailableError
+from pipeline.models import registration
 from pipeline.models.registration import MODEL_TYPE, register_model
 from pipeline.models.registry import resolve_model
 from pipeline.stores import patience
@@ -15,8 +17,8 @@ from pipeline.stores.patience import PATIENCE_VARIABLE
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
 from tests.faulty_proxy import Answer, FaultyProxy, LoseAnswer
-from tests.fixtures_services import free_port, mlflow_server
 from tests.pipeline.registered_models import model_files
+from tests.pipeline.storage_checks import wait_for_pauses
 
 
 def test_registering_again_makes_no_second_version(registry: TrackingConfig, run: TrackingRun) -> None:
@@ -57,8 +59,26 @@ def test_aliases_that_mlflow_reserves_are_refused(run: TrackingRun, alias: str) 
 
 
 @pytest.fixture
-def through_proxy(served: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultyProxy, TrackingRun]]:
-    """A proxy before the server, and a run that is registered through it."""
+def little_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pyfunc comes with one file of this project's code instead of some hundred, each of them a request."""
+    save = registration._save_pyfunc
+
+    def save_with_little_code(folder: Path, *of_the_model: Any) -> None:
+        save(folder, *of_the_model)
+        code = sorted(path for path in (folder / "pyfunc" / "code").rglob("*") if path.is_file())
+        assert len(code) > 100
+        for path in code[1:]:
+            path.unlink()
+
+    monkeypatch.setattr(registration, "_save_pyfunc", save_with_little_code)
+
+
+@pytest.fixture
+def through_proxy(
+    served: str, little_code: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[FaultyProxy, TrackingRun]]:
+    """A proxy before the server, and a run that is registered through it, with short pauses."""
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # what is repeated is repeated by registration
     there = TrackingRun.open(TrackingConfig(uri=served), new_run_key())
     with FaultyProxy(served) as proxy:
@@ -85,9 +105,7 @@ def test_the_answer_of_each_request_may_be_lost(served: str, through_proxy: tupl
     assert sum(path.endswith("/create") for _, path in calls) >= 2
     assert ("POST", "/api/2.0/mlflow/logged-models") in calls
     files = [number for number, (_, path) in enumerate(calls) if "/mlflow-artifacts/" in path]
-    assert len(files) > 100
-    numbers = [number for number in range(len(calls)) if number not in files[1:-1]]
-    for number in numbers:
+    for number in sorted(set(range(len(calls))) - set(files[1:-1])):
         name, there = f"lost-{number}", TrackingRun.open(TrackingConfig(uri=served), new_run_key())
         lost = proxy.count(LoseAnswer)
         proxy.clear()
@@ -122,15 +140,17 @@ def test_patience_is_for_each_request_and_ends(
     through_proxy: tuple[FaultyProxy, TrackingRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy, run = through_proxy
-    monkeypatch.setenv(PATIENCE_VARIABLE, str(3 / 60))
+    monkeypatch.setenv(PATIENCE_VARIABLE, "1")
     for path in ("registered-models/create", "model-versions/search", "logged-models/search", "mlflow-artifacts"):
         proxy.add(Answer(503), path=path, times=2)
     assert register_model(run, model_files(1), "patience").version == 1
     proxy.clear()
+    monkeypatch.setenv(PATIENCE_VARIABLE, str(1 / 60))
     proxy.add(Answer(503, b"for ever"))
     with pytest.raises(TrackingUnavailableError, match=r"server fails \(HTTP 503: for ever\)"):
         register_model(run, model_files(2), "patience")
     proxy.clear()
+    monkeypatch.setenv(PATIENCE_VARIABLE, "1")
     num_asked = len(proxy.requests)
     proxy.add(Answer(403, b"Permission denied"), path="model-versions/create")
     with pytest.raises(TrackingUnavailableError, match=r"permission denied \(HTTP 403: Permission denied\); give this"):
@@ -141,23 +161,26 @@ def test_patience_is_for_each_request_and_ends(
 
 
 @pytest.mark.services
-def test_registering_waits_for_a_server_that_restarts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_registering_waits_for_a_server_that_comes_back(
+    served: str,
+    through_proxy: tuple[FaultyProxy, TrackingRun],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The run is known by its key; nobody answers at first, and then a server that has the run."""
     monkeypatch.setattr(patience, "_SILENT_S", 0.0)
-    database, artifacts, port = f"sqlite:///{tmp_path}/server.db", str(tmp_path / "artifacts"), free_port()
-    config = TrackingConfig(uri=f"http://127.0.0.1:{port}", experiment="late")
-    with mlflow_server(database, artifacts, tmp_path, port=port):
-        there = TrackingRun.open(config, new_run_key())
-    run = TrackingRun(there.uri, None, experiment="late", run_key=there.run_key)
-    with ThreadPoolExecutor(1) as pool:
+    proxy, config = through_proxy[0], TrackingConfig(uri=served, experiment="late")
+    there = TrackingRun.open(config, new_run_key())
+    run = TrackingRun(proxy.endpoint, None, experiment="late", run_key=there.run_key)
+    with ThreadPoolExecutor(1) as pool, proxy.down():
         registered = pool.submit(register_model, run, model_files(9), "late")
-        with mlflow_server(database, artifacts, tmp_path, port=port):
-            assert registered.result(120).version == 1
-            assert resolve_model("models:/late@candidate", config).files == model_files(9)
+        wait_for_pauses(2)
+        assert not registered.done()
+        proxy.up()
+        assert registered.result().version == 1
+    assert resolve_model("models:/late@candidate", config).files == model_files(9)
     assert run.run_id == there.run_id
     assert "registering late gives no answer ([Errno 111] Connection refused); tried" in capsys.readouterr().out
     monkeypatch.setenv(PATIENCE_VARIABLE, "0.01")
-    with pytest.raises(TrackingUnavailableError, match="Connection refused"):
+    with proxy.down(), pytest.raises(TrackingUnavailableError, match="Connection refused"):
         register_model(run, model_files(10), "late")

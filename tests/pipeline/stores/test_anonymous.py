@@ -8,6 +8,8 @@ from pathlib import Path
 import boto3
 import pytest
 
+from jobs import prepare_data
+from jobs.cli import run_job
 from pipeline.errors import StorageAccessError, StorageError
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.patience import PATIENCE_VARIABLE
@@ -61,19 +63,26 @@ def test_a_public_bucket_is_read_by_everybody_and_written_by_none(
     bucket = f"public-{uuid.uuid4().hex}"
     client = boto3.session.Session().client("s3")
     client.create_bucket(Bucket=bucket, ACL="public-read")
-    client.put_object(Bucket=bucket, Key="a/key", Body=b"data", ACL="public-read")
-    client.put_object(Bucket=bucket, Key="a/private", Body=b"data")
+    client.put_object(Bucket=bucket, Key="a/1.png", Body=b"data", ACL="public-read")
+    client.put_object(Bucket=bucket, Key="a/private.png", Body=b"data")
     client.close()
     open_store(f"{ceph_server.uri}/anonymous").write("key", b"data")
     forget_credentials(monkeypatch, tmp_path)
     assert "AWS_ACCESS_KEY_ID" not in os.environ
     store = open_store(f"s3://{bucket}/a", is_anonymous=True)
-    assert keys_of(store) == ["key", "private"] and store.read("key") == b"data"
-    stat = store.stat("key")
+    assert keys_of(store) == ["1.png", "private.png"] and store.read("1.png") == b"data"
+    stat = store.stat("1.png")
     assert stat is not None and stat.size_bytes == 4
-    for attempt in (lambda: store.read("private"), lambda: store.write("new", b"x"), lambda: store.create("new", b"x")):
+    for attempt in (
+        lambda: store.read("private.png"),
+        lambda: store.write("new", b"x"),
+        lambda: store.create("new", b"x"),
+    ):
         with pytest.raises(StorageAccessError) as caught:
             attempt()
         check_one_line(caught.value, store.uri, "leave out --anonymous-source")
     with pytest.raises(StorageAccessError):
         open_store(f"{ceph_server.uri}/anonymous", is_anonymous=True).read("key")
+    flags = ["--source", store.uri, "--dataset", str(tmp_path), "--image-size", "8", "--held-out-fraction", "0"]
+    assert run_job(prepare_data.JOB, [*flags, "--anonymous-source", "--dry-run"]) == 0
+    assert run_job(prepare_data.JOB, [*flags, "--dry-run"]) == 1, "no credentials"

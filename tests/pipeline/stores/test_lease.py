@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,11 +20,11 @@ from pipeline.errors import LeaseHeldError, LeaseLostError, StorageError
 from pipeline.stores import lease as lease_module
 from pipeline.stores.lease import LEASE_KEY, LeaseRecord, hold_lease, holder_token
 from pipeline.stores.local_store import LocalStore
-from pipeline.stores.object_store import ObjectStore
+from pipeline.stores.object_store import ObjectStore, Versioned
 from pipeline.stores.storage import open_store
 from tests.faulty_proxy import FaultyProxy, Stall
 from tests.fixtures_s3 import S3Server
-from tests.pipeline.storage_checks import check_one_line
+from tests.pipeline.storage_checks import WATCHED_S, check_one_line, looking_often
 
 SHORT_S = 1.0
 
@@ -57,7 +58,7 @@ def test_a_second_driver_leaves_and_a_dead_ones_lease_is_taken_over(
 ) -> None:
     with held_by_another_process(store) as holder:
         for _ in range(2):
-            with pytest.raises(LeaseHeldError) as caught, hold_lease(store, duration_s=SHORT_S):
+            with looking_often(), pytest.raises(LeaseHeldError) as caught, hold_lease(store, duration_s=WATCHED_S):
                 pytest.fail("held by another")
             check_one_line(caught.value, store.uri, f"process {holder.pid} on ", "works here", "name another output")
         assert record_in(store)["holder"] == caught.value.args[0].split(": ")[1].split(" works")[0], "untouched"
@@ -91,31 +92,61 @@ def test_a_lease_is_renewed_for_as_long_as_it_is_held(store: ObjectStore) -> Non
     assert record_in(store)["released"] is True
 
 
+class ReadByAllFirst:
+    """A store whose first read of each thread comes back when so many have read."""
+
+    def __init__(self, store: ObjectStore, num_threads: int) -> None:
+        self._store, self._together, self._has_read = store, threading.Barrier(num_threads), threading.local()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def read_versioned(self, key: str) -> Versioned:
+        found = self._store.read_versioned(key)
+        if not hasattr(self._has_read, "once"):
+            self._has_read.once = True
+            self._together.wait()
+        return found
+
+
 @pytest.mark.parametrize("stale", [False, True])
-def test_of_many_newcomers_one_gets_it(store: ObjectStore, stale: bool) -> None:
+def test_of_many_newcomers_one_gets_it(store: ObjectStore, stale: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a stale lease all have seen the same version before its time is over."""
+    duration_s = 0.5 if stale else WATCHED_S
+    monkeypatch.setattr(lease_module, "_LOOKS_PER_DURATION", duration_s / 0.05)
+    monkeypatch.setattr(lease_module, "_RENEWALS_PER_DURATION", duration_s / 0.1)
+    shared: Any = store
     if stale:
         store.create(LEASE_KEY, to_json(LeaseRecord(token="0", holder="a dead process", duration_s=0.3)))
+        shared = ReadByAllFirst(store, 6)
     barrier, done = threading.Barrier(6), threading.Event()
 
     def come(_: int) -> bool:
         barrier.wait()
         try:
-            with hold_lease(store, duration_s=0.5):
-                done.wait(10)  # until all others have left
+            with hold_lease(shared, duration_s=duration_s):
+                done.wait()  # until all others have left
                 return True
         except LeaseHeldError:
             return False
         finally:
-            if barrier.n_waiting == 0:
-                left.release()
+            left.release()
 
     left = threading.Semaphore(0)
     with ThreadPoolExecutor(6) as pool:
         results = [pool.submit(come, number) for number in range(6)]
-        for _ in range(5):
-            assert left.acquire(timeout=30)
+        have_left = [left.acquire(timeout=60) for _ in range(5)]
         done.set()
-        assert sorted(result.result() for result in results) == [False] * 5 + [True]
+        assert all(have_left) and sorted(result.result() for result in results) == [False] * 5 + [True]
+
+
+class WrittenAfterEachRead(LocalStore):
+    """A store in which somebody changes what was read."""
+
+    def read_versioned(self, key: str) -> Versioned:
+        found = super().read_versioned(key)
+        self.write(key, found.data + b" ")
+        return found
 
 
 @pytest.mark.parametrize("data", [b"{", b'{"format_version": 3}', b""])
@@ -124,10 +155,9 @@ def test_a_lease_that_cannot_be_read_is_watched_all_the_same(tmp_path: Path, dat
     store.create(LEASE_KEY, data)
     with hold_lease(store, duration_s=0.3) as lease:
         lease.check()
-    changing = LocalStore(tmp_path / "changing")
+    changing = WrittenAfterEachRead(tmp_path / "changing")
     changing.create(LEASE_KEY, data)
-    threading.Timer(0.1, lambda: changing.write(LEASE_KEY, data + b" ")).start()
-    with pytest.raises(LeaseHeldError, match="another driver works here"), hold_lease(changing, duration_s=2):
+    with pytest.raises(LeaseHeldError, match="another driver works here"), hold_lease(changing, duration_s=10):
         pytest.fail("somebody writes there")
 
 
@@ -174,9 +204,10 @@ def test_it_stops_where_ctrl_c_is_ignored_too(tmp_path: Path) -> None:
 def test_a_lost_lease_is_found_at_the_end_at_the_latest(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with pytest.raises(LeaseLostError), hold_lease(LocalStore(tmp_path), duration_s=0.4):
+        with pytest.raises(LeaseLostError), hold_lease(LocalStore(tmp_path), duration_s=0.4) as lease:
             take_over(LocalStore(tmp_path))
-            time.sleep(1)
+            while not lease.is_lost:  # pytest's own limit ends a wait for nothing
+                time.sleep(0.02)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -197,6 +228,7 @@ class Moody(LocalStore):
 
     error: Exception | None = None
     loses_answers = False
+    num_failed = 0
 
     def with_patience(self, at_most_s: float) -> "Moody":
         return self
@@ -205,6 +237,7 @@ class Moody(LocalStore):
         if self.error is not None:
             if self.loses_answers:
                 super().replace(key, data, etag)
+            self.num_failed += 1
             raise self.error
         return super().replace(key, data, etag)
 
@@ -224,7 +257,8 @@ def test_a_store_that_is_away_costs_no_lease(
     store = Moody(tmp_path)
     with hold_lease(store, duration_s=0.2) as lease:
         store.error, store.loses_answers = error, loses_answers
-        time.sleep(0.5)
+        while store.num_failed < 3:
+            time.sleep(0.02)
         store.error = None
         wait_for_a_renewal(store)
         lease.confirm()
@@ -243,12 +277,12 @@ def test_a_lease_that_cannot_be_given_back_ends_by_itself(tmp_path: Path, capsys
 def test_an_answer_that_never_comes_costs_no_lease(faulty_s3: FaultyProxy, s3_server: S3Server) -> None:
     """A newcomer waits for the whole duration: a renewal that hangs is given up, and made again, before that."""
     store = open_store(f"{s3_server.uri}/{uuid.uuid4().hex}")
-    with hold_lease(store, duration_s=4) as lease:
+    with hold_lease(store, duration_s=8) as lease:
         faulty_s3.add(Stall(), method="PUT", times=1)
         while faulty_s3.count(Stall) == 0:
             time.sleep(0.02)
         with pytest.raises(LeaseHeldError):
-            lease_module._wait_until_free(store, 4)  # what a newcomer does, who asks for nothing yet
+            lease_module._wait_until_free(store, 8)  # what a newcomer does, who asks for nothing yet
         assert not lease.is_lost
 
 

@@ -33,29 +33,30 @@ def test_the_last_attempt_is_at_the_end_of_patience(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("pipeline.stores.patience._LONGEST_PAUSE_S", 100.0)
     server = Away(0.7)
     assert patiently(always, "server", at_most_s=0.8)(server.ask) == "here"
-    server = Away(0.9)
+    server, started_s = Away(3600.0), time.monotonic()
     with pytest.raises(ConnectionRefusedError, match="away"):
         patiently(always, "server", at_most_s=0.8)(server.ask)
-    assert server.num_asked >= 2
+    assert 0.8 <= time.monotonic() - started_s < 100 and server.num_asked >= 2
 
 
 def test_what_nobody_needs_any_more_is_not_asked_again() -> None:
-    server, ended = Away(60.0), threading.Event()
+    server, ended = Away(3600.0), threading.Event()
     started_s = time.monotonic()
     threading.Timer(0.5, ended.set).start()
     with pytest.raises(ConnectionRefusedError):
         patiently(always, "server", ended=ended)(server.ask)
-    assert 0.5 <= time.monotonic() - started_s < 40
+    assert 0.5 <= time.monotonic() - started_s < 100
 
 
 def test_what_is_no_outage_is_asked_once() -> None:
-    server = Away(60.0)
+    server = Away(3600.0)
     with pytest.raises(ConnectionRefusedError):
         patiently(lambda error: False, "server")(server.ask)
     assert server.num_asked == 1
 
 
-def test_short_outages_are_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_outages_are_not_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.stores.patience._SILENT_S", 60.0)  # for whom the machine keeps waiting
     assert patiently(always, "server of a short outage")(Away(0.3).ask) == "here"
     assert capsys.readouterr().out == ""
 

@@ -64,7 +64,7 @@ def test_what_fits_into_one_part_is_one_put(
 def test_parts_are_sent_beside_each_other_and_few_are_in_memory(s3_store: S3Store, proxy: FaultyProxy) -> None:
     """With senders held up, the source is asked for four parts, and no more before one is through."""
     asked = 0
-    proxy.add(Delay(0.7), method="PUT", query="partNumber")
+    proxy.add(Delay(0.3), method="PUT", query="partNumber")
 
     def source() -> Iterator[bytes]:
         nonlocal asked

@@ -15,7 +15,7 @@ import pytest
 from pipeline.errors import StorageAccessError, StorageError
 from pipeline.stores.cancellation import Cancellation, CancelledWriteError
 from pipeline.stores.object_store import ObjectStore
-from pipeline.stores.patience import PATIENCE_VARIABLE
+from pipeline.stores.patience import PATIENCE_VARIABLE, num_waits
 from pipeline.stores.s3_store import S3Store
 from tests.faulty_proxy import (
     Answer,
@@ -28,7 +28,7 @@ from tests.faulty_proxy import (
     s3_error,
 )
 from tests.fixtures_s3 import S3Server
-from tests.pipeline.storage_checks import check_one_line, keys_of, tried_again_for_s
+from tests.pipeline.storage_checks import check_one_line, keys_of, tried_again_for_s, wait_for_pauses
 
 REQUESTS: dict[str, Callable[[ObjectStore], object]] = {
     "read": lambda store: store.read("key"),
@@ -51,7 +51,7 @@ def test_an_outage_shorter_than_patience(s3_store: S3Store, proxy: FaultyProxy, 
     s3_store.write("key", b"key")
     with ThreadPoolExecutor(1) as pool, proxy.down():
         asked = pool.submit(REQUESTS[name], s3_store)
-        time.sleep(1.5)
+        wait_for_pauses(4)
         assert not asked.done()
         proxy.up()
         asked.result()
@@ -81,7 +81,7 @@ OUTAGES = {
     "429": Answer(429),
     "lost request": LoseRequest(),
     "lost answer": LoseAnswer(),
-    "stall": Stall(0.2),
+    "stall": Stall(0.05),
 }
 
 
@@ -317,7 +317,7 @@ def metadata(
 def test_a_metadata_service_that_is_away_is_waited_for(metadata: MetadataService, s3_store: S3Store) -> None:
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(s3_store.write, "key", b"x")
-        time.sleep(1)
+        wait_for_pauses(2)
         assert not asked.done()
         metadata.is_away = False
         asked.result()
@@ -331,7 +331,7 @@ def test_credentials_that_come_late_are_found(
     started_s = time.monotonic()
     with pytest.raises(StorageAccessError) as caught:
         s3_store.write("key", b"x")
-    assert 0.3 <= time.monotonic() - started_s < 20
+    assert 0.3 <= time.monotonic() - started_s < 100
     check_one_line(caught.value, s3_store.uri, "credentials", "AWS_ACCESS_KEY_ID", "metadata service")
     metadata.is_away = False
     s3_store.write("key", b"x")
@@ -342,7 +342,7 @@ def test_nobody_without_keys_waits(
     metadata: MetadataService, s3_store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    started_s = time.monotonic()
+    before = num_waits()
     with pytest.raises(StorageAccessError, match="AWS_ACCESS_KEY_ID"):
         s3_store.write("key", b"x")
-    assert time.monotonic() - started_s < 20
+    assert num_waits() == before

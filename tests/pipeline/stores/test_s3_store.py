@@ -1,7 +1,6 @@
 """What only S3 can do wrong: credentials, buckets, lost answers. The contract: test_object_store.py."""
 
 import os
-import time
 import traceback
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,8 @@ from pipeline.redact import redact
 from pipeline.stores.object_store import ObjectStore, Versioned
 from pipeline.stores.s3_store import S3Store
 from pipeline.stores.storage import open_store
-from tests.faulty_proxy import Answer, Delay, Fault, FaultyProxy, LoseAnswer, LoseRequest, Stall, s3_error
-from tests.pipeline.storage_checks import check_one_line, keys_of
+from tests.faulty_proxy import Answer, Fault, FaultyProxy, LoseAnswer, LoseRequest, Stall, s3_error
+from tests.pipeline.storage_checks import check_one_line, keys_of, wait_for_pauses
 
 
 def test_listing_skips_markers_and_reads_what_others_wrote(s3: str) -> None:
@@ -135,14 +134,20 @@ def test_a_lost_answer_to_create_is_no_conflict(s3_store: S3Store, proxy: Faulty
 
 
 def test_a_lost_answer_before_anothers_create_is_a_conflict(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    """Which comes to the server while our second attempt is on its way there."""
+    direct = boto3.session.Session().client("s3", endpoint_url=proxy.upstream, region_name=os.environ["AWS_REGION"])
+    _, _, bucket, prefix = s3_store.uri.split("/")
+
+    class Overtaken(Fault):
+        def suits(self, request: object) -> bool:
+            direct.put_object(Bucket=bucket, Key=f"{prefix}/key", Body=b"another's")
+            return False
+
     proxy.add(LoseRequest(), method="PUT", times=1)
-    proxy.add(Delay(1.0), method="PUT", times=1)
-    with ThreadPoolExecutor(1) as pool:
-        ours = pool.submit(s3_store.create, "key", b"ours")
-        while len(proxy.requests) < 2:
-            time.sleep(0.01)
-        assert s3_store.create("key", b"another's") is True
-        assert ours.result() is False and s3_store.read("key") == b"another's"
+    proxy.add(Overtaken(), method="PUT")
+    assert s3_store.create("key", b"ours") is False and s3_store.read("key") == b"another's"
+    assert [request.method for request in proxy.requests[:2]] == ["PUT"] * 2 and proxy.count(LoseRequest) == 1
+    direct.close()
 
 
 def test_an_object_that_is_gone_after_a_lost_answer_is_not_ours(s3_store: S3Store, proxy: FaultyProxy) -> None:
@@ -164,7 +169,7 @@ def test_a_server_that_was_never_reached_did_nothing(s3_store: S3Store, proxy: F
     s3_store.create("key", b"equal")
     with proxy.down(), ThreadPoolExecutor(1) as pool:
         again = pool.submit(s3_store.create, "key", b"equal")
-        time.sleep(0.3)
+        wait_for_pauses(1)
         assert not again.done()
         proxy.up()
         assert again.result() is False

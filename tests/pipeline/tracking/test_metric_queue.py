@@ -63,18 +63,20 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(metric_queue, "_GATHER_S", 0.05)
     before = threading.active_count()
     yield
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 60
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before, "a queue left its thread behind"
 
 
-def test_everything_arrives_in_order_in_large_batches() -> None:
+def test_everything_arrives_in_order_in_large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the size of a batch makes a request before the end, however slow this is."""
+    monkeypatch.setattr(metric_queue, "_GATHER_S", 600.0)
     recorder = Recorder()
     queue = recorder.queue()
     for step in range(2500):
         queue.put_points(points(step, 3))
-    assert queue.close(10) == 0
+    assert queue.close(100) == 0
     assert recorder.steps == [step for step in range(2500) for _ in range(3)]
     sizes = [len(request) for request in recorder.requests]
     assert max(sizes) <= 1000
@@ -86,7 +88,7 @@ def test_a_call_larger_than_a_batch_is_cut() -> None:
     recorder = Recorder()
     queue = recorder.queue()
     queue.put_points(points(1, 2300))
-    assert queue.close(10) == 0
+    assert queue.close(100) == 0
     assert [len(request) for request in recorder.requests] == [1000, 1000, 300]
 
 
@@ -98,10 +100,10 @@ def test_while_the_server_is_away_nothing_waits_and_nothing_is_lost() -> None:
         queue.put_points(points(step))
         if step == 1500:
             before = recorder.num_refused_calls
-            assert queue.flush(30) == 1501, "kept, and said so"
+            assert queue.flush(100) == 1501, "kept, and said so"
             assert recorder.num_refused_calls - before <= 2, "flush gives up on the first refusal instead of waiting"
     recorder.away = False
-    assert queue.close(10) == 0
+    assert queue.close(100) == 0
     assert recorder.steps == list(range(3000))
     assert len(recorder.lines) == 2
     assert "does not answer (connection refused)" in recorder.lines[0]
@@ -117,7 +119,7 @@ def test_what_does_not_fit_is_counted() -> None:
     for index in range(5):
         queue.put_task(f"file {index}", lambda: None)
     recorder.away = False
-    assert queue.close(10) == 15 + 3
+    assert queue.close(100) == 15 + 3
     assert recorder.steps == list(range(10))
     assert sum("further metrics are lost" in line for line in recorder.lines) == 1
 
@@ -125,7 +127,7 @@ def test_what_does_not_fit_is_counted() -> None:
 def test_what_is_left_at_the_end_is_counted() -> None:
     recorder = Recorder()
     queue = queue_without_a_server(recorder)
-    assert queue.close(0.4) == 15
+    assert queue.close(1.5) == 15
     assert recorder.num_refused_calls > 1, "it tries again for as long as it may"
     queue.put_points(points(8))
     assert queue.close(0.1) == 16, "what comes after the end is lost and counted, not an error"
@@ -136,7 +138,7 @@ def test_what_somebody_has_kept_is_not_lost() -> None:
     queue = queue_without_a_server(recorder)
     assert queue.unsent(4) == [point for step in range(5) for point in points(step, 2)]
     recorder.away = False
-    assert queue.flush(10) == 0 and queue.unsent(7) == []
+    assert queue.flush(100) == 0 and queue.unsent(7) == []
     recorder.away = True
     for step in range(7, 10):
         queue.put_points(points(step, 2))
@@ -152,7 +154,7 @@ def test_a_refused_point_takes_no_other_with_it(num: int, refused: set[int]) -> 
     for step in range(num):
         queue.put_points(points(step))
     expected = [step for step in range(num) if step not in refused]
-    assert queue.close(10) == num - len(expected)
+    assert queue.close(100) == num - len(expected)
     assert recorder.steps == expected
     num_refused = num - len(expected)
     said = [line for line in recorder.lines if "refused 'k0' of step" in line]
@@ -175,11 +177,11 @@ def test_a_run_that_is_gone_costs_few_requests_and_lines() -> None:
     queue = MetricQueue(recorder.send, gone, recorder.lines.append, "here")
     for step in range(100):
         queue.put_points(points(step, 2))
-    assert queue.flush(10) == 0
+    assert queue.flush(100) == 0
     queue.put_task("samples/1.png", gone)
     for step in range(100, 200):
         queue.put_points(points(step, 2))
-    assert queue.close(10) == 401
+    assert queue.close(100) == 401
     assert num_asked <= 6
     assert recorder.lines == [
         "MLflow at here: 200 values were lost (the run was deleted)",
@@ -198,11 +200,11 @@ def test_a_refusal_of_everything_is_told_in_its_words_and_waited_for() -> None:
 
     queue = MetricQueue(send, recorder.ping, recorder.lines.append, "here")
     queue.put_points(points(1))
-    assert queue.flush(10) == 1
+    assert queue.flush(100) == 1
     why[:] = [ConnectionError("no route")]
-    assert queue.flush(10) == 1
+    assert queue.flush(100) == 1
     why.clear()
-    assert queue.close(10) == 0
+    assert queue.close(100) == 0
     assert recorder.steps == [1]
     assert [line.partition("; the run goes on")[0] for line in recorder.lines] == [
         "MLflow at here takes nothing: permission denied (HTTP 403); give this user the right",
@@ -232,7 +234,7 @@ def test_a_task_that_cannot_succeed_is_given_up_and_the_rest_goes_on() -> None:
     queue.put_task("samples/1.png", fail)
     queue.put_points(points(5))
     queue.put_task("link", lambda: recorder.done.append("link"))
-    assert queue.close(10) == 1
+    assert queue.close(100) == 1
     assert len(attempts) == 3
     assert (recorder.steps, recorder.done) == ([5], ["link"])
     assert recorder.lines == ["MLflow at here: samples/1.png was lost (no space)"]
@@ -249,9 +251,9 @@ def test_a_task_is_not_to_blame_while_the_server_is_away() -> None:
 
     queue.put_task("file", upload)
     for _ in range(5):
-        assert queue.flush(5) == 1
+        assert queue.flush(100) == 1
     recorder.away = False
-    assert queue.close(10) == 0
+    assert queue.close(100) == 0
     assert recorder.done == ["file"]
 
 
@@ -268,7 +270,7 @@ def test_many_threads_may_put() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert queue.close(10) == 0
+    assert queue.close(100) == 0
     assert sorted(recorder.steps) == list(range(2000))
     for index in range(4):
         mine = [step for step in recorder.steps if step // 500 == index]

@@ -97,6 +97,9 @@ def cases() -> dict[str, Case]:
         "JPEG, XMP says another orientation": shown(jpeg(segment(0xE1, XMP), sound, picture=STORED), tolerance=LOSSY),
         "JPEG, XMP alone says an orientation": shown(jpeg(segment(0xE1, XMP)), tolerance=LOSSY),
         "JPEG, EXIF in a second segment": shown(jpeg(exif_segment(b""), sound, picture=STORED), tolerance=LOSSY),
+        "JPEG, EXIF in two segments, the first counts": shown(
+            jpeg(sound, exif_segment(exif([orientation(3)])), picture=STORED), tolerance=LOSSY
+        ),
         "JPEG, EXIF behind the tables": shown(_behind_the_tables(sound), tolerance=LOSSY),
         "PNG, EXIF behind the pixels": shown(rgb_png(picture=STORED, after=chunk(b"eXIf", exif([orientation()])))),
         "PNG, EXIF with a wrong checksum": shown(rgb_png(chunk(b"eXIf", exif([orientation()]), is_sound=False))),

@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 
 from tests.pipeline.data.image_files.cases import (
     GREY,
@@ -26,6 +27,7 @@ INKS = np.dstack([255 - PICTURE, np.zeros(PICTURE.shape[:2], np.uint8)])
 
 
 _PHOTOSHOP = b"Photoshop 3.0\0" + b"8BIM"
+SRGB = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
 CYAN = np.zeros_like(INKS)
 CYAN[..., 0] = 255
 CYAN_BY_PROFILE = np.broadcast_to(srgb_of(CYAN_LAB), PICTURE.shape)
@@ -77,6 +79,7 @@ def _colours(plain: bytes) -> dict[str, Case]:
         "JPEG, inks with a profile in two parts": shown(inks(*parts, picture=CYAN), CYAN_BY_PROFILE, 4),
         "JPEG, inks with a damaged profile": shown(inks(icc_profile=profile[:300]), tolerance=LOSSY),
         "JPEG, inks with a profile that is none": shown(inks(icc_profile=b"x" * 200), tolerance=LOSSY),
+        "JPEG, inks with a profile of screens": shown(inks(icc_profile=SRGB), tolerance=LOSSY),
         "JPEG, a profile of inks in an RGB image": shown(jpeg(icc_profile=profile), tolerance=LOSSY),
         "JPEG, 12 bits": refused(
             plain[: frame + 4] + b"\x0c" + plain[frame + 5 :], "unsupported_pixels", "12 bits per sample"

@@ -78,13 +78,26 @@ def colours() -> dict[str, Case]:
     return made
 
 
+def interlaced(samples: np.ndarray, colour: int, depth: int, *extra: bytes) -> bytes:
+    """A PNG in Adam7's seven passes of [h, w, bytes of a pixel]."""
+    height, width = samples.shape[:2]
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    rows = [row for top, left, down, right in passes for row in samples[top::down, left::right] if row.size]
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 1)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    chunks = [chunk(b"IHDR", header), *extra, chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
 def transparent_colours() -> dict[str, Case]:
     key = PICTURE[4, 6]
+    rgb_key = struct.pack(">3H", *key.tolist())
     is_key = (key == PICTURE).all(2)[..., None]
     wide = _WIDE.copy()
     wide[0, 0] = wide[4, 6] + 1  # the same upper bytes: Pillow cannot tell them apart
-    like_wide = PICTURE.copy()
-    like_wide[0, 0] = key
+    wide_key = chunk(b"tRNS", struct.pack(">3H", *wide[4, 6].tolist()))
+    like_wide_on_white = np.where(is_key, 255, PICTURE)
+    like_wide_on_white[0, 0] = key
     table = np.random.default_rng(0).integers(0, 256, (256, 3), dtype=np.uint8)
     indices = (GREY % 200).astype(np.uint8)
     alphas = np.arange(255, 55, -1).astype(np.uint8)
@@ -93,11 +106,14 @@ def transparent_colours() -> dict[str, Case]:
     one[6] = 0
     return {
         "PNG, one colour transparent": shown(
-            rgb_png(chunk(b"tRNS", struct.pack(">3H", *key.tolist()))), np.where(is_key, 255, PICTURE)
+            rgb_png(chunk(b"tRNS", rgb_key)), np.where(is_key, 255, PICTURE)
         ),
         "PNG, 16-bit RGB, one colour transparent": shown(
-            png(_big(wide), 2, 16, chunk(b"tRNS", struct.pack(">3H", *wide[4, 6].tolist())), size=_SIZE),
-            np.where(is_key & (np.indices((HEIGHT, WIDTH)).sum(0) > 0)[..., None], 255, like_wide),
+            png(_big(wide), 2, 16, wide_key, size=_SIZE), like_wide_on_white
+        ),
+        "PNG, interlaced": shown(interlaced(PICTURE, 2, 8)),
+        "PNG, interlaced 16-bit RGB, one colour transparent": shown(
+            interlaced(_big(wide).reshape(HEIGHT, WIDTH, 6), 2, 16, wide_key), like_wide_on_white
         ),
         "PNG, grey, one level transparent": shown(
             png(GREY, 0, 8, chunk(b"tRNS", struct.pack(">H", int(GREY[3, 3])))), np.where(GREY[3, 3] == GREY, 255, GREY)
@@ -114,13 +130,13 @@ def transparent_colours() -> dict[str, Case]:
             png(indices, 3, 8, chunk(b"PLTE", table.tobytes()), chunk(b"tRNS", one.tobytes())),
             np.where((indices == 6)[..., None], 255, table[indices]),
         ),
-        "PNG, transparency with a wrong checksum": shown(rgb_png(chunk(b"tRNS", bytes(6), is_sound=False))),
-        "PNG, transparency of a wrong length": shown(rgb_png(chunk(b"tRNS", bytes(5)))),
+        "PNG, transparency with a wrong checksum": shown(rgb_png(chunk(b"tRNS", rgb_key, is_sound=False))),
+        "PNG, transparency of a wrong length": shown(rgb_png(chunk(b"tRNS", rgb_key + b"\0"))),
         "PNG, grey, transparency too short": shown(png(GREY, 0, 8, chunk(b"tRNS", b"\0")), GREY),
         "PNG, transparency of RGB with alpha": shown(
             png(np.dstack([PICTURE, _ALPHA * 0 + 255]).reshape(HEIGHT, -1), 6, 8, chunk(b"tRNS", bytes(6)), size=_SIZE)
         ),
-        "PNG, transparency behind the pixels": shown(rgb_png(after=chunk(b"tRNS", bytes(6)))),
+        "PNG, transparency behind the pixels": shown(rgb_png(after=chunk(b"tRNS", rgb_key))),
         "PNG, more transparency than palette": shown(
             png(indices, 3, 8, chunk(b"PLTE", table.tobytes()), chunk(b"tRNS", bytes(300))), table[indices]
         ),

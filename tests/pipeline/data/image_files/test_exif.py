@@ -1,5 +1,7 @@
 """The reader of one directory: whatever the bytes are, it answers; where they are sound, it agrees with Pillow."""
 
+import struct
+
 import PIL.Image
 import pytest
 from hypothesis import given, settings
@@ -22,6 +24,13 @@ def test_any_bytes_have_an_orientation(data: bytes, head: bytes) -> None:
 def test_any_byte_may_be_wrong(at: int, value: int) -> None:
     assert 1 <= orientation_of(_BLOCK[:at] + bytes([value]) + _BLOCK[at + 1 :]) <= 8
     assert 1 <= orientation_of(_BLOCK[:at]) <= 8
+
+
+def test_counts_that_no_computer_could_hold() -> None:
+    big = b"II+\0\x08\0\0\0" + struct.pack("<QQHHQQ", 16, 1, 0x0112, 3, 1 << 63, 6)
+    assert (
+        orientation_of(big) == 1 and orientation_of(big.replace(struct.pack("<Q", 1 << 63), struct.pack("<Q", 1))) == 6
+    )
 
 
 @pytest.mark.parametrize("value", range(1, 9))

@@ -260,5 +260,5 @@ def test_an_interrupted_look_waits_for_no_request(store: ObjectStore, listing: s
     """Whose store may be away, and waited for; nor does the process, at its end."""
     commit_all(store, plan_shards(SPEC, 95))
     script = [sys.executable, "-c", INTERRUPTED, store.uri, listing]
-    done = subprocess.run(script, cwd=Path(__file__).parents[4], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(script, cwd=Path(__file__).parents[4], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")

@@ -109,7 +109,7 @@ def test_of_two_drivers_that_publish_at_once_the_longer_stays(store: ObjectStore
     """Both have looked, and found nothing or the same, before either writes."""
     manifests = [manifest_of([write_part(store, 0, shards_of(n))], 10 * n) for n in (1, 3, 2)]
     publish(store, manifests[0])
-    both_have_read = threading.Barrier(2, timeout=20)
+    both_have_read = threading.Barrier(2, timeout=300)
     last_may_write = threading.Event()
 
     class Held:
@@ -125,7 +125,7 @@ def test_of_two_drivers_that_publish_at_once_the_longer_stays(store: ObjectStore
             if self.num_reads == 1:
                 both_have_read.wait()
                 if self.is_last:
-                    last_may_write.wait(20)
+                    last_may_write.wait(300)
             return found
 
     def publish_in(number: int, is_last: bool) -> None:

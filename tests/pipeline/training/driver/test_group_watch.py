@@ -25,7 +25,7 @@ def watch_of(
     monkeypatch.setattr(group_watch.ray, "get", lambda value, timeout=None: value)
     terms = GroupTerms(
         number=1, num_workers=num_workers, min_workers=num_workers, max_workers=num_workers, resources={"CPU": 1.0},
-        resize_interval_s=1e9, hang_timeout_s=100.0,
+        resize_interval_s=1e9, hang_timeout_s=10_000.0,
     )  # fmt: skip
     progress: Any = SimpleNamespace(advance=lambda *_: None)
     board.begin_group(1)
@@ -51,14 +51,14 @@ def hangs_of(watch: GroupWatch, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 @pytest.mark.parametrize(
     ("phases", "stuck_s", "is_hung"),
     [
-        (("training", "training"), 99, False),
-        (("training", "training"), 101, True),
-        (("starting", "training"), 101, True),
-        (("starting", "starting"), 101, False),
-        (("starting", "starting"), 201, True),
-        (("ending", "training"), 101, True),
-        (("ending", "returned"), 101, False),
-        (("ending", "returned"), 201, True),
+        (("training", "training"), 9_900, False),
+        (("training", "training"), 10_100, True),
+        (("starting", "training"), 10_100, True),
+        (("starting", "starting"), 10_100, False),
+        (("starting", "starting"), 20_100, True),
+        (("ending", "training"), 10_100, True),
+        (("ending", "returned"), 10_100, False),
+        (("ending", "returned"), 20_100, True),
         (("returned", "returned"), 1e6, False),
         ((), 1e6, False),
     ],
