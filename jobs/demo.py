@@ -48,7 +48,7 @@ def main() -> None:
         report = _stage("evaluation", lambda: evaluate(config))
     say(f"\n{report.table()}\n")
     say(f"model          {trained.version.uri}, alias candidate")
-    say(f"contact sheet  {made.contact_sheet_uri}")
+    say(f"contact sheet  {made.contact_sheet_uri or 'could not be made'}")
     say(f"figures        {report.uri}")
     # Without these words MLflow's pages open as those of prompts and traces.
     say("MLflow         make mlflow, then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning")

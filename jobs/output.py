@@ -19,7 +19,7 @@ from pipeline.generation.upkeep.remake import remake
 from pipeline.generation.upkeep.remove import remove
 from pipeline.generation.upkeep.repair import repair
 from pipeline.generation.upkeep.status import read_status
-from pipeline.generation.upkeep.stored_run import ModelAccess, open_prefix, require_run
+from pipeline.generation.upkeep.stored_run import ModelAccess, load_run, open_prefix, require_run
 from pipeline.generation.upkeep.verify import Finding, verify
 from pipeline.progress import say
 from pipeline.stores.lease import hold_lease
@@ -113,6 +113,8 @@ def _remove(flags: argparse.Namespace) -> None:
     before = f" ({done.num_gone} had been before)" if done.num_gone else ""
     if store.stat("completions.png") is not None:
         say(f"{store.uri}/completions.png may still show them: look, and delete it or run jobs/evaluate.py again")
+    if load_run(store).model_uri.startswith("models:/"):
+        say(f"MLflow may have a contact_sheet.png that still shows them: put that of {store.uri} in its place there")
     say(f"done: {done.num_removed} images removed for good{before} from {store.uri}")
 
 
@@ -162,7 +164,7 @@ def make_parser() -> argparse.ArgumentParser:
             one.add_argument("--reason", required=True, metavar="TEXT", help="why; kept beside the run")
         if name == "status":
             one.add_argument(
-                "--num-images", type=int, help="images that are wanted; default: as manifest or config.toml say"
+                "--num-images", type=int, help="images that are wanted; default: as plan.json or manifest say"
             )
         if name == "remake":
             one.add_argument("--to", metavar="FOLDER", help="write the images there, local or s3://")

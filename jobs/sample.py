@@ -20,9 +20,10 @@ def _run(config: SampleConfig) -> None:
         say(f"left: {tick}{held}")
         return
     now = f"{made.num_made:,} made now" if made.num_made else "all of them there already, nothing written"
-    gallery = f", gallery {made.gallery_uri}" if made.gallery_uri else ""
-    where = f"{made.store.uri}; contact sheet {made.contact_sheet_uri}{gallery}"
-    say(f"done: {tick}{made.manifest.num_images:,} images ({now}) in {where}")
+    shown = [("contact sheet", made.contact_sheet_uri), ("gallery", made.gallery_uri)]
+    pictures = "".join(f"; {name} {uri}" for name, uri in shown if uri is not None)
+    failed = f"; {made.num_pictures_failed} of the pictures could not be made" if made.num_pictures_failed else ""
+    say(f"done: {tick}{made.manifest.num_images:,} images ({now}) in {made.store.uri}{pictures}{failed}")
 
 
 JOB = Job(section="sample", reads=("sample",), of_preset=lambda preset: preset.sample, run=_run, describe=describe_plan)

@@ -22,6 +22,17 @@ def whole_cluster() -> dict[str, float]:
     return resources
 
 
+def fitting_nodes(needs: Mapping[str, float]) -> frozenset[str]:
+    """Ids of the nodes that have, free or not, what something needs, by Ray's names."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return frozenset(node["NodeID"] for node in nodes if _covers(node["Resources"], needs))
+
+
+def has_room(needs: Mapping[str, float]) -> bool:
+    """Whether a node has so much that is free, by Ray's names."""
+    return any(_covers(free, needs) for free in state.available_resources_per_node().values())  # type: ignore[no-untyped-call]
+
+
 def silent_nodes() -> list[str]:
     """Ids of nodes that Ray counts as alive and that do not answer."""
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -43,6 +54,10 @@ def avoiding(nodes: list[str]) -> dict[str, str] | None:
 def draining_nodes() -> frozenset[str]:
     """Ids of nodes that have given notice: Ray starts nothing new there, and they will go."""
     return frozenset(state.get_draining_nodes())  # no public function says so outside Ray Train
+
+
+def _covers(there: Mapping[str, float], needs: Mapping[str, float]) -> bool:
+    return all(there.get(kind, 0.0) >= amount for kind, amount in needs.items())
 
 
 def _answers(node: Mapping[str, Any]) -> bool:

@@ -97,6 +97,12 @@ class StorageUnfitError(StorageError):
     """The store does not do what create-once needs: it ignores conditions, or takes them for something else."""
 
 
+def is_outage(error: BaseException) -> bool:
+    """Whether storage did not answer for minutes, and may in an hour; what it refuses or lacks it will again."""
+    lasting = ObjectMissingError | StorageAccessError | StorageUnfitError
+    return isinstance(error, StorageError) and not isinstance(error, lasting)
+
+
 class DatasetError(PipelineError):
     """The dataset is there and cannot be used."""
 

@@ -46,7 +46,7 @@ def stream_images(
         stop: Read no more than this many images; shards beyond it are not fetched.
 
     Yields:
-        The images of one shard after the other.
+        The images of one shard after the other, without those shards that hold none.
 
     Raises:
         ShardCorruptError: If a shard is not as its record says, or an image in it does not decode.
@@ -56,6 +56,8 @@ def stream_images(
         return
     for shard in shards:
         samples = read_shard(store, shard)[:left]
+        if not samples:
+            continue  # all of them were taken down
         try:
             images = np.stack([decode_image(sample.image, sample.extension) for sample in samples])
         except ValueError as error:

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import numpy as np
+
 from pipeline import config_io
 from pipeline.data.shard_parts import SHARDS_PER_PART, PartRecord, read_part, write_part
 from pipeline.data.shard_table import Int64Array, ShardRecord, ShardTable
@@ -32,6 +34,12 @@ class Split:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", ShardTable.of(self.shards))
+        empty = np.flatnonzero(self.shard_sizes < 1)
+        if empty.size:
+            raise ValueError(
+                f"num_samples: a shard must hold at least 1, got {self.shard_sizes[empty[0]]} in "
+                f"{self.shards[int(empty[0])].key!r}; the manifest is damaged"
+            )
 
     @property
     def table(self) -> ShardTable:

@@ -10,7 +10,8 @@
     request, input_rows    JSON and list<int64>: of an edit what was asked for, and of which rows it was made
 
 The columns are what a tar has in .json. The schema's metadata says under "huggingface" which features the columns are.
-Rows stand in the order of the samples, in groups of 100, as `datasets` writes images.
+Rows stand in the order of the samples, in groups of 100, as `datasets` writes images. A file without rows, of a shard
+whose images were all taken down, has the same columns.
 
 Equal samples give equal bytes with equal versions of pyarrow: every option that decides them is fixed here, nothing is
 compressed (images are already), and no time is written. Reading is strict, as that of tars: columns of another name or
@@ -18,7 +19,7 @@ type, and rows that lack a value, are refused.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -52,12 +53,13 @@ _JSON = {"sampler_options", "request"}
 _NEVER_NONE = "every row must have a value in every column"
 
 
-def pack_parquet(samples: Sequence[Sample], label_names: Sequence[str]) -> bytes:
+def pack_parquet(samples: Sequence[Sample], label_names: Sequence[str], without: Collection[str] = ()) -> bytes:
     """Pack the samples of a generation run into a Parquet file; equal samples give equal bytes.
 
     Args:
         samples: At least one, all with the same entries in `meta`, which are those of the columns above.
         label_names: Names of the classes 0, 1, ...; empty if there are none.
+        without: Keys of samples that are left out, all of them perhaps: what is left says nothing of the columns then.
 
     Raises:
         ValueError: If a key breaks the rules of `pack_shard`, or the entries are not those of the columns.
@@ -81,8 +83,9 @@ def pack_parquet(samples: Sequence[Sample], label_names: Sequence[str]) -> bytes
         use_dictionary=[name for name, kind in _TYPES.items() if kind == pa.string()],
         write_statistics=["sample_id", "label"],  # of other columns nobody asks; of images they would hold images
     ) as writer:
-        for start in range(0, len(samples), _ROWS_PER_GROUP):
-            rows = [_row(sample) for sample in samples[start : start + _ROWS_PER_GROUP]]
+        left = [sample for sample in samples if sample.key not in without]
+        for start in range(0, len(left), _ROWS_PER_GROUP):
+            rows = [_row(sample) for sample in left[start : start + _ROWS_PER_GROUP]]
             if any(row.keys() != columns for row in rows):
                 raise ValueError(f"meta: must have the same entries in every sample, {', '.join(columns)}")
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))

@@ -7,7 +7,8 @@ from pipeline.data.shards import encode_png
 
 _GAP = 1
 _LEAST_SIDE = 32  # pixels
-_MAX_ROWS = 100
+MAX_ROWS = 100
+"""Classes that a grid shows, at most."""
 _BACKGROUND = 255
 
 
@@ -25,7 +26,7 @@ def class_grid(images: UInt8[np.ndarray, "n h w c"], num_classes: int, columns: 
     Raises:
         ValueError: As image_grid.
     """
-    num_rows = min(num_classes, _MAX_ROWS)
+    num_rows = min(num_classes, MAX_ROWS)
     num_columns = min(columns, max(1, -(-len(images) // num_classes)))
     cells = np.full((num_rows, num_columns, *images.shape[1:]), _BACKGROUND, dtype=np.uint8)
     for sample_id, image in enumerate(images):

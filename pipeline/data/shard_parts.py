@@ -90,14 +90,23 @@ def write_part(store: ObjectStore, shards: ShardTable, *, split: str | None = No
     Raises:
         StorageError: If the store fails.
     """
+    part, data = encode_part(shards, split=split)
+    store.create(part.key, data)  # whoever was first wrote the same
+    return part
+
+
+def encode_part(shards: ShardTable, *, split: str | None = None) -> tuple[PartRecord, bytes]:
+    """What `write_part` writes, and its bytes."""
     range_index, rest = divmod(shards.first_number, SHARDS_PER_PART)
     assert rest == 0 and 0 < len(shards) <= SHARDS_PER_PART
     data = _pack(shards)
+    return part_named(range_index, len(shards), hashlib.sha256(data).hexdigest(), split=split), data
+
+
+def part_named(range_index: int, num_shards: int, sha256: str, *, split: str | None = None) -> PartRecord:
+    """The part of a range, so many shards and a digest of its bytes."""
     folder = PART_FOLDER if split is None else f"{PART_FOLDER}{split}/"
-    sha256 = hashlib.sha256(data).hexdigest()
-    part = PartRecord(key=f"{folder}{range_index:05d}-{len(shards):05d}-{sha256}.parquet")
-    store.create(part.key, data)  # whoever was first wrote the same
-    return part
+    return PartRecord(key=f"{folder}{range_index:05d}-{num_shards:05d}-{sha256}.parquet")
 
 
 def read_part(store: ObjectStore, part: PartRecord, *, remedy: str) -> ShardTable:

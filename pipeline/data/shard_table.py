@@ -27,13 +27,16 @@ class ShardRecord:
     sha256: str
     """SHA-256 of the tar, 64 hexadecimal digits."""
     num_samples: int
-    """Samples in the tar."""
+    """Samples in the tar; 0 in a generation run where all images of a shard were taken down, never in a dataset."""
 
     def __post_init__(self) -> None:
         if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
             raise ValueError(f"sha256: must be 64 hexadecimal digits, got {self.sha256!r}; the manifest is damaged")
-        if self.num_samples < 1 or self.size_bytes < 1:
-            raise ValueError(f"num_samples: a shard must hold at least 1, got {self.num_samples} in {self.key!r}")
+        if self.num_samples < 0 or self.size_bytes < 1:
+            raise ValueError(
+                f"num_samples: must be at least 0, and size_bytes 1, got {self.num_samples} and {self.size_bytes} in "
+                f"{self.key!r}; the manifest is damaged"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,18 +84,18 @@ class ShardTable(Sequence[ShardRecord]):
             first_number: Number of the first shard.
 
         Raises:
-            ValueError: If a shard is empty.
+            ValueError: If a number is impossible.
         """
         self.sha256, self.size_bytes, self.num_samples = sha256, size_bytes, num_samples
         self.keys, self.first_number = keys, first_number
         assert sha256.shape == (len(self), SHA256_BYTES) and num_samples.shape == size_bytes.shape
         assert isinstance(keys, KeyRule) or len(keys) == len(self)
-        empty = np.flatnonzero((num_samples < 1) | (size_bytes < 1))
-        if empty.size:
-            at = int(empty[0])
+        impossible = np.flatnonzero((num_samples < 0) | (size_bytes < 1))
+        if impossible.size:
+            at = int(impossible[0])
             raise ValueError(
-                f"num_samples: a shard must hold at least 1, got {num_samples[at]} in {self._key(at)!r} of "
-                f"{size_bytes[at]} bytes; the manifest is damaged"
+                f"num_samples: must be at least 0, and size_bytes 1, got {num_samples[at]} and {size_bytes[at]} in "
+                f"{self._key(at)!r}; the manifest is damaged"
             )
 
     @classmethod

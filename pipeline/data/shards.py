@@ -34,6 +34,7 @@ __all__ = [
     "encode_png",
     "pack_shard",
     "read_shard",
+    "unpack",
     "unpack_shard",
 ]
 
@@ -110,6 +111,11 @@ def _sample(key: str, members: dict[str, bytes], offset_bytes: int) -> Sample:
     return Sample(key=key, image=members[extension], extension=extension, cls=cls, meta=meta, offset_bytes=offset_bytes)
 
 
+def unpack(key: str, data: bytes, where: str) -> list[Sample]:
+    """Parse a tar or a Parquet file, as the end of its key says; arguments and errors as `unpack_shard`."""
+    return (unpack_parquet if key.endswith(".parquet") else unpack_shard)(data, where)
+
+
 def read_shard(store: ObjectStore, record: ShardRecord) -> list[Sample]:
     """Read a shard and verify it against its record before any sample is used.
 
@@ -125,7 +131,7 @@ def read_shard(store: ObjectStore, record: ShardRecord) -> list[Sample]:
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != record.sha256:
         _refuse(where, "sha256", record.sha256, sha256)
-    samples = (unpack_parquet if record.key.endswith(".parquet") else unpack_shard)(data, where)
+    samples = unpack(record.key, data, where)
     if len(samples) != record.num_samples:
         _refuse(where, "number of samples", record.num_samples, len(samples))
     return samples

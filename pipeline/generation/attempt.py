@@ -126,10 +126,11 @@ class Attempt:
             run.tag("ddpm.manifest", join_uri(job.store.uri, MANIFEST_KEY))
             if self._gallery_key:
                 run.tag("ddpm.gallery", join_uri(job.store.uri, self._gallery_key))
-            try:
-                run.log_file(job.store.read(self._contact_sheet_key), self._contact_sheet_key)
-            except PipelineError as error:
-                say(f"the contact sheet is not in MLflow ({error})")
+            if self._contact_sheet_key:
+                try:
+                    run.log_file(job.store.read(self._contact_sheet_key), self._contact_sheet_key)
+                except PipelineError as error:
+                    say(f"the contact sheet is not in MLflow ({error})")
         run.finish(status)
 
     def _rate(self, kind: str, cost: DeviceCost) -> SamplingRate:

@@ -3,6 +3,7 @@
     <output>/_ticks/<tick>.json    of a scheduled run: what it was begun with, see output/tick_records.py
     <output>/<spec digest>/    NNNNNNNNN-<sha256>.tar (or .parquet), _parts/NNNNNNNNN.json    see output/commits.py
                                lease.json           who works there, see stores/lease.py
+                               plan.json            how many images are wanted, see output/plan_record.py
                                config.toml          the configuration that the manifest was made with
                                manifest.json        last; readers trust only this
                                contact_sheet.png    the first images of each class, read back through the manifest
@@ -25,10 +26,12 @@ from pipeline.data.image_stream import LabelledImages, stream_images
 from pipeline.data.shard_parts import PartRecord
 from pipeline.errors import PipelineError
 from pipeline.generation.attempt import Attempt
-from pipeline.generation.claim import claim
+from pipeline.generation.claim import Claim, claim
 from pipeline.generation.output.inventory import Inventory, collect_orphans
 from pipeline.generation.output.manifest import GenerationManifest, publish, read_shards, write_if_changed
-from pipeline.generation.pool.node_models import stage_model
+from pipeline.generation.output.plan_record import PlanRecord, write_plan
+from pipeline.generation.pictures import Pictures, make_pictures
+from pipeline.generation.pool.node_models import MODELS_FOLDER, stage_model
 from pipeline.generation.pool.sampling_pool import SamplingPool
 from pipeline.generation.pool.shard_actor import WorkOrder
 from pipeline.generation.pool.shard_queue import Retried
@@ -37,15 +40,14 @@ from pipeline.generation.requests.label_requests import LabelRequest
 from pipeline.generation.sample_config import SampleConfig
 from pipeline.generation.sample_job import SampleJob, resolve_job
 from pipeline.generation.tick_retention import remove_old_ticks
-from pipeline.generation.viewing.contact_sheet import contact_sheet
-from pipeline.generation.viewing.gallery import PAGE_KEY, Lineage, write_gallery
+from pipeline.generation.viewing.contact_sheet import CONTACT_SHEET_KEY
+from pipeline.generation.viewing.gallery import PAGE_KEY
 from pipeline.models.registry import ResolvedModel
 from pipeline.progress import Progress, say
-from pipeline.stores.object_store import ObjectStore, one_line
+from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import join_uri, open_store
 from pipeline.stores.waiting import told_of_outages
 
-CONTACT_SHEET_KEY = "contact_sheet.png"
 CONFIG_KEY = "config.toml"
 _MAX_ROUNDS = 3
 _MAX_NAMED = 10
@@ -73,8 +75,12 @@ class SampleResult:
     """Images made times network evaluations per image, per second from the first shard given to an actor to the last
     one made, without the start of Ray and of actors; 0 when nothing was missing."""
 
+    has_contact_sheet: bool
+    """Whether the contact sheet is as it should be."""
     has_gallery: bool
-    """Whether this run left the gallery as it should be."""
+    """Whether there is a gallery, as it should be."""
+    num_pictures_failed: int
+    """Contact sheet and gallery: which of them could not be made, lines have said."""
 
     @property
     def gallery_uri(self) -> str | None:
@@ -82,9 +88,9 @@ class SampleResult:
         return join_uri(self.store.uri, PAGE_KEY) if self.has_gallery else None
 
     @property
-    def contact_sheet_uri(self) -> str:
-        """A PNG with the first images of each class, or of an edit the first ones below their inputs."""
-        return join_uri(self.store.uri, CONTACT_SHEET_KEY)
+    def contact_sheet_uri(self) -> str | None:
+        """A PNG with the first images of each class, or of an edit below their inputs; None: it could not be made."""
+        return join_uri(self.store.uri, CONTACT_SHEET_KEY) if self.has_contact_sheet else None
 
     @property
     def is_independent(self) -> bool:
@@ -115,30 +121,28 @@ def sample(config: SampleConfig, *, model: ResolvedModel | None = None) -> Sampl
     job = resolve_job(config, model)
     for warning in job.calibration.warnings if job.calibration else ():
         say(f"warning: calibration {config.calibration}: {warning}")
-    with claim(config, job) as (job, inventory):
-        result = _work(config, job, inventory, started_s)
+    with claim(config, job) as claimed:
+        job = claimed.job
+        result = _work(config, claimed, started_s)
     if config.keep_last is not None and job.tick is not None:
         remove_old_ticks(open_store(config.output), job.tick, config.keep_last, lease_s=config.lease_s)
     return result
 
 
-def _work(config: SampleConfig, job: SampleJob, inventory: Inventory, started_s: float) -> SampleResult:
-    """What `sample` does while nobody else works there."""
+def _work(config: SampleConfig, claimed: Claim, started_s: float) -> SampleResult:
+    """What `sample` does while nobody else works there, or nothing where nothing is to be done."""
+    job, pictures = claimed.job, Pictures()
     with Attempt(config, job) as attempt:
-        try:
-            for _ in range(_MAX_ROUNDS):
-                if inventory.num_missing:
-                    attempt.begin()
-                    _make_missing(config, job, inventory, attempt)
-                if (parts := inventory.finish()) is not None:
-                    break
-            else:
-                raise PipelineError(f"{job.store.uri}: shards go as they are made; does something else delete there?")
-        finally:
-            inventory.stop()
-        manifest = _publish(config, job, inventory, parts)
-        has_gallery = _make_gallery(config, job, manifest)
-        attempt.published(contact_sheet_key=CONTACT_SHEET_KEY, gallery_key=PAGE_KEY if has_gallery else "")
+        if claimed.may_write:
+            manifest = _make_all(config, job, claimed.inventory, attempt)
+            pictures = make_pictures(config, job, manifest)
+            attempt.published(
+                contact_sheet_key=CONTACT_SHEET_KEY if pictures.has_contact_sheet else "",
+                gallery_key=PAGE_KEY if pictures.has_gallery and config.gallery_images else "",
+            )
+        else:
+            assert job.manifest is not None, "it is finished"
+            manifest = job.manifest
     return SampleResult(
         store=job.store,
         manifest=manifest,
@@ -146,16 +150,39 @@ def _work(config: SampleConfig, job: SampleJob, inventory: Inventory, started_s:
         labels=job.labels,
         num_asked=job.num_asked,
         num_made=attempt.num_images_kept,
-        has_gallery=has_gallery,
+        has_contact_sheet=pictures.has_contact_sheet,
+        has_gallery=pictures.has_gallery and config.gallery_images > 0,
+        num_pictures_failed=len(pictures.failed),
         wall_s=time.monotonic() - started_s,
         evaluations_per_s=attempt.share().evaluations_per_s,
     )
+
+
+def _make_all(config: SampleConfig, job: SampleJob, inventory: Inventory, attempt: Attempt) -> GenerationManifest:
+    """Shards and manifest, as far as they are missing, and what killed attempts have left."""
+    try:
+        for _ in range(_MAX_ROUNDS):
+            if inventory.num_missing:
+                attempt.begin()
+                _make_missing(config, job, inventory, attempt)
+            if (parts := inventory.finish()) is not None:
+                break
+        else:
+            raise PipelineError(f"{job.store.uri}: shards go as they are made; does something else delete there?")
+    finally:
+        inventory.stop()
+    manifest = _publish(config, job, parts)
+    _clear_up(config, job, inventory)
+    return manifest
 
 
 def _make_missing(config: SampleConfig, job: SampleJob, inventory: Inventory, attempt: Attempt) -> None:
     """Have the missing shards made."""
     done, num_images = inventory.num_images_done, job.plan.num_images
     say(f"sampling {num_images - done:,} of {num_images:,} images with {job.model.uri} into {job.store.uri}")
+    write_plan(
+        job.store, PlanRecord(spec_digest=job.spec.digest, shard_size=job.spec.shard_size, num_images=num_images)
+    )
     output = open_store(config.output)
     for files in job.models:
         stage_model(output, files)
@@ -171,7 +198,8 @@ def _make_missing(config: SampleConfig, job: SampleJob, inventory: Inventory, at
     num_lost = 0
     inventory.close_complete()
     with ray_session(config.cluster), Progress("sampling", num_images, "img", done=done) as progress:
-        pool = SamplingPool(order, inventory.missing(), config.pool, inventory.num_missing)
+        num_missing, is_proven = inventory.num_missing, inventory.num_missing < job.plan.num_shards
+        pool = SamplingPool(order, inventory.missing(), config.pool, num_missing, is_proven=is_proven)
         attempt.add_pool(pool.statistics)
         with closing(pool.commits()) as commits:  # however this ends, its actors end and are counted
             for commit in told_of_outages(commits, [job.store], "shard"):
@@ -204,59 +232,37 @@ def _what_is_missing(job: SampleJob, set_aside: Sequence[Retried]) -> str:
     )
 
 
-def _publish(
-    config: SampleConfig, job: SampleJob, inventory: Inventory, parts: Sequence[PartRecord]
-) -> GenerationManifest:
-    """Manifest, contact sheet, orphans: each only if there is something to change."""
-    manifest = job.manifest
-    if manifest is None or manifest.num_images < job.plan.num_images:
-        write_if_changed(job.store, CONFIG_KEY, write_section(config, "sample").encode())
-        manifest = publish(
-            job.store,
-            GenerationManifest(
-                spec=job.spec,
-                spec_digest=job.spec.digest,
-                model_uri=job.model.uri,
-                guide_uri=None if job.guide is None else job.guide.uri,
-                class_names=job.card.class_names,
-                num_images=job.plan.num_images,
-                parts=tuple(parts),
-            ),
-        )
-    sheet = contact_sheet(manifest, job.edit, job.store, config.contact_sheet_columns)
-    write_if_changed(job.store, CONTACT_SHEET_KEY, sheet)
-    orphans = collect_orphans(job.store, inventory.unnamed, older_than_s=config.orphan_age_s, now_s=time.time())
+def _publish(config: SampleConfig, job: SampleJob, parts: Sequence[PartRecord]) -> GenerationManifest:
+    """The manifest that stands: this one, unless it has stood before."""
+    if job.manifest is not None and job.manifest.num_images >= job.plan.num_images:
+        return job.manifest
+    write_if_changed(job.store, CONFIG_KEY, write_section(config, "sample").encode())
+    return publish(
+        job.store,
+        GenerationManifest(
+            spec=job.spec,
+            spec_digest=job.spec.digest,
+            model_uri=job.model.uri,
+            guide_uri=None if job.guide is None else job.guide.uri,
+            class_names=job.card.class_names,
+            num_images=job.plan.num_images,
+            parts=tuple(parts),
+        ),
+    )
+
+
+def _clear_up(config: SampleConfig, job: SampleJob, inventory: Inventory) -> None:
+    """Delete what killed attempts have left, as far as it is old enough that none of them can still be at work."""
+    unnamed = list({info.key: info for info in inventory.unnamed}.values())  # a range may have been closed twice
+    orphans = collect_orphans(job.store, unnamed, older_than_s=config.orphan_age_s, now_s=time.time())
     if orphans:
         say(f"removed {len(orphans)} shards of killed attempts, which no record names")
-    if num_young := len(inventory.unnamed) - len(orphans):
+    if num_young := len(unnamed) - len(orphans):
         say(
             f"shards of killed attempts, which no record names: {num_young} of them are too young to be removed "
             f"(orphan_age_s); later jobs/output.py repair {job.store.uri} removes them"
         )
-    return manifest
-
-
-def _make_gallery(config: SampleConfig, job: SampleJob, manifest: GenerationManifest) -> bool:
-    """The page of the images; whether there is one. The run can do without it: what goes wrong there is a line."""
-    version = job.model.version if job.model.uri == manifest.model_uri else None
-    lineage = Lineage(
-        model_uri=manifest.model_uri,  # the first name: the same model under another is no reason to write
-        guide_uri=manifest.guide_uri,
-        run_id=None if version is None else version.run_id,
-        dataset_digest=job.card.dataset_digest,
-    )
-    try:
-        write_gallery(
-            job.store,
-            manifest.spec,
-            manifest.class_names,
-            read_shards(job.store, manifest.parts),
-            lineage,
-            num_images=manifest.num_images,
-            max_images=config.gallery_images,
-        )
-    except Exception as error:
-        reason = one_line(error) or type(error).__name__
-        say(f"the gallery could not be made ({reason}); the images are all there, and running again makes it")
-        return False
-    return config.gallery_images > 0
+    num_unfinished = job.store.remove_unfinished("", older_than_s=config.orphan_age_s)
+    num_unfinished += open_store(config.output).remove_unfinished(f"{MODELS_FOLDER}/", older_than_s=config.orphan_age_s)
+    if num_unfinished:
+        say(f"removed {num_unfinished} unfinished files of killed attempts")

@@ -78,9 +78,11 @@ class ImagesConfig:
     """Times that a shard is tried again, elsewhere if there is an elsewhere, after it has failed on a living node; then
     it is set aside. Nodes that are lost count against no shard."""
     shard_timeout_s: float = 900.0
-    """A shard is given up when it takes longer than this and than ten times the median of the last hundred, seconds."""
+    """A shard is given up when it takes longer than this and than ten times the median of the last hundred, seconds; a
+    process that waits for storage has this time again."""
     start_timeout_s: float = 7200.0
-    """A process may take so long to load the model, and as long again for its first shard, seconds."""
+    """A process may take so long to load the model, seconds; and as long again for its first shard, until others have
+    made theirs: then ten times their median."""
     idle_limit_s: float = 1800.0
     """The job ends when nobody has been at work for so long: no room, nothing that starts, no storage, seconds."""
     contact_sheet_columns: int = 10

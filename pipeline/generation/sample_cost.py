@@ -16,7 +16,7 @@ from pipeline.progress import format_bytes, format_duration
 _KEYS_PER_LIST = 1000
 _FEW_RECORDS = 16
 _NUM_ENDS = 64  # records that a survey reads at most, see output/inventory.py
-_NUM_LAST = 4  # config.toml, manifest.json, contact_sheet.png, ledger.json
+_NUM_LAST = 5  # plan.json, config.toml, manifest.json, contact_sheet.png, ledger.json
 _GB = 1e9
 
 
@@ -115,11 +115,13 @@ def _describe_requests(job: SampleJob, inventory: Inventory) -> str:
     With m shards missing, ranges r of 10,000 shards that have no part yet (s_r shards in each, c_r of them committed,
     c in all), and p parts:
 
-        PUT   2 m + r + 4     image file and record of each shard, part of each range; config, manifest, sheet, ledger
-        LIST  ceil(p / 1000) + [1 if c <= 1000 else 2 + sum ceil(c_r / 1000)] + sum ceil(s_r / 1000)
-                              the parts; the records; the image files of a range when it is closed; each at least 1
-        GET   c + min(c, 64) + p + 5   at most: records when a range is closed, ends of committed runs, the parts; the
-                              manifest, and what stands at the four keys before they are written
+        PUT   2 m + r + 5     image file and record of each shard, part of each range; plan, config, manifest, sheet,
+                              ledger
+        LIST  ceil(p / 1000) + [1 if c <= 1000 else 2 + sum ceil(c_r / 1000)] + sum ceil(s_r / 1000) + 1 + r
+                              the parts; the records; the image files of a range when it is closed; each at least 1; the
+                              removals, looked for in the run and in each range that is closed
+        GET   c + min(c, 64) + p + 6   at most: records when a range is closed, ends of committed runs, the parts; the
+                              manifest, and what stands at the five keys before they are written
     """
     manifest = job.manifest
     ranges = inventory.open_ranges
@@ -129,6 +131,7 @@ def _describe_requests(job: SampleJob, inventory: Inventory) -> str:
     num_committed, num_parts = sum(committed), len(list_parts(job.store))
     records = 1 if num_committed <= _KEYS_PER_LIST else 2 + sum(map(_num_lists, committed))
     lists = _num_lists(num_parts) + (records if ranges else 0) + sum(_num_lists(len(one)) for one in ranges)
+    lists += 1 + len(ranges)
     puts = 2 * inventory.num_missing + len(ranges) + _NUM_LAST
     gets = num_committed + min(num_committed, _NUM_ENDS) + num_parts + 1 + _NUM_LAST
     return (

@@ -3,15 +3,16 @@
 A tick is removed only if it is complete and older than the present one, its manifest has stood for a day on the store's
 clock, and it is none of the newest few. The order is that of what readers trust: the tick's record is marked, so that
 nobody goes on with it; the manifest goes, from which moment no reader finds the images; then images, records and the
-rest; the tick's record last. Killed in between, a removal goes on with the next tick. Only keys that a run writes are
-deleted: whatever else lies in a prefix, or beside it, stays.
+rest, as they are listed, so that any number of them takes little memory; the tick's record last, while the lease is
+still held: who waited for it finds no record, and makes nothing. Killed in between, a removal goes on with the next
+tick. Only keys that a run writes are deleted: whatever else lies in a prefix, or beside it, stays; so do the model's
+files in `_models/`, of which nobody knows who else samples from them.
 """
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from multiprocessing.pool import ThreadPool
 
 from pipeline.config_io import to_json
 from pipeline.errors import LeaseHeldError, ObjectMissingError, PipelineError, UsageError
@@ -19,15 +20,14 @@ from pipeline.generation.output.commits import part_index, tar_index
 from pipeline.generation.output.manifest import MANIFEST_KEY
 from pipeline.generation.output.tick_records import TickRecord, list_ticks, parse_tick, tick_key
 from pipeline.progress import say
-from pipeline.stores.lease import LEASE_KEY, hold_lease
+from pipeline.stores.lease import LEASE_KEY, hold_lease, holder_token
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import join_uri, open_store
 
 MIN_AGE_S = 86_400.0
 """Age of a manifest below which its images stay: somebody may have begun to read them."""
-_THREADS = 16
 _OTHERS = re.compile(
-    r"config\.toml|ledger\.json|evaluation\.json|contact_sheet\.png|completions\.png|index\.html|"
+    r"config\.toml|ledger\.json|plan\.json|evaluation\.json|contact_sheet\.png|completions\.png|index\.html|"
     r"(?:gallery|_manifest|_removed)/.+"
 )
 """What a run writes beside images, records and manifest; the lease goes last of all, since it is held meanwhile."""
@@ -108,33 +108,49 @@ def remove_old_ticks(output: ObjectStore, present: TickRecord, keep_last: int, *
 def _remove(output: ObjectStore, old: OldTick, lease_s: float) -> int | None:
     """How many objects of the prefix were deleted; None: somebody has changed the record, so it stays."""
     store = open_store(join_uri(output.uri, old.record.prefix))
-    key = tick_key(old.record.tick)
-    with hold_lease(store, duration_s=lease_s) if lease_s else contextlib.nullcontext():
-        marked = to_json(replace(old.record, removal_begun=True))
-        if not old.record.removal_begun and output.replace(key, marked, old.etag) is None:
+    with hold_lease(store, duration_s=lease_s) if lease_s else contextlib.nullcontext() as lease:
+        if not _mark(output, old):
             return None
-        keys = [info.key for info in store.list()]
+        num_deleted = int(store.stat(MANIFEST_KEY) is not None)
         store.delete(MANIFEST_KEY)
-        images = [one for one in keys if tar_index(one) is not None]
-        _delete_all(store, images)
-        records = [one for one in keys if part_index(one) is not None]
-        _delete_all(store, records)
-        others = [one for one in keys if _OTHERS.fullmatch(one)]
-        _delete_all(store, others)
-    store.delete(LEASE_KEY)
-    output.delete(key)
-    foreign = set(keys) - {MANIFEST_KEY, LEASE_KEY, *images, *records, *others}
-    if foreign:
-        say(f"{store.uri}: {len(foreign)} objects that no run writes stay there, such as {min(foreign)}")
-    return len(keys) - len(foreign)
+        num_deleted += _empty(store)
+        if lease is None:
+            store.delete(LEASE_KEY)
+        output.delete(tick_key(old.record.tick))
+    if lease is not None and holder_token(store) == lease.token:  # else somebody waited for it, and has it now
+        store.delete(LEASE_KEY)
+    return num_deleted
 
 
-def _delete_all(store: ObjectStore, keys: Sequence[str]) -> None:
-    """Delete in any order; ends at the first that cannot be deleted."""
-    if keys:
-        with ThreadPool(min(_THREADS, len(keys))) as threads:
-            for _ in threads.imap_unordered(store.delete, keys):
-                pass
+def _mark(output: ObjectStore, old: OldTick) -> bool:
+    """Whether the record is the one that was chosen, and says from now on that its removal has begun."""
+    key = tick_key(old.record.tick)
+    if not old.record.removal_begun:
+        return output.replace(key, to_json(replace(old.record, removal_begun=True)), old.etag) is not None
+    with contextlib.suppress(ObjectMissingError):
+        return output.read_versioned(key).etag == old.etag  # else it was removed, and perhaps begun anew
+    return False
+
+
+def _empty(store: ObjectStore) -> int:
+    """Delete all that a run writes but the lease; how many objects that was. Ends at the first that cannot be."""
+    num_deleted = num_strangers = 0
+    first_stranger = ""
+
+    def written() -> Iterator[str]:
+        nonlocal num_deleted, num_strangers, first_stranger
+        for info in store.list():
+            if tar_index(info.key) is not None or part_index(info.key) is not None or _OTHERS.fullmatch(info.key):
+                num_deleted += 1
+                yield info.key
+            elif info.key not in (MANIFEST_KEY, LEASE_KEY):
+                num_strangers, first_stranger = num_strangers + 1, first_stranger or info.key
+
+    store.delete_all(written())
+    store.remove_unfinished("", older_than_s=MIN_AGE_S)
+    if num_strangers:
+        say(f"{store.uri}: {num_strangers:,} objects that no run writes stay there, such as {first_stranger}")
+    return num_deleted
 
 
 def _manifest_time_s(output: ObjectStore, record: TickRecord) -> float | None:

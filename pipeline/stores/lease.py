@@ -53,10 +53,14 @@ class Lease:
         store: The output.
         record: What stands there.
         etag: Which version of it.
+        followed: As the attribute.
     """
 
-    def __init__(self, store: ObjectStore, record: LeaseRecord, etag: str) -> None:
+    def __init__(self, store: ObjectStore, record: LeaseRecord, etag: str, followed: str | None) -> None:
         """Start to renew it, from a thread."""
+        self.followed = followed
+        """The version of the record that it replaced, None: there was none. If it is what `lease_version` gave before,
+        nobody has held the lease in between."""
         self._store, self._record, self._etag = store, record, etag
         self._interval_s = record.duration_s / _RENEWALS_PER_DURATION
         self._turn, self._ending = threading.Lock(), threading.Event()
@@ -193,6 +197,18 @@ def hold_lease(store: ObjectStore, *, duration_s: float) -> Iterator[Lease]:
         lease.release()
 
 
+def lease_version(store: ObjectStore) -> str | None:
+    """Which version of a lease's record an output has; None: it has none.
+
+    Raises:
+        StorageError: If the store gives no answer.
+    """
+    try:
+        return store.read_versioned(LEASE_KEY).etag
+    except ObjectMissingError:
+        return None
+
+
 def holder_token(store: ObjectStore) -> str | None:
     """The token of whoever holds the lease of an output, or held it last; None if there is no readable lease.
 
@@ -229,8 +245,8 @@ def _acquire(store: ObjectStore, duration_s: float) -> Lease:
             taken = store.replace(LEASE_KEY, to_json(ours), etag)
             if taken is None:
                 raise _held(store, _holder_of(store))
-            return Lease(store, ours, taken)
-    return Lease(store, ours, store.read_versioned(LEASE_KEY).etag)
+            return Lease(store, ours, taken, etag)
+    return Lease(store, ours, store.read_versioned(LEASE_KEY).etag, None)
 
 
 def _take_empty_place(store: ObjectStore, record: LeaseRecord) -> bool:

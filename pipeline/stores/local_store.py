@@ -129,6 +129,11 @@ class LocalStore:
             self._refuse(path, "delete", error)
         self._remove_empty(path.parent)
 
+    def delete_all(self, keys: Iterable[str]) -> None:
+        """See ObjectStore.delete_all."""
+        for key in keys:
+            self.delete(key)
+
     def remove_unfinished(self, prefix: str, *, older_than_s: float) -> int:
         """See ObjectStore.remove_unfinished. The age is that of the last write to the file, on this machine's clock."""
         num_removed, now_s = 0, time.time()

@@ -121,6 +121,17 @@ class ObjectStore(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; a missing key is fine."""
 
+    def delete_all(self, keys: Iterable[str]) -> None:
+        """Remove objects in the order given, of S3 a thousand with each request; missing keys are fine.
+
+        Args:
+            keys: The objects; taken as they are needed, so that they may come from a listing of any length.
+
+        Raises:
+            StorageAccessError: If access to one is refused; those before it are gone, some of those behind it may be.
+            StorageError: If no answer came for as long as is waited for one.
+        """
+
     def remove_unfinished(self, prefix: str, *, older_than_s: float) -> int:
         """Remove what writers that died left in a folder and no listing shows; of S3 a lifecycle rule does that.
 

@@ -10,7 +10,7 @@ import os
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -37,6 +37,8 @@ from pipeline.stores.causes import Failure, cause_of
 from pipeline.stores.patience import patiently
 from pipeline.stores.s3_causes import NO_ENDPOINT, NOT_S3, S3_CAUSES, may_have_been_done
 
+KEYS_PER_DELETE = 1000
+"""What S3 deletes in one request."""
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 _METADATA_PATIENCE_S = 30.0
 _BLOCK_BYTES = 1 << 20
@@ -54,6 +56,7 @@ _OPERATIONS = {
     "complete_multipart_upload": ("write", ("ETag",)),
     "abort_multipart_upload": ("write", ()),
     "delete_object": ("delete", ()),
+    "delete_objects": ("delete", ()),
 }
 _TROUBLE = (BotoCoreError, ClientError, HTTPError, OSError, ResponseParserError)
 
@@ -120,6 +123,29 @@ class S3Requests:
             RequestFailedError: If it is refused, or patience ended.
         """
         return self._insist(lambda: self._ask(operation, parameters))
+
+    def delete_together(self, keys: Sequence[str]) -> list[str]:
+        """Delete up to 1,000 objects in one request, as far as the server does it.
+
+        Some servers do not know this request, or want it signed otherwise, and each key may be refused by itself.
+
+        Args:
+            keys: The whole keys.
+
+        Returns:
+            Those that may still be there, in the same order: why, the answer to a request for one of them says.
+
+        Raises:
+            RequestFailedError: If the server was away until patience ended.
+        """
+        try:
+            answer = self.send("delete_objects", Delete={"Objects": [{"Key": key} for key in keys]})
+        except RequestFailedError as error:
+            if _passes(error):
+                raise
+            return list(keys)
+        gone = {entry.get("Key") for entry in answer.get("Deleted", ())}
+        return [key for key in keys if key not in gone]
 
     def receive(self, key: str, into: BinaryIO, known_etag: str | None) -> tuple[str, bool]:
         """Read an object on, from where `into` ends; what came before an answer broke off stays there.

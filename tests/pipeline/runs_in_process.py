@@ -1,6 +1,9 @@
 """Generation runs made in this process, without Ray, and what is compared of them."""
 
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from pipeline.data.image_stream import LabelledImages, join_images
 from pipeline.generation.making.shard_maker import ShardMaker
@@ -8,6 +11,8 @@ from pipeline.generation.output.manifest import read_shards
 from pipeline.generation.sample import SampleResult, sample
 from pipeline.generation.sample_config import SampleConfig
 from pipeline.generation.sample_job import resolve_job
+from pipeline.stores.local_store import LocalStore
+from pipeline.stores.object_store import ObjectInfo
 
 
 def make_in_process(config: SampleConfig) -> dict[int, str]:
@@ -40,3 +45,15 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes]]:
         )
         for path in [folder, *folder.rglob("*")]
     }
+
+
+def count_lists(monkeypatch: pytest.MonkeyPatch, folder: Path, into: list[str]) -> None:
+    """Note each listing below a folder by its prefix."""
+    real = LocalStore.list
+
+    def list_noted(store: LocalStore, prefix: str = "") -> Iterator[ObjectInfo]:
+        if store.uri == str(folder):
+            into.append(prefix)
+        return real(store, prefix)
+
+    monkeypatch.setattr(LocalStore, "list", list_noted)

@@ -6,14 +6,25 @@ import pytest
 import ray
 
 from pipeline import cluster_nodes
-from pipeline.cluster_nodes import avoiding, draining_nodes, gone_nodes, silent_nodes, whole_cluster
+from pipeline.cluster_nodes import (
+    avoiding,
+    draining_nodes,
+    fitting_nodes,
+    gone_nodes,
+    has_room,
+    silent_nodes,
+    whole_cluster,
+)
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_what_ray_says_of_itself() -> None:
     """Its function for draining nodes is not public: this is where a version without it would be noticed."""
     assert whole_cluster()["CPU"] == 2 and draining_nodes() == frozenset() and silent_nodes() == []
-    assert gone_nodes([ray.get_runtime_context().get_node_id()]) == []
+    node = ray.get_runtime_context().get_node_id()
+    assert gone_nodes([node]) == []
+    assert fitting_nodes({"CPU": 2.0}) == {node} and fitting_nodes({"CPU": 3.0}) == frozenset()
+    assert has_room({"CPU": 0.0}) and not has_room({"CPU": 3.0}) and not has_room({"CPU": 1.0, "GPU": 1.0})
 
 
 def test_no_selector_where_nothing_is_left_out() -> None:

@@ -25,6 +25,7 @@ from pipeline.evaluation.studies.ema_sweep import EmaSweep, EmaSweepRow
 from pipeline.evaluation.studies.sampler_table import SamplerComparison, SamplerRow
 from pipeline.generation.output.commits import CommitRecord, Provenance
 from pipeline.generation.output.manifest import GenerationManifest
+from pipeline.generation.output.plan_record import PlanRecord
 from pipeline.generation.output.removals import RemovalRecord
 from pipeline.generation.output.tick_records import TickRecord
 from pipeline.generation.spec.sampling_plan import SamplingSpec
@@ -161,6 +162,7 @@ RECORDS: dict[str, Any] = {
         num_images=7,
         parts=(PartRecord(key=f"_manifest/00000-00001-{SHA}.parquet"),),
     ),
+    "plan": PlanRecord(spec_digest=SPEC.digest, shard_size=4, num_images=7),
     "removal": RemovalRecord(
         index=0,
         sequence=0,

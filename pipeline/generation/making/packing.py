@@ -6,7 +6,7 @@ model was called: the same model under two names gives the same bytes. A change 
 raises `SamplingSpec.format_version`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def encode_samples(
             meta["class_name"] = class_names[label]
         samples.append(
             Sample(
-                key=f"{sample_id:012d}",
+                key=_key(sample_id),
                 image=spec.image_format.encode(image, {f"ddpm:{key}": text for key, text in texts.items()}),
                 extension=spec.image_format.extension,
                 cls=label,
@@ -61,17 +61,26 @@ def encode_samples(
     return samples
 
 
-def pack_samples(spec: SamplingSpec, class_names: Sequence[str], samples: Sequence[Sample]) -> bytes:
+def pack_samples(
+    spec: SamplingSpec, class_names: Sequence[str], samples: Sequence[Sample], without: Collection[int] = ()
+) -> bytes:
     """Pack the samples of an output shard, all of them and in the order of their ids, into the spec's container.
 
     Args:
         spec: What was made.
         class_names: Names of the model's classes; empty if it has none, or none for them.
         samples: The samples, at least one.
+        without: Ids of those that were taken down. Where they are all, the container is an empty one: readers of
+            shards need no rule for it.
     """
+    keys = {_key(sample_id) for sample_id in without}
     if spec.container == "parquet":
-        return pack_parquet(samples, class_names or [str(label) for label in range(spec.num_classes or 0)])
-    return pack_shard(samples)
+        return pack_parquet(samples, class_names or [str(label) for label in range(spec.num_classes or 0)], keys)
+    return pack_shard(sample for sample in samples if sample.key not in keys)
+
+
+def _key(sample_id: int) -> str:
+    return f"{sample_id:012d}"
 
 
 def _common(spec: SamplingSpec) -> dict[str, Any]:

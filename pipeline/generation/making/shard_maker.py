@@ -214,8 +214,11 @@ class ShardMaker:
         Raises:
             CommitConflictError, StorageError: As write_once.
         """
-        data = pack_samples(self._spec, self._class_names, self.encode(drawn))
-        return write_once(self._store, self._spec, drawn.shard, data, drawn.made)
+        return write_once(self._store, self._spec, drawn.shard, self.pack(drawn), drawn.made)
+
+    def pack(self, drawn: DrawnShard, without: Collection[int] = ()) -> bytes:
+        """The bytes of an output shard, without images of some ids; arguments as `pack_samples`."""
+        return pack_samples(self._spec, self._class_names, self.encode(drawn), without)
 
     def remake(self, shard: OutputShard, wanted: Collection[int]) -> list[Sample]:
         """Make some images of a shard again: only its fixed batches that hold them; nothing is committed.

@@ -22,7 +22,7 @@ from typing import Literal
 
 from pipeline import config_io
 from pipeline.data.shard_table import ShardRecord
-from pipeline.errors import CommitConflictError
+from pipeline.errors import CommitConflictError, ConfigError
 from pipeline.generation.output.removals import read_removals
 from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec
 from pipeline.progress import say
@@ -180,8 +180,15 @@ def read_record(store: ObjectStore, index: int) -> CommitRecord:
 
     Raises:
         ObjectMissingError: If the shard is not committed.
-        ConfigError: If the record is damaged.
+        ConfigError: If the record is damaged: it is that of another shard, or its key has another digest.
         FormatVersionError: If it is of another version.
     """
     key = part_key(index)
-    return config_io.read_record(CommitRecord, store.read(key), f"{store.uri}/{key}", remedy="name another output")
+    where = f"{store.uri}/{key}"
+    record = config_io.read_record(CommitRecord, store.read(key), where, remedy="name another output")
+    if record.index != index or not record.key.startswith(f"{index:09d}-{record.sha256}."):
+        raise ConfigError(
+            f"{where}: is damaged: it says shard {record.index}, the key {record.key} and the sha256 {record.sha256}; "
+            f"jobs/output.py repair {store.uri} mends what can be mended"
+        )
+    return record

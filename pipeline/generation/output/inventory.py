@@ -13,10 +13,10 @@ from multiprocessing.pool import AsyncResult, ThreadPool
 
 from pipeline.data.shard_parts import SHARDS_PER_PART, PartRecord
 from pipeline.data.shard_table import ShardRecord
-from pipeline.errors import ObjectMissingError, PipelineError
+from pipeline.errors import ObjectMissingError, PipelineError, StorageError, is_outage
 from pipeline.generation.output.commits import CommitRecord, part_index, read_record, tar_index
 from pipeline.generation.output.manifest import GenerationManifest, list_parts, read_part, write_part
-from pipeline.generation.output.removals import Removals, read_removals, without_removed
+from pipeline.generation.output.removals import Removals, num_planned, read_removals, without_removed
 from pipeline.generation.spec.sampling_plan import OutputShard, ShardPlan, check_same_shard
 from pipeline.progress import say
 from pipeline.stores.object_store import ObjectInfo, ObjectStore
@@ -66,6 +66,7 @@ class Inventory:
         self._num_done = [0] * -(-plan.num_shards // SHARDS_PER_PART)
         self._closing: dict[int, AsyncResult[ClosedRange]] = {}
         self._thread: ThreadPool | None = None
+        self._ends_of_parts: list[int] = []  # shards that may be the last, and so short, of an earlier plan
         self.unnamed: list[ObjectInfo] = []
         """Tars that no record names, of the ranges that were closed."""
         self._take_parts(manifest)
@@ -100,8 +101,10 @@ class Inventory:
     def add(self, record: CommitRecord) -> None:
         """Note a shard that has just been committed; a range that is complete by it is closed beside the work.
 
+        An outage at that is no end: actors that wait for storage may make more, so it is closed once more.
+
         Raises:
-            OutputExistsError, StorageError: As `finish`, of a range that was closed meanwhile.
+            OutputExistsError, StorageError: As `finish`, of a range that was closed meanwhile, outages aside.
         """
         range_index = record.index // SHARDS_PER_PART
         self._known.setdefault(range_index, {})[record.index] = record.tar
@@ -109,7 +112,14 @@ class Inventory:
         self.done[record.index] = 1
         self._close_if_complete(range_index)
         for finished in [index for index, one in self._closing.items() if one.ready()]:
-            self._take_closed(self._closing.pop(finished).get())
+            closing = self._closing.pop(finished)
+            try:
+                self._take_closed(closing.get())
+            except StorageError as error:
+                if not is_outage(error):
+                    raise
+                say(f"range {finished} of the output shards is closed later: {error}")
+                self._close_if_complete(finished)
 
     def close_complete(self) -> None:
         """Close the ranges that are complete already, beside the work."""
@@ -146,26 +156,32 @@ class Inventory:
     def _take_parts(self, manifest: GenerationManifest | None) -> None:
         """Ranges with a part of all their shards are complete; a shorter part knows some.
 
-        A part that names a tar from which images were removed is none: a removal is under way, or was killed.
+        A part that names a tar from which images were removed is none: a removal is under way, or was killed. A part
+        that no manifest names may end in a short shard, as the plan of a run that was killed had it.
         """
         removals = read_removals(self._store)
         touched = {index // SHARDS_PER_PART for index in removals}
-        if manifest is not None and self._plan.num_shards > manifest.num_shards:
-            last = list(read_part(self._store, manifest.parts[-1]))[-1]
+        if manifest is not None and self._plan.num_images != manifest.num_images:
             index = manifest.num_shards - 1
-            num_samples = last.num_samples + len(removals[index].ids if index in removals else ())
-            shard = OutputShard(index=index, first_id=index * self._plan.shard_size, num_samples=num_samples)
+            last = read_part(self._store, manifest.parts[-1])[-1:]
+            shard = OutputShard(
+                index=index, first_id=index * self._plan.shard_size, num_samples=num_planned(last, index, removals)
+            )
             check_same_shard(self._plan.shard(index), shard, self._plan.num_images, self._store.uri)
         for part in [*(manifest.parts if manifest else ()), *list_parts(self._store)]:
-            indices = self._indices(part.range_index)
+            indices, is_named = self._indices(part.range_index), manifest is not None and part in manifest.parts
             if part.range_index in self._parts or not indices:
                 continue
             if part.range_index in touched and _is_superseded(read_part(self._store, part), indices.start, removals):
+                say(
+                    f"{self._store.uri}: images were removed, and that is not finished; run jobs/output.py remove again"
+                )
                 continue
             if part.num_shards == len(indices):
                 self._parts[part.range_index] = part
                 self.done[indices.start : indices.stop] = b"\1" * len(indices)
-            elif manifest is not None and part in manifest.parts:
+                self._ends_of_parts += [] if is_named else [indices[-1]]
+            elif is_named:
                 known = dict(enumerate(read_part(self._store, part), start=indices.start))
                 self._known[part.range_index] = known
                 self.done[indices.start : indices.start + len(known)] = b"\1" * len(known)
@@ -173,22 +189,20 @@ class Inventory:
     def _take_records(self) -> None:
         """The keys of commit records, of all ranges without a part."""
         open_ranges = [index for index in range(len(self._num_done)) if index not in self._parts]
-        if not open_ranges:
-            return
-        ends: list[int] = []
-        first = list(islice(self._store.list("_parts/"), _FEW + 1))
+        first = list(islice(self._store.list("_parts/"), _FEW + 1)) if open_ranges else []
         if len(first) <= _FEW:
             self._mark(part_index(info.key) for info in first)
         else:
             with ThreadPool(min(_THREADS, len(open_ranges))) as threads:
                 for committed in threads.imap_unordered(self._committed, open_ranges):
                     self._mark(committed)
+        ends: list[int] = []
         for range_index in open_ranges:
             indices = self._indices(range_index)
             self._num_done[range_index] = self.done.count(1, indices.start, indices.stop)
             known = self._known.get(range_index, {})
             ends += [index for index in self._last_of_runs(indices) if index not in known]
-        for record in _read_records(self._store, ends[-_NUM_ENDS:]):
+        for record in _read_records(self._store, [*self._ends_of_parts[-_NUM_ENDS:], *ends[-_NUM_ENDS:]]):
             check_same_shard(self._plan.shard(record.index), record.shard, self._plan.num_images, self._store.uri)
 
     def _committed(self, range_index: int) -> list[int]:

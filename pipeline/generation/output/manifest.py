@@ -9,17 +9,20 @@ shards reads no record of it. The manifest is replaced by If-Match and only by a
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 
 from pipeline import config_io
 from pipeline.data import shard_parts
 from pipeline.data.shard_parts import PART_FOLDER, SHARDS_PER_PART, PartRecord, is_part
 from pipeline.data.shard_table import ShardRecord, ShardTable
-from pipeline.errors import ObjectMissingError
+from pipeline.errors import ObjectMissingError, OutputExistsError
+from pipeline.generation.output.removals import num_planned, read_removals
 from pipeline.generation.spec.sampling_plan import SamplingSpec
 from pipeline.stores.object_store import ObjectStore
 
 MANIFEST_KEY = "manifest.json"
 _REMEDY = "jobs/output.py repair makes it again"
+_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,12 +78,32 @@ def write_part(store: ObjectStore, range_index: int, shards: Sequence[ShardRecor
     Raises:
         StorageError: If the store fails.
     """
-    return shard_parts.write_part(store, ShardTable.of(shards, first_number=range_index * SHARDS_PER_PART))
+    return shard_parts.write_part(store, _table_of(range_index, shards))
+
+
+def encode_part(range_index: int, shards: Sequence[ShardRecord]) -> tuple[PartRecord, bytes]:
+    """What `write_part` writes, and its bytes."""
+    return shard_parts.encode_part(_table_of(range_index, shards))
+
+
+def unknown_part(range_index: int, num_shards: int) -> PartRecord:
+    """Stands for a part that is not known: none has this digest."""
+    return shard_parts.part_named(range_index, num_shards, "0" * 64)
+
+
+def _table_of(range_index: int, shards: Sequence[ShardRecord]) -> ShardTable:
+    return ShardTable.of(shards, first_number=range_index * SHARDS_PER_PART)
 
 
 def list_parts(store: ObjectStore) -> list[PartRecord]:
     """All parts in an output prefix, those of killed and of shorter runs too."""
-    return [PartRecord(key=info.key) for info in store.list(PART_FOLDER) if is_part(info.key)]
+    return [part for part, _ in list_parts_with_times(store)]
+
+
+def list_parts_with_times(store: ObjectStore) -> list[tuple[PartRecord, float]]:
+    """The same parts, each with the time when it was written, seconds since 1970, on the storage's clock."""
+    infos = (info for info in store.list(PART_FOLDER) if is_part(info.key))
+    return [(PartRecord(key=info.key), info.modified_s) for info in infos]
 
 
 def load_generation_manifest(store: ObjectStore) -> GenerationManifest | None:
@@ -91,9 +114,19 @@ def load_generation_manifest(store: ObjectStore) -> GenerationManifest | None:
         FormatVersionError: If it is of another version.
     """
     try:
-        return _parse(store, store.read(MANIFEST_KEY))
+        return require_manifest(store)
     except ObjectMissingError:
         return None
+
+
+def require_manifest(store: ObjectStore) -> GenerationManifest:
+    """The manifest of a finished run.
+
+    Raises:
+        ObjectMissingError: If there is none, or none any more.
+        ConfigError, FormatVersionError: As `load_generation_manifest`.
+    """
+    return _parse(store, store.read(MANIFEST_KEY))
 
 
 def publish(store: ObjectStore, manifest: GenerationManifest) -> GenerationManifest:
@@ -103,9 +136,12 @@ def publish(store: ObjectStore, manifest: GenerationManifest) -> GenerationManif
         The manifest that stands.
 
     Raises:
+        OutputExistsError: If its parts hold another number of images than it says; nothing is written then.
         ConfigError, FormatVersionError: As `load_generation_manifest`.
+        ShardCorruptError: If a part was altered.
         StorageError: If the store fails.
     """
+    _check_complete(store, manifest)
     data = config_io.to_json(manifest)
     while True:
         try:
@@ -119,6 +155,23 @@ def publish(store: ObjectStore, manifest: GenerationManifest) -> GenerationManif
             return standing
         if store.replace(MANIFEST_KEY, data, current.etag) is not None:
             return manifest
+
+
+def _check_complete(store: ObjectStore, manifest: GenerationManifest) -> None:
+    """Refuse to publish what its parts do not hold: none of them was written by this plan alone."""
+    removals = read_removals(store)
+
+    def count(part: PartRecord) -> int:
+        return num_planned(read_part(store, part), part.range_index * SHARDS_PER_PART, removals)
+
+    with ThreadPool(_THREADS) as threads:
+        num_listed = sum(threads.imap_unordered(count, manifest.parts))
+    if num_listed != manifest.num_images:
+        raise OutputExistsError(
+            f"{store.uri}: the parts in {PART_FOLDER} list {num_listed} images of {manifest.num_images}, as a run of "
+            f"another size wrote them: a run grows only when its old number of images is a multiple of shard_size; ask "
+            "for the old number, or choose another output or seed"
+        )
 
 
 def replace_manifest(store: ObjectStore, manifest: GenerationManifest, etag: str) -> bool:

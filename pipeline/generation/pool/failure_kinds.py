@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from pipeline.errors import ObjectMissingError, PipelineError, StorageAccessError, StorageError, StorageUnfitError
+from pipeline.errors import PipelineError, is_outage
 from pipeline.generation.pool.shard_queue import FailureKind
 from pipeline.redact import redact
 
@@ -16,14 +16,18 @@ _OF_A_DEVICE = re.compile(
 _MAX_TEXT = 300
 
 
-def kind_of(error: BaseException) -> FailureKind:
-    """Whom an error is held against."""
-    if isinstance(error, StorageError):
-        # What is refused or missing will be so again; what did not answer for minutes may answer in an hour.
-        lasting = isinstance(error, ObjectMissingError | StorageAccessError | StorageUnfitError)
-        return "shard" if lasting else "outage"
+def kind_of(error: BaseException, *, is_loading: bool = False) -> FailureKind:
+    """Whom an error is held against.
+
+    Args:
+        error: What was raised.
+        is_loading: Whether no shard was made, but a model loaded: what is no device's is then the machine's, and a
+            device without room for the model is of no use.
+    """
+    if is_outage(error):
+        return "outage"
     if isinstance(error, torch.OutOfMemoryError):
-        return "shard"
+        return "device" if is_loading else "shard"
     if isinstance(error, torch.AcceleratorError) or (
         isinstance(error, RuntimeError) and not isinstance(error, PipelineError) and _OF_A_DEVICE.search(str(error))
     ):

@@ -44,7 +44,7 @@ class IdleWatch:
             return
         idle_s, there = now_s - self._worked_s, whole_cluster()
         if idle_s > self._config.idle_limit_s:
-            raise PipelineError(self._end(there, sum(actor.broken_by is not None for actor in actors)))
+            raise PipelineError(self._end(there, sum(actor.is_broken for actor in actors)))
         if idle_s > _FIRST_SAY_S and now_s - self._said_s > _SAY_INTERVAL_S:
             self._said_s = now_s
             say(f"waiting for an actor: {self._needs(there)}; {format_duration(idle_s)} so far")

@@ -15,11 +15,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import CheckpointError, PipelineError
+from pipeline.errors import CheckpointError
 from pipeline.models.model_files import MODEL_JSON, SOURCE_JSON, WEIGHTS, ModelFiles
 from pipeline.stores.object_store import ObjectStore
 
-_FOLDER = "_models"
+MODELS_FOLDER = "_models"
 _MAX_KEPT = 4  # models on a node's disk
 
 
@@ -30,7 +30,7 @@ def stage_model(output: ObjectStore, files: ModelFiles) -> None:
         StorageError: If it cannot be written.
     """
     for name, data in files.as_dict().items():
-        key = f"{_FOLDER}/{files.digest}/{name}"
+        key = f"{MODELS_FOLDER}/{files.digest}/{name}"
         there = output.stat(key)
         if there is None or there.size_bytes != len(data):
             output.write(key, data)
@@ -49,7 +49,7 @@ def read_staged(output: ObjectStore, digest: str, *, trusted: bool) -> ModelFile
         CheckpointError: If it was altered.
         StorageError: If it cannot be read.
     """
-    folder = f"{_FOLDER}/{digest}"
+    folder = f"{MODELS_FOLDER}/{digest}"
     names = {info.key.rpartition("/")[2] for info in output.list(f"{folder}/")}
     source = output.read(f"{folder}/{SOURCE_JSON}") if SOURCE_JSON in names else None
     files = ModelFiles(
@@ -64,17 +64,21 @@ def read_staged(output: ObjectStore, digest: str, *, trusted: bool) -> ModelFile
 
 
 def fetch_model(output: ObjectStore, digest: str, *, trusted: bool) -> ModelFiles:
-    """A staged model by way of this node's disk, fetched once however many processes ask; errors as `read_staged`."""
-    cache = _cache()
-    with _locked(cache / f"{digest}.lock"):
-        place = cache / digest
+    """A staged model by way of this node's disk, fetched once however many processes ask; errors as `read_staged`.
+
+    A disk that is full, read-only or broken, or a folder there of somebody else, costs each process of the node a fetch
+    of its own, and nothing else.
+    """
+    with contextlib.suppress(OSError), _locked(_cache() / f"{digest}.lock") as lock:
+        place = lock.with_suffix("")
         files = _read_kept(place, digest, trusted)
         if files is None:
             shutil.rmtree(place, ignore_errors=True)
             files = read_staged(output, digest, trusted=trusted)
             _keep(place, files)
-        _drop_oldest(cache, keep=place)
-    return files
+        _drop_oldest(lock.parent, keep=place)
+        return files
+    return read_staged(output, digest, trusted=trusted)
 
 
 def _cache() -> Path:
@@ -82,15 +86,15 @@ def _cache() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if status.st_uid != os.getuid() or not folder.is_dir() or folder.is_symlink():
-        raise PipelineError(f"{folder}: belongs to somebody else; remove it, or set TMPDIR to a folder of your own")
+        raise OSError(f"{folder}: belongs to somebody else")
     return folder
 
 
 @contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
+def _locked(file: Path) -> Iterator[Path]:
     with file.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # given back when the file is closed, also by a process that dies
-        yield
+        yield file
 
 
 def _read_kept(place: Path, digest: str, trusted: bool) -> ModelFiles | None:
@@ -108,7 +112,7 @@ def _read_kept(place: Path, digest: str, trusted: bool) -> ModelFiles | None:
 
 
 def _keep(place: Path, files: ModelFiles) -> None:
-    """A full disk costs the other processes of this node a fetch each, and nothing else."""
+    """Whole, or not at all."""
     try:
         place.mkdir()
         for name, data in files.as_dict().items():

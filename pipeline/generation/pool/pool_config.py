@@ -29,9 +29,10 @@ class PoolConfig:
     max_shard_retries: int
     """Times that a shard is tried again elsewhere after it has failed on a living node."""
     shard_timeout_s: float
-    """A shard that takes longer, and longer than ten times the median, is given up, seconds."""
+    """A shard that takes longer, and longer than ten times the median, is given up, seconds; who waits for storage has
+    this time again."""
     start_timeout_s: float
-    """An actor's loading, and its first shard, may take so long, seconds."""
+    """An actor's loading may take so long, and its first shard while nobody has made a first one, seconds."""
     idle_limit_s: float
     """The job ends when nothing was made and nobody works for so long, seconds."""
 

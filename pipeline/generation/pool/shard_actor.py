@@ -20,6 +20,7 @@ from pipeline.generation.pool.node_models import fetch_model
 from pipeline.generation.pool.shard_queue import FailureKind
 from pipeline.generation.spec.sampling_plan import OutputShard, SamplingSpec
 from pipeline.ray_errors import ErrorValues, of_values, to_values
+from pipeline.stores.patience import num_waits
 from pipeline.stores.storage import open_store
 
 
@@ -68,6 +69,8 @@ class Answer:
     """Whom a failure is held against; None: there is none."""
     values: ErrorValues | None = None
     """The failure, as values: an exception would come back wrapped in Ray's, without its class."""
+    num_waits: int = 0
+    """How often the process has paused for a server so far."""
 
     @property
     def error(self) -> PipelineError:
@@ -98,17 +101,21 @@ class ShardActor:
         try:
             self._maker = self._device_thread.submit(self._load).result()
         except Exception as error:
-            return _failed(error, "sampling: a process cannot load the model")
-        return Answer()
+            return _failed(error, "sampling: a process cannot load the model", is_loading=True)
+        return Answer(num_waits=num_waits())
 
     def make(self, shard: OutputShard) -> Answer:
         """Make and commit a shard."""
         assert self._maker is not None, "loaded first"
         try:
             drawn = self._device_thread.submit(self._maker.draw, shard).result()
-            return Answer(commit=self._maker.commit(drawn))
+            return Answer(commit=self._maker.commit(drawn), num_waits=num_waits())
         except Exception as error:
             return _failed(error, f"output shard {shard.index} (ids from {shard.first_id})")
+
+    def num_waits(self) -> int:
+        """How often this process has paused for a server so far; asked beside what it does."""
+        return num_waits()
 
     def _load(self) -> ShardMaker:
         order, spec = self._order, self._order.spec
@@ -122,9 +129,9 @@ class ShardActor:
         return ShardMaker(ingredients, spec, store, num_threads=order.num_threads, device=device)
 
 
-def _failed(error: Exception, where: str) -> Answer:
+def _failed(error: Exception, where: str, *, is_loading: bool = False) -> Answer:
     own = as_own_error(error, where)
     values = to_values(own)
     if own is not error:
         values["trace"] = "".join(traceback.format_exception(error))
-    return Answer(kind=kind_of(error), values=values)
+    return Answer(kind=kind_of(error, is_loading=is_loading), values=values, num_waits=num_waits())

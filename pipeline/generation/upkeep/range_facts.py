@@ -7,10 +7,17 @@ from multiprocessing.pool import ThreadPool
 
 from pipeline.data.shard_parts import SHARDS_PER_PART, PartRecord
 from pipeline.data.shard_table import ShardRecord
+from pipeline.data.shards import unpack
 from pipeline.errors import ConfigError, ObjectMissingError, ShardCorruptError
 from pipeline.generation.output.commits import CommitRecord, part_index, read_record, tar_index
 from pipeline.generation.output.manifest import read_part
-from pipeline.generation.output.removals import Removals, read_removals
+from pipeline.generation.output.removals import (
+    RemovalRecord,
+    Removals,
+    fault_of_removals,
+    look_at_removals,
+    sound_removals,
+)
 from pipeline.stores.object_store import ObjectInfo, ObjectStore
 
 THREADS = 8
@@ -34,7 +41,11 @@ class RangeFacts:
     tars: Mapping[str, ObjectInfo]
     """Tars of the range, by key."""
     removals: Mapping[int, Removals]
-    """What was removed of it."""
+    """What was removed of it, where its records agree with each other."""
+    broken: Mapping[int, Mapping[str, RemovalRecord | str]]
+    """Removal records, as `look_at_removals` gives them, of shards where they do not."""
+    removal_faults: Mapping[str, str]
+    """Why not, by the key of the first that does not."""
 
     def committed(self, index: int) -> ShardRecord | None:
         """The tar that stands of a shard by its records alone; None where no record can be read."""
@@ -83,6 +94,14 @@ def read_range(store: ObjectStore, part: PartRecord, threads: ThreadPool, *, wit
                 records[index] = found
             elif found is not None:
                 faults[index] = found
+    removals: dict[int, Removals] = {}
+    broken, removal_faults = {}, {}
+    for index, of_shard in look_at_removals(store, digits).items():
+        if (why := fault_of_removals(of_shard)) is not None:
+            broken[index] = of_shard
+            removal_faults[why[0]] = why[1]
+        else:
+            removals[index] = sound_removals(of_shard)
     return RangeFacts(
         indices=indices,
         rows=rows,
@@ -90,7 +109,9 @@ def read_range(store: ObjectStore, part: PartRecord, threads: ThreadPool, *, wit
         records=records,
         record_faults=faults,
         tars={info.key: info for info in store.list(digits) if tar_index(info.key) is not None},
-        removals=read_removals(store, digits),
+        removals=removals,
+        broken=broken,
+        removal_faults=removal_faults,
     )
 
 
@@ -140,4 +161,22 @@ def _read(store: ObjectStore, index: int, there: set[int | None]) -> CommitRecor
         return "is missing"
     except ConfigError:
         return "is damaged"
-    return record if record.index == index else f"is that of shard {record.index}"
+    return record
+
+
+def measure(store: ObjectStore, key: str) -> tuple[ShardRecord, frozenset[int]] | None:
+    """What an output shard's file itself says: its bytes must have the digest in its key.
+
+    Returns:
+        A record of it, and the sample ids in it; None if it is not there, or altered.
+    """
+    try:
+        data = store.read(key)
+    except ObjectMissingError:
+        return None
+    sha256 = hashlib.sha256(data).hexdigest()
+    if not key.partition("-")[2].startswith(sha256):
+        return None
+    samples = unpack(key, data, f"{store.uri}/{key}")
+    tar = ShardRecord(key=key, size_bytes=len(data), sha256=sha256, num_samples=len(samples))
+    return tar, frozenset(int(sample.key) for sample in samples)

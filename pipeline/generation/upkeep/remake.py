@@ -11,7 +11,7 @@ from pipeline.generation.output.manifest import GenerationManifest, read_part
 from pipeline.generation.output.removals import Removals, read_removals
 from pipeline.generation.spec.sampling_plan import plan_shards
 from pipeline.generation.upkeep.ids import by_shard
-from pipeline.generation.upkeep.repair import make_maker
+from pipeline.generation.upkeep.making_again import make_maker
 from pipeline.generation.upkeep.stored_run import ModelAccess, load_run
 from pipeline.stores.object_store import ObjectStore
 

@@ -21,9 +21,7 @@ from pipeline.generation.output.manifest import (
     GenerationManifest,
     list_parts,
     read_part,
-    read_shards,
     replace_manifest,
-    write_if_changed,
     write_part,
 )
 from pipeline.generation.output.removals import (
@@ -33,16 +31,14 @@ from pipeline.generation.output.removals import (
     removal_key,
     without_removed,
 )
-from pipeline.generation.spec.sampling_plan import plan_shards
 from pipeline.generation.upkeep.ids import by_shard
 from pipeline.generation.upkeep.remake import find_tar
 from pipeline.generation.upkeep.stored_run import load_run, stored_config
-from pipeline.generation.viewing.contact_sheet import contact_sheet
-from pipeline.generation.viewing.gallery import CONTENTS_KEY, Lineage, write_gallery
+from pipeline.generation.viewing.contact_sheet import CONTACT_SHEET_KEY, write_contact_sheet
+from pipeline.generation.viewing.gallery import CONTENTS_KEY, Lineage, make_gallery
 from pipeline.generation.viewing.gallery_blocks import parse_script
 from pipeline.stores.object_store import ObjectStore
 
-CONTACT_SHEET_KEY = "contact_sheet.png"
 _COLUMNS, _GALLERY_IMAGES = 10, 1_000_000  # the defaults, for a run without config.toml
 
 
@@ -65,7 +61,7 @@ def remove(store: ObjectStore, ids: tuple[int, ...], reason: str) -> Removed:
         reason: Why; stored.
 
     Raises:
-        ConfigError: If the run has no such image, or a shard would be left without any; before anything is changed.
+        ConfigError: If the run has no such image, or no reason is given; before anything is changed.
         ShardCorruptError, ObjectMissingError: If a shard or a part is not as it was made: repair it first.
         PipelineError: If somebody else removes images of the same shard; run it again.
         StorageError: If the store fails, or forbids to delete.
@@ -74,14 +70,6 @@ def remove(store: ObjectStore, ids: tuple[int, ...], reason: str) -> Removed:
         raise ConfigError(f"reason: must say why, got {reason!r}; it is kept beside the run")
     manifest = load_run(store)
     shards, removals = by_shard(manifest, ids), read_removals(store)
-    plan = plan_shards(manifest.spec, manifest.num_images)
-    for index, wanted in shards.items():
-        gone = removals[index].ids if index in removals else frozenset()
-        if plan.shard(index).num_samples == len(gone | set(wanted)):
-            raise ConfigError(
-                f"ids: must leave an image in each shard, got all of shard {index} (ids from "
-                f"{plan.shard(index).first_id}); keep one of them"
-            )
     num_removed = 0
     for index, wanted in shards.items():
         num_removed += _remove_from(store, manifest, index, wanted, removals, reason)
@@ -104,8 +92,7 @@ def _remove_from(
     if not ids:
         return 0
     old = find_tar(store, manifest, index, removals)
-    left = [sample for sample in read_shard(store, old) if int(sample.key) not in ids]
-    data = pack_samples(manifest.spec, manifest.class_names, left)
+    data = pack_samples(manifest.spec, manifest.class_names, read_shard(store, old), ids)
     sha256 = hashlib.sha256(data).hexdigest()
     record = RemovalRecord(
         index=index,
@@ -118,7 +105,7 @@ def _remove_from(
         key=tar_key(index, sha256, manifest.spec.suffix),
         sha256=sha256,
         size_bytes=len(data),
-        num_samples=len(left),
+        num_samples=old.num_samples - len(ids),
         removed_at_utc=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     store.write(record.key, data)
@@ -161,29 +148,30 @@ def _replace_parts(store: ObjectStore, removals: dict[int, Removals]) -> list[st
 
 
 def _show_without(store: ObjectStore) -> None:
-    """Contact sheet and gallery again, where there are any, with the images that are left."""
+    """Contact sheet and gallery again, where there are any, with the images that are left.
+
+    Of a gallery that was never finished all files go: whoever samples again makes it.
+    """
     manifest, config = load_run(store), stored_config(store)
     if store.stat(CONTACT_SHEET_KEY) is not None:
-        columns = _COLUMNS if config is None else config.contact_sheet_columns
-        write_if_changed(store, CONTACT_SHEET_KEY, contact_sheet(manifest, None, store, columns))
+        write_contact_sheet(store, None, _COLUMNS if config is None else config.contact_sheet_columns)
+    max_images = _GALLERY_IMAGES if config is None else config.gallery_images
     lineage: dict[str, str] = {}
     try:
         contents = store.read(CONTENTS_KEY)
     except ObjectMissingError:
-        return
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        lineage = dict(parse_script(contents)["lineage"])
-    write_gallery(
+        max_images = 0
+    else:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            lineage = dict(parse_script(contents)["lineage"])
+    make_gallery(
         store,
-        manifest.spec,
-        manifest.class_names,
-        read_shards(store, manifest.parts),
         Lineage(
             model_uri=manifest.model_uri,
             guide_uri=manifest.guide_uri,
             run_id=lineage.get("MLflow run"),
             dataset_digest=lineage.get("Dataset digest", ""),
         ),
-        num_images=manifest.num_images,
-        max_images=_GALLERY_IMAGES if config is None else config.gallery_images,
+        max_images,
+        must_delete=True,
     )

@@ -15,9 +15,9 @@ from pipeline.data.shard_table import ShardRecord
 from pipeline.errors import ConfigError
 from pipeline.generation.output.commits import part_index, part_key, tar_index
 from pipeline.generation.output.manifest import MANIFEST_KEY, GenerationManifest, load_generation_manifest
-from pipeline.generation.output.removals import removal_index
+from pipeline.generation.output.removals import removal_index, removal_key
 from pipeline.generation.spec.sampling_plan import ShardPlan, plan_shards
-from pipeline.generation.upkeep.range_facts import THREADS, RangeFacts, read_range, tar_faults
+from pipeline.generation.upkeep.range_facts import THREADS, RangeFacts, measure, read_range, tar_faults
 from pipeline.generation.upkeep.stored_run import require_run
 from pipeline.progress import Progress
 from pipeline.stores.object_store import ObjectStore
@@ -25,9 +25,10 @@ from pipeline.stores.object_store import ObjectStore
 Kind = Literal["manifest", "part", "record", "missing", "altered", "removal", "orphan", "stranger"]
 _OF_A_RUN = re.compile(
     r"manifest\.json|config\.toml|contact_sheet\.png|index\.html|gallery/.+|evaluation\.json|completions\.png|"
-    r"lease\.json|ledger\.json|_manifest/\d{5}-\d{5}-[0-9a-f]{64}\.parquet"
+    r"lease\.json|ledger\.json|plan\.json|_manifest/\d{5}-\d{5}-[0-9a-f]{64}\.parquet"
 )
-_PREFIX_NAME = re.compile(r"[0-9a-f]{16}")
+PREFIX_NAME = re.compile(r"[0-9a-f]{16}")
+"""What a prefix is called that jobs/sample.py made: the first digits of its spec's digest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +79,7 @@ def manifest_faults(store: ObjectStore, manifest: GenerationManifest) -> list[Fi
     if manifest.spec_digest != spec.digest:
         said.append(f"was edited: spec_digest is {manifest.spec_digest}, that of its spec {spec.digest}")
     place = store.uri.rpartition("/")[2]
-    if _PREFIX_NAME.fullmatch(place) and place != spec.digest[:16]:
+    if PREFIX_NAME.fullmatch(place) and place != spec.digest[:16]:
         said.append(f"was edited: its spec has the digest {spec.digest[:16]}, the prefix is called {place}")
     try:
         plan = plan_shards(spec, manifest.num_images)
@@ -113,6 +114,8 @@ def _shards(store: ObjectStore, manifest: GenerationManifest, *, quick: bool) ->
                     kind: Kind = "missing" if fault == "is missing" else "altered"
                     yield Finding(kind=kind, key=wanted[index].key, text=fault, index=index)
                 progress.advance(1)
+            if not quick:
+                yield from _gone(store, manifest, facts)
             if facts.rows is not None or not quick:
                 yield from _unnamed(facts, wanted)
 
@@ -121,10 +124,14 @@ def _records(manifest: GenerationManifest, part: PartRecord, facts: RangeFacts) 
     """The part, the records, and whether they say the same."""
     if facts.part_fault is not None:
         yield Finding(kind="part", key=part.key, text=facts.part_fault)
+    for key, fault in facts.removal_faults.items():
+        yield Finding(kind="removal", key=key, text=fault, index=removal_index(key))
     for index, unreadable in facts.record_faults.items():
         yield Finding(kind="record", key=part_key(index), text=unreadable, index=index)
     size, num_images = manifest.spec.shard_size, manifest.num_images
     for index in facts.indices:
+        if index in facts.broken:
+            continue  # nothing says what the others should be
         row, removed = facts.row(index), facts.removals.get(index)
         if row is not None and removed is not None and row != removed.tar:
             text = "is named by the manifest, though images were removed from it; run jobs/output.py remove again"
@@ -134,9 +141,9 @@ def _records(manifest: GenerationManifest, part: PartRecord, facts: RangeFacts) 
         if original is not None and original.num_samples != num_planned:
             text = f"says {original.num_samples} images of shard {index}, num_images gives it {num_planned}"
             yield Finding(kind="manifest", key=MANIFEST_KEY, text=f"was edited: its part {text}", index=index)
-        fault = _disagreement(manifest, facts, index)
-        if fault is not None:
-            yield Finding(kind="record", key=part_key(index), text=fault, index=index)
+        disagreement = _disagreement(manifest, facts, index)
+        if disagreement is not None:
+            yield Finding(kind="record", key=part_key(index), text=disagreement, index=index)
 
 
 def _disagreement(manifest: GenerationManifest, facts: RangeFacts, index: int) -> str | None:
@@ -155,6 +162,17 @@ def _disagreement(manifest: GenerationManifest, facts: RangeFacts, index: int) -
     if tar is not None and record.tar != tar:
         return f"disagrees with the manifest: it names {record.key} with {record.num_samples} images, not {tar.key}"
     return None
+
+
+def _gone(store: ObjectStore, manifest: GenerationManifest, facts: RangeFacts) -> Iterator[Finding]:
+    """Removal records that name other images than those that are missing from the tar; few shards have any."""
+    size = manifest.spec.shard_size
+    for index, removed in facts.removals.items():
+        ids = frozenset(range(index * size, min((index + 1) * size, manifest.num_images)))
+        found = measure(store, removed.tar.key) if index in facts.indices else None
+        if found is not None and found[1] != ids - removed.ids:
+            text = f"names other images than those that are missing from {removed.tar.key}"
+            yield Finding(kind="removal", key=removal_key(index, len(removed.records) - 1), text=text, index=index)
 
 
 def _unnamed(facts: RangeFacts, wanted: dict[int, ShardRecord]) -> Iterator[Finding]:

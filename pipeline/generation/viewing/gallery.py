@@ -14,8 +14,9 @@ held an image that was removed since, the files are deleted.
 import contextlib
 import importlib.resources
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
@@ -24,7 +25,12 @@ import numpy as np
 from pipeline.config_io import identity
 from pipeline.data.shard_table import ShardRecord
 from pipeline.errors import ObjectMissingError
-from pipeline.generation.output.manifest import write_if_changed
+from pipeline.generation.output.manifest import (
+    GenerationManifest,
+    read_shards,
+    require_manifest,
+    write_if_changed,
+)
 from pipeline.generation.spec.sampling_plan import SamplingSpec
 from pipeline.generation.viewing.gallery_blocks import (
     FOLDER,
@@ -68,6 +74,41 @@ class Lineage:
     """Digest of the dataset that it was trained on; empty: not known."""
 
 
+def make_gallery(store: ObjectStore, lineage: Lineage, max_images: int, *, must_delete: bool = False) -> None:
+    """Make the gallery of the manifest that stands, or what is new of it.
+
+    Who works without a lease, or has lost it, may find that images were removed while the blocks were made: no contents
+    name these blocks then, and it begins again with what is left.
+
+    Args:
+        store: The output prefix, of a finished run.
+        lineage: As `write_gallery`.
+        max_images: As `write_gallery`.
+        must_delete: As `write_gallery`.
+
+    Raises:
+        ShardCorruptError, StorageError: As `write_gallery`.
+    """
+    num_made = None
+    while num_made is None:
+        manifest = require_manifest(store)
+        num_made = write_gallery(
+            store,
+            manifest.spec,
+            manifest.class_names,
+            read_shards(store, manifest.parts),
+            lineage,
+            num_images=manifest.num_images,
+            max_images=max_images,
+            still_stands=partial(_is_manifest, store, manifest),
+            must_delete=must_delete,
+        )
+
+
+def _is_manifest(store: ObjectStore, manifest: GenerationManifest) -> bool:
+    return require_manifest(store) == manifest
+
+
 def write_gallery(
     store: ObjectStore,
     spec: SamplingSpec,
@@ -77,8 +118,10 @@ def write_gallery(
     *,
     num_images: int,
     max_images: int,
-) -> int:
-    """Make the gallery of a run, or what is new of it.
+    still_stands: Callable[[], bool] = lambda: True,
+    must_delete: bool = False,
+) -> int | None:
+    """Make the gallery of some shards, or what is new of it.
 
     Args:
         store: The output prefix.
@@ -89,18 +132,21 @@ def write_gallery(
         lineage: Where the images come from.
         num_images: Images of the whole run.
         max_images: Images that the gallery covers at most; 0: there is none, and one that is there is removed.
+        still_stands: Asked when all blocks are there: whether these are still the run's shards.
+        must_delete: Whether it is an error if files that are no longer named cannot be deleted; else it is a line.
 
     Returns:
-        How many blocks were made.
+        How many blocks were made; None: the shards are others by now, and nothing but blocks was written.
 
     Raises:
         ShardCorruptError: If a shard is not as its record says.
-        StorageError: If the store gives no complete answer.
+        StorageError: If the store gives no complete answer, or forbids a deletion that must be.
     """
     there = {item.key for item in store.list(FOLDER)}
+    delete = store.delete_all if must_delete else Remover(store, say).remove
     if max_images == 0:
         if there:
-            Remover(store, say).remove([PAGE_KEY, *sorted(there)])
+            delete([PAGE_KEY, *sorted(there)])
         return 0
     known = _known_blocks(store)
     entries: list[dict[str, Any]] = []
@@ -109,7 +155,7 @@ def write_gallery(
     with Progress("gallery", total, "img") as progress, ThreadPool(_THREADS) as threads:
         reader = BlockReader(store, spec.image_size, spec.channels, threads)
         for block in plan_blocks(shards, spec.shard_size, max_images):
-            keys = {block.data_key, *block.sheet_keys}
+            keys = _keys(block)
             needed |= keys
             entry = known.get(block.name) if keys <= there else None
             if entry is None:
@@ -117,12 +163,62 @@ def write_gallery(
                 num_made += 1
             entries.append(entry)
             progress.advance(block.num_images)
+    if not still_stands():
+        return None
     for key, name in _PAGE_FILES.items():
         write_if_changed(store, key, _page_file(name))
-    contents = {
+    contents = _contents(spec, class_names, lineage, store.uri, num_images, entries)
+    write_if_changed(store, CONTENTS_KEY, script("contents.js", contents))
+    if stale := sorted(there - needed):
+        delete(stale)
+    return num_made
+
+
+def gallery_stands(store: ObjectStore, manifest: GenerationManifest, lineage: Lineage, max_images: int) -> bool:
+    """Whether the gallery is there as `make_gallery` would leave it; reads no shard, writes nothing.
+
+    Raises:
+        ShardCorruptError, StorageError: If a part of the manifest, or what is there, cannot be read.
+    """
+    there = {item.key for item in store.list(FOLDER)}
+    if max_images == 0:
+        return not there
+    known, needed = _known_blocks(store), {CONTENTS_KEY, *_PAGE_FILES} - {PAGE_KEY}
+    entries = []
+    for block in plan_blocks(read_shards(store, manifest.parts), manifest.spec.shard_size, max_images):
+        needed |= _keys(block)
+        if block.name not in known:
+            return False
+        entries.append(known[block.name])
+    if there != needed:
+        return False
+    contents = _contents(manifest.spec, manifest.class_names, lineage, store.uri, manifest.num_images, entries)
+    files = {key: _page_file(name) for key, name in _PAGE_FILES.items()}
+    try:
+        return all(
+            store.read(key) == data for key, data in (files | {CONTENTS_KEY: script("contents.js", contents)}).items()
+        )
+    except ObjectMissingError:
+        return False
+
+
+def _keys(block: Block) -> set[str]:
+    return {block.data_key, *block.sheet_keys}
+
+
+def _contents(
+    spec: SamplingSpec,
+    class_names: Sequence[str],
+    lineage: Lineage,
+    uri: str,
+    num_images: int,
+    entries: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """What the page reads first: the run, and its blocks."""
+    return {
         "format": _CONTENTS_FORMAT,
-        "lineage": _describe(spec, lineage, store.uri),
-        "command": f"python jobs/output.py remake {shlex.quote(redact(store.uri))} --ids ",
+        "lineage": _describe(spec, lineage, uri),
+        "command": f"python jobs/output.py remake {shlex.quote(redact(uri))} --ids ",
         "classes": _class_names(spec, class_names),
         "num_images": num_images,
         "image_size": list(spec.image_size),
@@ -131,10 +227,6 @@ def write_gallery(
         "sheet_images": SHEET_IMAGES,
         "blocks": entries,
     }
-    write_if_changed(store, CONTENTS_KEY, script("contents.js", contents))
-    if stale := sorted(there - needed):
-        Remover(store, say).remove(stale)
-    return num_made
 
 
 def _known_blocks(store: ObjectStore) -> dict[str, dict[str, Any]]:

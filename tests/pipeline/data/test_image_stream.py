@@ -63,6 +63,14 @@ def test_a_limit_cuts_the_stream_and_fetches_nothing_beyond(store: ObjectStore, 
     assert numbers(read_images(store, records, stop)) == list(range(min(stop, 8)))
 
 
+def test_shards_whose_samples_were_all_taken_down_are_passed_over(store: ObjectStore) -> None:
+    records = write_shards(store, [0, 3, 0, 0, 2, 0])
+    assert [numbers(group) for group in stream_images(store, records)] == [[0, 1, 2], [3, 4]]
+    labels = read_images(store, records).labels
+    assert labels is not None and labels.tolist() == [0, 1, 2, 3, 4]
+    assert list(stream_images(store, write_shards(store, [0]))) == []
+
+
 def test_images_without_labels_have_none(store: ObjectStore) -> None:
     assert read_images(store, write_shards(store, [2, 2], labelled=False)).labels is None
 

@@ -54,6 +54,12 @@ def test_counts() -> None:
     assert dataclasses.replace(MANIFEST, class_names=()).num_classes is None
 
 
+def test_no_shard_of_a_dataset_is_empty() -> None:
+    """One of a generation run may be, where its images were taken down."""
+    with pytest.raises(ValueError, match=r"^num_samples: a shard must hold at least 1, got 0 in 'train/000000001-"):
+        Split(shards=(shard(0), shard(1, 0)))
+
+
 def test_a_stored_manifest_loads_as_it_was(store: ObjectStore) -> None:
     loaded = load_manifest(store)
     assert loaded == MANIFEST and loaded.digest == MANIFEST.digest

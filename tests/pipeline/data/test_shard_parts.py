@@ -84,8 +84,8 @@ def rewrite(store: ObjectStore, table: pyarrow.Table) -> PartRecord:
             "column 'num_samples' must be int32 without nulls",
         ),
         (
-            lambda t: t.set_column(2, "num_samples", pyarrow.array([1, 0, 3], pyarrow.int32())),
-            "num_samples: a shard must hold at least 1, got 0",
+            lambda t: t.set_column(2, "num_samples", pyarrow.array([1, -1, 3], pyarrow.int32())),
+            "num_samples: must be at least 0, and size_bytes 1, got -1",
         ),
         (lambda t: t.slice(1), "2 shards in it, 3 in its name"),
         (lambda t: t.replace_schema_metadata({"prefix": "train/", "digits": "16"}), "suffix"),

@@ -81,9 +81,9 @@ def test_equality_is_of_contents_and_keys() -> None:
     assert len({table.digest, ShardTable.of([record(0)]).digest, ShardTable.of([record(1), record(0)]).digest}) == 3
 
 
-def test_an_empty_shard_is_refused() -> None:
+def test_impossible_numbers_are_refused() -> None:
     columns = {"sha256": np.zeros((2, 32), np.uint8), "size_bytes": np.array([5, 7]), "keys": RULE}
-    with pytest.raises(ValueError, match=r"^num_samples: a shard must hold at least 1, got 0 in 'train/000000001-"):
-        ShardTable(**columns, num_samples=np.array([3, 0]))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^num_samples: .* of -7 bytes; the manifest is damaged"):
+    with pytest.raises(ValueError, match=r"^num_samples: must be at least 0, .* got -1 and 7 in 'train/000000001-"):
+        ShardTable(**columns, num_samples=np.array([3, -1]))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^num_samples: .* got 1 and -7 in .*; the manifest is damaged"):
         ShardTable(**columns | {"size_bytes": np.array([5, -7])}, num_samples=np.array([3, 1]))  # type: ignore[arg-type]

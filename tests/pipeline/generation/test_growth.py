@@ -11,6 +11,7 @@ import pytest
 
 from ddpm import DDIM
 from pipeline.cluster import ClusterConfig
+from pipeline.errors import OutputExistsError
 from pipeline.generation.making.shard_maker import ShardMaker
 from pipeline.generation.output.inventory import Inventory
 from pipeline.generation.sample import sample
@@ -19,7 +20,7 @@ from pipeline.generation.sample_job import SampleJob, resolve_job
 from pipeline.generation.spec.sampling_plan import OutputShard
 from pipeline.stores.storage import join_uri
 from tests.fixtures_s3 import S3Server
-from tests.pipeline.runs_in_process import digests, make_in_process
+from tests.pipeline.runs_in_process import digests, make_in_process, run
 from tests.pipeline.tiny_models import write_model
 
 
@@ -65,6 +66,15 @@ def test_growing_from_one_to_five_thousand_images_touches_none(s3_server: S3Serv
     assert len(of_shards) == 20 and {key: after[key] for key in of_shards} == {key: before[key] for key in of_shards}
     assert {key: digests(result)[key] for key in digests(first)} == digests(first)
     client.close()
+
+
+def test_a_run_with_a_short_end_does_not_grow_inside_its_last_shard(tmp_path: Path) -> None:
+    config = config_of(write_model(tmp_path / "model"), str(tmp_path / "out"), num_images=150)
+    made = run(config)[0].store
+    before = {info.key: made.read(info.key) for info in made.list() if info.key != "lease.json"}
+    with pytest.raises(OutputExistsError, match=r"shard 1 is committed with 50 images, a run of 160 images needs 60"):
+        sample(dataclasses.replace(config, num_images=160))
+    assert {info.key: made.read(info.key) for info in made.list() if info.key != "lease.json"} == before
 
 
 def test_the_order_in_which_shards_are_made_changes_no_byte(tmp_path: Path) -> None:

@@ -23,14 +23,18 @@ from pipeline.config_io import to_toml
 from pipeline.config_sections import write_section
 from pipeline.data.image_stream import join_images, read_images
 from pipeline.errors import OutputExistsError, PipelineError
+from pipeline.generation import sample as sample_module
+from pipeline.generation.making.shard_maker import ShardMaker
 from pipeline.generation.output.commits import read_record
+from pipeline.generation.output.inventory import Inventory
 from pipeline.generation.output.manifest import load_generation_manifest, read_shards
 from pipeline.generation.sample import sample
 from pipeline.generation.sample_config import SampleConfig
-from pipeline.generation.sample_job import resolve_job
+from pipeline.generation.sample_job import SampleJob, resolve_job
 from pipeline.generation.sample_preview import describe_plan
 from pipeline.presets import digits
 from pipeline.project import parse_project, read_preset
+from pipeline.stores.object_store import TEMPORARY_PREFIX
 from pipeline.stores.storage import open_store
 from tests.pipeline.runs_in_process import digests, make_in_process, run, snapshot
 from tests.pipeline.tiny_models import write_model, write_own_model
@@ -125,6 +129,45 @@ def test_orphans_go_when_they_are_old_enough(tmp_path: Path, capsys: pytest.Capt
     assert young.exists() and not old.exists()
     said = capsys.readouterr().out
     assert "removed 1 shards of killed attempts" in said and "1 of them are too young" in said
+
+
+def test_files_that_killed_attempts_did_not_finish_go_when_they_are_old_enough(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
+    make_in_process(config)
+    prefix, models = Path(resolve_job(config).store.uri), tmp_path / "out" / "_models" / "0123"
+    models.mkdir(parents=True)
+    young, old, staged = prefix / "young", prefix / "_parts" / "old", models / "staged"
+    young, old, staged = (path.with_name(f"{TEMPORARY_PREFIX}{path.name}") for path in (young, old, staged))
+    for path in (young, old, staged):
+        path.write_bytes(b"cut short")
+    for path in (old, staged):
+        os.utime(path, (0, time.time() - config.orphan_age_s - 1))
+    sample(config)
+    assert young.exists() and not old.exists() and not staged.exists()
+    assert "removed 2 unfinished files of killed attempts" in capsys.readouterr().out
+
+
+def test_an_orphan_that_was_seen_in_two_rounds_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shard has lost its tar, which is found when its range is closed: it is closed once more."""
+    config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
+    make_in_process(config)
+    job = resolve_job(config)
+    (Path(job.store.uri) / f"000000001-{'0' * 64}.tar").write_bytes(b"bytes of other hardware")
+    job.store.delete(read_record(job.store, 2).key)
+
+    def make(config: SampleConfig, job: SampleJob, inventory: Inventory, _: object) -> None:
+        maker = ShardMaker(job.ingredients, job.spec, job.store, num_threads=1, device="cpu")
+        for shard in list(inventory.missing()):
+            inventory.add(maker(shard).record)
+
+    monkeypatch.setattr(sample_module, "_make_missing", make)
+    sample(config)
+    said = capsys.readouterr().out
+    assert "1 committed shards have lost their tar" in said and ": 1 of them are too young" in said
 
 
 def test_the_plan_is_described_without_a_trace(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pipeline.models.version_records import put_sampling_rate
 from pipeline.progress import format_bytes
 from pipeline.stores.storage import open_store
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
-from tests.pipeline.runs_in_process import make_in_process, snapshot
+from tests.pipeline.runs_in_process import count_lists, make_in_process, snapshot
 from tests.pipeline.tiny_models import write_model
 
 RATE = SamplingRate(
@@ -60,8 +60,8 @@ def test_a_run_that_has_not_begun(model: str, tmp_path: Path) -> None:
     assert plan["time"] == "about 2.67 CPU-hours, 26 min 40 s on 3 actors, at 0.05 img·NFE/s of each, as given"
     assert plan["bytes"].startswith("not known: there is no shard yet")
     assert plan["cost"] == ("about 8.00 for computing, at 3 a device-hour; not known a month for storing, at 0.02 a GB")
-    # PUT 2 x 4 + 1 range + 4; LIST parts, records, image files; GET manifest and the four keys
-    assert plan["requests"].startswith("13 PUT ") and " 3 LIST " in plan["requests"] and " 5 GET;" in plan["requests"]
+    # PUT 2 x 4 + 1 range + 5; LIST parts, records, image files, removals twice; GET manifest and the five keys
+    assert plan["requests"].startswith("14 PUT ") and " 5 LIST " in plan["requests"] and " 6 GET;" in plan["requests"]
     assert not (tmp_path / "out").exists()
 
 
@@ -80,8 +80,19 @@ def test_a_run_that_is_half_done(model: str, tmp_path: Path) -> None:
     assert plan["time"].startswith("about 1.33 CPU-hours, 20 min 00 s on 2 actors")
     assert plan["bytes"].startswith(f"about {format_bytes(60 * each)} in all, {format_bytes(30 * each)} new")
     assert plan["cost"] == f"about {60 * each / 1000:,.2f} a month for storing, at 1e+06 a GB"
-    # PUT 2 x 2 + 1 + 4; GET 2 records, 2 ends of runs, manifest and the four keys
-    assert plan["requests"].startswith("9 PUT ") and " 3 LIST " in plan["requests"] and " 9 GET;" in plan["requests"]
+    # PUT 2 x 2 + 1 + 5; GET 2 records, 2 ends of runs, manifest and the five keys
+    assert plan["requests"].startswith("10 PUT ") and " 5 LIST " in plan["requests"] and " 10 GET;" in plan["requests"]
+
+
+def test_the_listings_are_those_that_were_foretold(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(model, tmp_path / "out")
+    make_in_process(config)
+    foretold = dict(describe_plan(config))["requests"]
+    looked: list[str] = []
+    count_lists(monkeypatch, Path(resolve_job(config).store.uri), looked)
+    sample(config)
+    assert looked.count("gallery/") == 1, "of a picture"
+    assert f" {len(looked) - 1} LIST " in foretold
 
 
 def test_nothing_is_missing(model: str, tmp_path: Path) -> None:

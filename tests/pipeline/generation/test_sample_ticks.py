@@ -18,6 +18,7 @@ from pipeline.cluster import ClusterConfig
 from pipeline.config_io import to_json
 from pipeline.config_sections import write_section
 from pipeline.errors import ConfigError, OutputExistsError
+from pipeline.generation import claim as claim_module
 from pipeline.generation.claim import claim
 from pipeline.generation.output.tick_records import read_tick, tick_key
 from pipeline.generation.sample import sample
@@ -32,7 +33,7 @@ from pipeline.stores.storage import open_store
 from pipeline.tracking.mlflow_client import connect
 from pipeline.tracking.tracking import TrackingConfig, TrackingRun, new_run_key
 from tests.pipeline.registered_models import model_files
-from tests.pipeline.runs_in_process import make_in_process, snapshot
+from tests.pipeline.runs_in_process import count_lists, make_in_process, snapshot
 from tests.pipeline.storage_checks import WATCHED_S, looking_often
 from tests.pipeline.tiny_models import write_model, write_own_model
 from tests.processes import environment
@@ -131,8 +132,8 @@ def test_the_first_of_two_drivers_decides_the_version(model: str, tmp_path: Path
     config = config_of(model, tmp_path / "out")
     late = resolve_job(config)
     other = resolve_model(write_model(tmp_path / "other", num_timesteps=50), config.tracking)
-    with claim(config, resolve_job(config, dataclasses.replace(late.model, files=other.files))) as (job, _):
-        assert job.tick is not None and job.tick.spec != late.spec
+    with claim(config, resolve_job(config, dataclasses.replace(late.model, files=other.files))) as claimed:
+        assert claimed.job.tick is not None and claimed.job.tick.spec != late.spec
     with pytest.raises(ConfigError, match=r"^model_digest: tick .* was begun with"), claim(config, late):
         raise AssertionError("the folder holds other bytes than the tick began with")
 
@@ -253,9 +254,31 @@ def test_what_the_holder_made_while_it_was_watched_is_not_made_again(model: str,
     holder = threading.Thread(target=hold)
     holder.start()
     holding.wait()
-    with claim(config, job) as (_, inventory):
-        assert inventory.num_missing == 0
+    with claim(config, job) as claimed:
+        assert claimed.inventory.num_missing == 0
     holder.join()
+
+
+@pytest.mark.parametrize("is_another_quicker", [False, True])
+def test_the_output_is_looked_through_once(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_another_quicker: bool
+) -> None:
+    """Of millions of shards that takes minutes. Again only if another driver has held the lease since."""
+    config = config_of(model, tmp_path / "out", tick=None)
+    job, looked = resolve_job(config), list[str]()
+    with hold_lease(job.store, duration_s=LEASE_S):
+        make_in_process(dataclasses.replace(config, images_per_class=5))
+    count_lists(monkeypatch, Path(job.store.uri), looked)
+
+    def between(_: object) -> None:
+        if is_another_quicker:
+            with hold_lease(job.store, duration_s=LEASE_S):
+                make_in_process(config)
+
+    monkeypatch.setattr(claim_module, "check_conditions", between)
+    with claim(config, job) as claimed:
+        assert claimed.may_write and claimed.inventory.num_missing == (0 if is_another_quicker else 1)
+    assert [looked.count(prefix) for prefix in ("_parts/", "_manifest/")] == [1 + is_another_quicker] * 2
 
 
 def test_with_the_lease_off_two_may_work_at_once(model: str, tmp_path: Path) -> None:

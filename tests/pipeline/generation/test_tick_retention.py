@@ -5,24 +5,30 @@ import os
 import shutil
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ddpm import DDIM
-from pipeline.errors import StorageError
-from pipeline.generation import tick_retention
+from pipeline.config_io import to_json
+from pipeline.errors import OutputExistsError, StorageError
+from pipeline.generation import sample_job, tick_retention
 from pipeline.generation.claim import claim
+from pipeline.generation.output.commits import part_key, tar_key
 from pipeline.generation.output.tick_records import TickRecord, read_tick, tick_key
 from pipeline.generation.sample import sample
 from pipeline.generation.sample_config import SampleConfig
 from pipeline.generation.sample_job import resolve_job
 from pipeline.generation.tick_retention import MIN_AGE_S, removable_ticks, remove_old_ticks
+from pipeline.models.registry import ResolvedModel, resolve_model
 from pipeline.stores.lease import hold_lease
 from pipeline.stores.local_store import LocalStore
-from pipeline.stores.object_store import ObjectInfo, Versioned
+from pipeline.stores.object_store import TEMPORARY_PREFIX, ObjectInfo, Versioned
 from pipeline.stores.storage import open_store
+from tests.pipeline.generation.output.stores import CountingStore
 from tests.pipeline.runs_in_process import make_in_process, snapshot
 from tests.pipeline.storage_checks import WATCHED_S, looking_often
 from tests.pipeline.tiny_models import write_model
@@ -161,6 +167,16 @@ def test_what_is_chosen_is_gone_and_all_else_stays(root: Path, capsys: pytest.Ca
         assert sample(config_of(root, tick, model=model)).num_made == 0, "what stays is whole"
 
 
+def test_a_shard_that_was_lost_keeps_no_tick_from_its_turn(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The contact sheet cannot be made: that is a line, and earlier ticks go all the same."""
+    model = record(root, TICKS[5]).asked_model
+    sorted(prefix(root, TICKS[5]).glob("*.tar"))[0].unlink()
+    made = sample(config_of(root, TICKS[5], model=model, keep_last=2))
+    assert ticks(root) == TICKS[3:]
+    assert made.contact_sheet_uri is None and not made.has_contact_sheet and made.num_pictures_failed >= 1
+    assert f"jobs/output.py verify {made.store.uri} tells, and repair mends them" in capsys.readouterr().out
+
+
 def test_a_prefix_in_which_somebody_works_stays(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(prefix(root, TICKS[2]))
     with hold_lease(open_store(str(prefix(root, TICKS[2]))), duration_s=LEASE_S), looking_often():
@@ -194,6 +210,91 @@ def test_a_tick_that_was_removed_can_be_made_again(root: Path) -> None:
     assert remove(root, 3) == [TICKS[0]]
     finish(config_of(root, TICKS[0]), age_s=0)
     assert removable(root, 3) == [], "it is young"
+
+
+def test_who_comes_late_to_a_removal_takes_nothing_of_a_tick_that_was_begun_anew(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two removals go on with the same one; the first ends it, and the tick is made again."""
+    found = output(root).read_versioned(tick_key(TICKS[0]))
+    marked = dataclasses.replace(record(root, TICKS[0]), removal_begun=True)
+    output(root).replace(tick_key(TICKS[0]), to_json(marked), found.etag)
+    late = removable_ticks(output(root), record(root, TICKS[5]), 3)
+    assert remove(root, 3) == [TICKS[0]]
+    finish(config_of(root, TICKS[0]), age_s=0)
+    before = snapshot(prefix(root, TICKS[0]) / "_parts")
+    monkeypatch.setattr(tick_retention, "removable_ticks", lambda *_: late)
+    assert remove(root, 3) == []
+    assert TICKS[0] in ticks(root) and (prefix(root, TICKS[0]) / "manifest.json").exists()
+    assert snapshot(prefix(root, TICKS[0]) / "_parts") == before
+
+
+@pytest.mark.parametrize("is_done", [True, False], ids=["removed", "begun"])
+def test_an_attempt_whose_tick_goes_while_its_model_is_fetched_makes_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, is_done: bool
+) -> None:
+    """It has read the tick's record, and the removal has not seen its lease: there is none yet."""
+    old = prefix(root, TICKS[0])
+
+    def fetch(*arguments: Any, **options: Any) -> ResolvedModel:
+        if is_done:
+            assert remove(root, 3) == [TICKS[0]]
+        else:
+            found = output(root).read_versioned(tick_key(TICKS[0]))
+            marked = dataclasses.replace(record(root, TICKS[0]), removal_begun=True)
+            output(root).replace(tick_key(TICKS[0]), to_json(marked), found.etag)
+            (old / "manifest.json").unlink()
+        return resolve_model(*arguments, **options)
+
+    monkeypatch.setattr(sample_job, "resolve_model", fetch)
+    monkeypatch.setattr("pipeline.generation.sample.ray_session", lambda _: pytest.fail("it would be made"))
+    config = config_of(root, TICKS[0], model=record(root, TICKS[0]).asked_model)
+    with pytest.raises(OutputExistsError, match=r"was removed meanwhile" if is_done else r"is being removed"):
+        sample(config)
+    assert not (old / "manifest.json").exists() and (TICKS[0] in ticks(root)) is not is_done
+    assert [path.name for path in old.rglob("*") if path.is_file()] == ["lease.json"] if is_done else True
+
+
+def test_what_killed_attempts_have_left_in_a_prefix_goes_with_it(root: Path) -> None:
+    old = prefix(root, TICKS[0])
+    unfinished = old / f"{TEMPORARY_PREFIX}0123"
+    unfinished.write_bytes(b"half a tar")
+    os.utime(unfinished, (0, 0))
+    assert remove(root, 3) == [TICKS[0]]
+    assert list(old.rglob("*")) == []
+
+
+class Vast(CountingStore):
+    """The prefix of a tick of many shards, of which nothing is kept, deleted or not."""
+
+    num_shards = 50_000
+
+    def infos(self, prefix: str) -> Iterator[ObjectInfo]:
+        assert prefix == ""
+        for index in range(self.num_shards):
+            yield ObjectInfo(key=tar_key(index, "0" * 64), size_bytes=1, modified_s=0.0)
+        for index in range(self.num_shards):
+            yield ObjectInfo(key=part_key(index), size_bytes=1, modified_s=0.0)
+        yield ObjectInfo(key="notes", size_bytes=1, modified_s=0.0)
+
+
+def test_a_tick_of_any_size_is_removed_in_little_memory_and_few_requests(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    present = record(root, TICKS[5])
+    old = removable_ticks(output(root), present, 3)
+    vast = Vast()
+    monkeypatch.setattr(tick_retention, "open_store", lambda _: vast)
+    monkeypatch.setattr(tick_retention, "removable_ticks", lambda *_: old)
+    tracemalloc.start()
+    try:
+        assert remove_old_ticks(output(root), present, 3, lease_s=0.0) == [TICKS[0]]
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 4 << 20, "the keys alone take 16 MB"
+    assert vast.requests == {"LIST": 101, "DELETE": 100 + 2, "HEAD": 1}, "manifest and lease by themselves"
+    assert "100,000 objects" in capsys.readouterr().out
 
 
 class Breaking(LocalStore):

@@ -46,6 +46,18 @@ def test_write_read_stat_delete(store: ObjectStore) -> None:
     assert keys_of(store) == ["empty"]
 
 
+def test_many_are_deleted_while_they_are_listed(store: ObjectStore) -> None:
+    """More than one request of S3's; what is missing is fine, and what is not named stays."""
+    names = {f"many/{number:04d}" for number in range(1010)} | {*ODD_KEYS, "kept/a", "keep"}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda key: store.write(key, b"x"), names))
+    store.delete_all(iter([]))
+    store.delete_all(["never/was", *(info.key for info in store.list() if not info.key.startswith("ke")), "nor/this"])
+    assert keys_of(store) == ["keep", "kept/a"]
+    store.delete_all(info.key for info in store.list())
+    assert keys_of(store) == []
+
+
 def test_missing_object_is_its_own_error(store: ObjectStore) -> None:
     store.write("a/b", b"x")
     for key in ("nothing", "a", "a/b/c", "a/bb"):

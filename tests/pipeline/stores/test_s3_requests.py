@@ -42,6 +42,7 @@ REQUESTS: dict[str, Callable[[ObjectStore], object]] = {
     "list": keys_of,
     "stat": lambda store: store.stat("key") or pytest.fail("it is there"),
     "delete": lambda store: store.delete("key"),
+    "delete_all": lambda store: store.delete_all(["key", "other"]),
 }
 
 

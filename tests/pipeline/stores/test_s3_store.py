@@ -244,3 +244,53 @@ def test_a_listing_asks_for_each_page_again(s3_store: S3Store, proxy: FaultyProx
     proxy.add(s3_error("SlowDown", 503), method="GET", query="continuation-token", times=2)
     assert keys_of(s3_store) == keys
     assert len(proxy.requests) - num_before == 5, "two pages, three faults"
+
+
+def write_some(store: S3Store, number: int) -> list[str]:
+    keys = [f"{index:04d}" for index in range(number)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda key: store.write(key, b"x"), keys))
+    return keys
+
+
+def test_a_thousand_keys_are_deleted_with_one_request(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    keys = write_some(s3_store, 12)
+    before = len(proxy.requests)
+    s3_store.delete_all(key for key in [*keys, *(f"never/{index}" for index in range(1988))])
+    assert [(one.method, "delete" in one.query) for one in proxy.requests[before:]] == [("POST", True)] * 2
+    assert keys_of(s3_store) == []
+
+
+@pytest.mark.parametrize("fault", [s3_error("NotImplemented", 501), s3_error("InvalidRequest", 400)])
+def test_a_server_that_knows_no_such_request_is_asked_for_each(
+    s3_store: S3Store, proxy: FaultyProxy, fault: Fault
+) -> None:
+    keys = write_some(s3_store, 5)
+    proxy.add(fault, method="POST", query="delete")
+    s3_store.delete_all(keys)
+    assert keys_of(s3_store) == []
+
+
+def test_what_is_refused_among_many_is_told_by_its_name(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    """The answer leaves two keys out, as it does with those that may not be deleted."""
+    keys = write_some(s3_store, 5)
+    body = "".join(f"<Deleted><Key>{s3_store.uri.rpartition('/')[2]}/{key}</Key></Deleted>" for key in keys[:3])
+    left = "".join(
+        f"<Error><Key>{s3_store.uri.rpartition('/')[2]}/{key}</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
+        for key in keys[3:]
+    )
+    answer = Answer(200, f"<DeleteResult>{body}{left}</DeleteResult>".encode(), (("Content-Type", "application/xml"),))
+    proxy.add(answer, method="POST", query="delete")
+    proxy.add(s3_error("AccessDenied", 403), method="DELETE", path=keys[4])
+    with pytest.raises(StorageAccessError, match=r"0004: cannot delete: AccessDenied.*s3:DeleteObject"):
+        s3_store.delete_all(keys)
+    assert keys_of(s3_store) == [*keys[:3], keys[4]], "the fourth went by itself; the proxy kept the first three"
+
+
+def test_an_outage_while_many_are_deleted_is_waited_for(s3_store: S3Store, proxy: FaultyProxy) -> None:
+    keys = write_some(s3_store, 5)
+    proxy.add(s3_error("SlowDown", 503), method="POST", query="delete", times=2)
+    proxy.add(LoseAnswer(), method="POST", query="delete", times=1)
+    s3_store.delete_all(keys)
+    assert keys_of(s3_store) == []
+    assert [one.method for one in proxy.requests if "delete" in one.query] == ["POST"] * 4

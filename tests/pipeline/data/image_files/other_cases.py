@@ -123,7 +123,7 @@ def gif_cases() -> dict[str, Case]:
             encode(image, "GIF", transparency=key, optimize=False), np.where((key == GREY)[..., None], 255, colours)
         ),
         "GIF, grey, one level transparent": shown(
-            encode(GREY, "GIF", transparency=key, optimize=False), np.where(GREY == key, 255, GREY)
+            encode(GREY, "GIF", transparency=key, optimize=False), np.where(key == GREY, 255, GREY)
         ),
         "GIF, interlaced": shown(encode(image, "GIF", interlace=1, optimize=False), colours),
         "GIF, two frames": shown(two, colours),

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pipeline.errors import ObjectMissingError
 from pipeline.stores.object_store import ObjectInfo, Versioned
@@ -66,6 +66,15 @@ class CountingStore:
     def delete(self, key: str) -> None:
         self.count("DELETE")
         self.objects.pop(key, None)
+
+    def remove_unfinished(self, prefix: str, *, older_than_s: float) -> int:
+        return 0
+
+    def delete_all(self, keys: Iterable[str]) -> None:
+        for number, key in enumerate(keys):
+            if number % 1000 == 0:
+                self.count("DELETE")
+            self.objects.pop(key, None)
 
 
 class VastStore(CountingStore):

@@ -12,10 +12,10 @@ import pytest
 from pipeline.config_io import to_json
 from pipeline.data.shard_parts import PartRecord
 from pipeline.data.shard_table import ShardRecord
-from pipeline.errors import FormatVersionError, OutputExistsError
+from pipeline.errors import FormatVersionError, OutputExistsError, StorageAccessError, StorageError
 from pipeline.generation.output import inventory as inventory_module
 from pipeline.generation.output.commits import CommitRecord, part_key, read_record, tar_key, write_once
-from pipeline.generation.output.inventory import Inventory
+from pipeline.generation.output.inventory import ClosedRange, Inventory
 from pipeline.generation.output.manifest import publish, read_shards, write_part
 from pipeline.generation.spec.sampling_plan import ShardPlan, plan_shards
 from pipeline.stores.object_store import ObjectStore
@@ -132,6 +132,22 @@ def test_a_manifest_with_a_ragged_end_does_not_grow(store: ObjectStore) -> None:
         Inventory(store, plan_shards(SPEC, 60), manifest)
 
 
+@pytest.mark.parametrize("number", [31, 38, 40])
+@pytest.mark.parametrize("is_published", [True, False])
+def test_a_run_does_not_grow_inside_its_last_shard(store: ObjectStore, number: int, is_published: bool) -> None:
+    """As many shards as the old plan has: its manifest, or its part alone, is not that of the new one."""
+    part = write_part(store, 0, list(commit_all(store, plan_shards(SPEC, 35)).values()))
+    manifest = publish(store, manifest_of([part], 35)) if is_published else None
+    with pytest.raises(OutputExistsError, match=rf"shard 3 is committed with 5 images, a run of {number}"):
+        Inventory(store, plan_shards(SPEC, number), manifest)
+
+
+def test_nor_does_it_shrink_inside_a_shard_whose_part_a_killed_run_left(store: ObjectStore) -> None:
+    write_part(store, 0, list(commit_all(store, plan_shards(SPEC, 40)).values()))
+    with pytest.raises(OutputExistsError, match=r"shard 3 is committed with 10 images, a run of 35"):
+        Inventory(store, plan_shards(SPEC, 35), None)
+
+
 def test_what_is_known_of_a_range_is_forgotten_when_its_part_is_written() -> None:
     plan, store = ShardPlan(shard_size=10, num_images=10 * 20_010), CountingStore()
     inventory, most = Inventory(store, plan, None), 0  # type: ignore[arg-type]
@@ -141,6 +157,38 @@ def test_what_is_known_of_a_range_is_forgotten_when_its_part_is_written() -> Non
     assert inventory.finish() is not None
     assert 10_000 <= most <= 20_010 and inventory.num_known == 0
     assert store.requests["GET"] == 0, "it has all come by"
+
+
+@pytest.mark.parametrize("error", [StorageError("away"), StorageAccessError("denied")], ids=["outage", "refusal"])
+def test_an_outage_while_a_range_is_closed_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: StorageError
+) -> None:
+    """The first of two ranges is complete when the store does not answer for once; what it refuses, it will again."""
+    plan, store, calls = ShardPlan(shard_size=10, num_images=10 * 10_002), CountingStore(), list[range]()
+    close_range = inventory_module.close_range
+
+    def close(store: ObjectStore, plan: ShardPlan, indices: range, known: dict[int, ShardRecord]) -> ClosedRange:
+        calls.append(indices)
+        if len(calls) == 1:
+            raise error
+        return close_range(store, plan, indices, known)
+
+    monkeypatch.setattr(inventory_module, "close_range", close)
+    inventory = Inventory(store, plan, None)  # type: ignore[arg-type]
+    for index in range(10_000):
+        inventory.add(commit_unseen(store, plan, index))
+    inventory._closing[0].wait(60)
+    if isinstance(error, StorageAccessError):
+        with pytest.raises(StorageAccessError, match="denied"):
+            inventory.add(commit_unseen(store, plan, 10_000))
+        inventory.stop()
+        return
+    for index in range(10_000, 10_002):
+        inventory.add(commit_unseen(store, plan, index))
+    parts = inventory.finish()
+    assert parts is not None and [part.num_shards for part in parts] == [10_000, 2]
+    assert sorted(indices.start for indices in calls) == [0, 0, 10_000]
+    assert "range 0 of the output shards is closed later: away" in capsys.readouterr().out
 
 
 def commit_unseen(store: CountingStore, plan: ShardPlan, index: int) -> CommitRecord:
@@ -169,7 +217,7 @@ def test_a_range_is_closed_once_it_is_complete_and_never_looked_into_again() -> 
     store.requests.clear()
     again = Inventory(store, plan, None)  # type: ignore[arg-type]
     assert missing(again) == [20_009]
-    assert store.requests == {"LIST": 1 + 1 + 2 + 1, "GET": 1}
+    assert store.requests == {"LIST": 1 + 1 + 2 + 1, "GET": 3}, "records: the last of two parts, and of a run"
     store.requests.clear()
     again.add(commit_unseen(store, plan, 20_009))
     assert again.finish() == parts

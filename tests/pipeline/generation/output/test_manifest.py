@@ -12,7 +12,7 @@ import pytest
 from pipeline.config_io import from_json, to_json
 from pipeline.data.shard_parts import PartRecord
 from pipeline.data.shard_table import ShardRecord
-from pipeline.errors import ConfigError, FormatVersionError, ShardCorruptError
+from pipeline.errors import ConfigError, FormatVersionError, OutputExistsError, ShardCorruptError
 from pipeline.generation.output.commits import tar_key
 from pipeline.generation.output.manifest import (
     MANIFEST_KEY,
@@ -24,6 +24,7 @@ from pipeline.generation.output.manifest import (
     write_if_changed,
     write_part,
 )
+from pipeline.generation.output.removals import RemovalRecord, removal_key
 from pipeline.stores.object_store import ObjectStore
 from pipeline.stores.storage import open_store
 from tests.pipeline.generation.spec.test_sampling_plan import make_spec
@@ -166,3 +167,36 @@ def test_manifests_of_another_version_or_edited_ones_are_refused_by_name(store: 
 
 def test_write_if_changed_compares_bytes(store: ObjectStore) -> None:
     assert [write_if_changed(store, "key", data) for data in (b"1", b"1", b"2")] == [True, False, True]
+
+
+def test_what_its_parts_do_not_hold_is_not_published(store: ObjectStore) -> None:
+    """Counted with what was removed from them, whether the part names the tar before a removal or after it."""
+    before = shards_of(2)
+    taken = dataclasses.replace(before[1], key=tar_key(1, "a" * 64), sha256="a" * 64, num_samples=7)
+    record = RemovalRecord(
+        index=1,
+        sequence=0,
+        ids=(11, 12, 19),
+        reason="asked for",
+        old_key=before[1].key,
+        old_sha256=before[1].sha256,
+        old_size_bytes=before[1].size_bytes,
+        key=taken.key,
+        sha256=taken.sha256,
+        size_bytes=taken.size_bytes,
+        num_samples=7,
+        removed_at_utc="",
+    )
+    for rows in (before, [before[0], taken]):
+        part = write_part(store, 0, rows)
+        for removal in (None, record):
+            store.delete(MANIFEST_KEY)
+            store.delete(removal_key(1, 0))
+            if removal is not None:
+                store.create(removal_key(1, 0), to_json(removal))
+            num_listed = 17 if rows[1] is taken and removal is None else 20
+            for number in {17, 20, 23} - {num_listed}:
+                with pytest.raises(OutputExistsError, match=rf"list {num_listed} images of {number}, as a run of"):
+                    publish(store, manifest_of([part], number))
+            assert store.stat(MANIFEST_KEY) is None
+            publish(store, manifest_of([part], num_listed))

@@ -47,6 +47,12 @@ def test_of_a_shard(error: BaseException) -> None:
     assert kind_of(error) == "shard"
 
 
+def test_of_the_device_that_has_no_room_for_the_model() -> None:
+    """Another process may have its memory; a RuntimeError of loading is the machine's, such as a missing driver."""
+    assert kind_of(torch.OutOfMemoryError("CUDA out of memory"), is_loading=True) == "device"
+    assert kind_of(RuntimeError("Found no NVIDIA driver on your system"), is_loading=True) == "shard"
+
+
 def test_of_nobody() -> None:
     assert kind_of(StorageError("did not answer for 10 minutes")) == "outage"
 

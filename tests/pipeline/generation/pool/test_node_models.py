@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CheckpointError, ObjectMissingError, PipelineError
+from pipeline.errors import CheckpointError, ObjectMissingError
 from pipeline.generation.pool.node_models import fetch_model, read_staged, stage_model
 from pipeline.models.model_files import ModelFiles, read_model_files
 from pipeline.stores.object_store import ObjectStore
@@ -147,9 +147,33 @@ def test_a_disk_keeps_the_four_that_were_used_last(tmp_path: Path, disk: Path) -
     assert {path.name for path in disk.iterdir() if path.is_dir()} == {digests[0], *digests[3:]}
 
 
-def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path, disk: Path) -> None:
     output, files = staged(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     disk.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(PipelineError, match="belongs to somebody else"):
-        fetch_model(output, files.digest, trusted=False)
+    assert fetch_model(output, files.digest, trusted=False) == files
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("name", ["ddpm-models", "lock", "model.json"])
+def test_a_disk_that_can_be_neither_read_nor_written_keeps_nobody_from_working(
+    tmp_path: Path, disk: Path, name: str
+) -> None:
+    """In the place of a folder is a file, of a file a folder: for root, too, who may write where nobody may."""
+    output, files = staged(tmp_path)
+    if name == "ddpm-models":
+        disk.write_text("")
+    else:
+        (disk / (f"{files.digest}.lock" if name == "lock" else f"{files.digest}/{name}")).mkdir(parents=True)
+    for _ in range(2):
+        assert fetch_model(output, files.digest, trusted=False) == files
+
+
+def test_a_machine_without_a_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, files = staged(tmp_path)
+
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    assert fetch_model(output, files.digest, trusted=False) == files

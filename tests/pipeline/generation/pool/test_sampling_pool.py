@@ -1,11 +1,14 @@
 """The pool of actors: shards that fail, devices that break, storage that is away, room that there is not."""
 
 import dataclasses
+import os
 import time
 import uuid
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import ray
 
 from ddpm import DDIM
 from pipeline.cluster import ClusterConfig
@@ -15,11 +18,13 @@ from pipeline.generation.pool.actors import Actors
 from pipeline.generation.pool.pool_config import PoolStatistics
 from pipeline.generation.pool.sampling_pool import SamplingPool
 from pipeline.generation.pool.shard_actor import Answer, ShardActor, WorkOrder
+from pipeline.generation.pool.shard_queue import FailureKind
 from pipeline.generation.sample import sample
 from pipeline.generation.sample_config import SampleConfig
 from pipeline.generation.sample_job import resolve_job
 from pipeline.generation.sample_preview import describe_plan
 from pipeline.generation.spec.sampling_plan import OutputShard, ShardPlan
+from pipeline.ray_errors import to_values
 from tests.pipeline.generation.output.test_commits import made_by
 from tests.pipeline.runs_in_process import digests, make_in_process
 from tests.pipeline.tiny_models import noise_mark, write_model, write_own_model
@@ -83,9 +88,22 @@ def test_shards_that_kill_hang_or_raise_are_set_aside_and_all_others_are_made(
 @pytest.mark.usefixtures("ray_session")
 def test_the_first_shards_that_all_fail_end_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = misbehaving(tmp_path, monkeypatch, dict.fromkeys(range(8), "raise"))
-    with pytest.raises(PipelineError, match=r"^output shard \d \(ids from \d+\): RuntimeError: a network's own reason"):
+    with pytest.raises(
+        PipelineError,
+        match=r"^output shard \d \(ids from \d+\): RuntimeError: a network's own reason; [678] output shards failed "
+        r"and none was made between them \(0, .*\): 8 of 8 that were missing still are, run again",
+    ):
         sample(config_of(model, tmp_path / "out"))
     assert not records(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_bad_shards_at_the_front_block_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One actor, with more bad ones before the good ones than a shard has tries."""
+    model, _ = misbehaving(tmp_path, monkeypatch, dict.fromkeys(range(5), "raise"))
+    with pytest.raises(PipelineError, match=r"of 8 output shards 5 could not be made: 0, 1, 2, 3, 4; all others are"):
+        sample(config_of(model, tmp_path / "out", num_actors=1, max_shard_retries=1))
+    assert records(tmp_path / "out") == {5, 6, 7}
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -93,12 +111,12 @@ def test_a_device_that_breaks_gets_no_more_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One of two: the other makes the rest, but for the shard that breaks every device."""
-    model, _ = misbehaving(tmp_path, monkeypatch, {5: "break_device"})
-    with pytest.raises(PipelineError, match=r"of 8 output shards 1 could not be made: 5; .*uncorrectable ECC error"):
+    model, _ = misbehaving(tmp_path, monkeypatch, {0: "break_device"})
+    with pytest.raises(PipelineError, match=r"of 8 output shards 1 could not be made: 0; .*uncorrectable ECC error"):
         sample(config_of(model, tmp_path / "out", max_shard_retries=5))
-    assert records(tmp_path / "out") == {0, 1, 2, 3, 4, 6, 7}
+    assert records(tmp_path / "out") == set(range(1, 8))
     said = capsys.readouterr().out
-    assert said.count(" is given up: output shard 5 ") == 1 and "shard 5 is set aside" in said
+    assert said.count(" is given up: output shard 0 ") == 1 and "shard 0 is set aside" in said
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -177,10 +195,57 @@ class IdleActor(ShardActor):
         return Answer(commit=Commit(record=record, outcome="first"))
 
 
-def order_of(config: SampleConfig) -> WorkOrder:
+class LoadsLater(IdleActor):
+    """The first process cannot load the model; the folder that the order names counts them."""
+
+    kind: ClassVar[FailureKind] = "shard"
+    num_there: ClassVar[int] = 1
+    """Processes that have a place when it fails."""
+
+    def load(self) -> Answer:
+        """Fail if this is the first."""
+        marks = Path(self._order.store_uri)
+        is_first = not list(marks.iterdir())
+        Path(marks, str(os.getpid())).touch()
+        while len(list(marks.iterdir())) < self.num_there:
+            time.sleep(0.05)
+        values = to_values(PipelineError("Found no NVIDIA driver"))
+        return Answer(kind=self.kind, values=values) if is_first else Answer()
+
+
+class LoadsElsewhere(LoadsLater):
+    """The first device is broken."""
+
+    kind = "device"
+    num_there = 2
+
+
+class Waits(IdleActor):
+    """The first shard takes its time, in which storage is waited for; shard 3 hangs."""
+
+    def __init__(self, order: WorkOrder) -> None:
+        """Wait for nothing yet."""
+        super().__init__(order)
+        self._num_waits = 0
+
+    def num_waits(self) -> int:
+        """As told by `make`."""
+        return self._num_waits
+
+    def make(self, shard: OutputShard) -> Answer:
+        """Wait, hang, or make it."""
+        if shard.index == 0:
+            for self._num_waits in range(1, 70):
+                time.sleep(0.1)
+        if shard.index == 3:
+            time.sleep(3600)
+        return dataclasses.replace(super().make(shard), num_waits=self._num_waits)
+
+
+def order_of(config: SampleConfig, folder: str = "") -> WorkOrder:
     job = resolve_job(config)
     return WorkOrder(
-        spec=job.spec, store_uri="", models_uri="", trusts_code=False, make_ingredients=job.make_ingredients,
+        spec=job.spec, store_uri=folder, models_uri="", trusts_code=False, make_ingredients=job.make_ingredients,
         num_threads=1, use_gpu=False,
     )  # fmt: skip
 
@@ -193,23 +258,86 @@ def test_who_holds_a_broken_device_is_replaced(tmp_path: Path) -> None:
     actors.launch(1)
     actors.launch(1)
     assert len(actors.all) == 1
-    actors.all[0].broken_by = 7
+    actors.all[0].is_broken = True
     actors.launch(1)
     assert len(actors.all) == 2
     for actor in [*actors.all]:
         actors.remove(actor)
 
 
+def pool_of(
+    actor: type[ShardActor], folder: Path, monkeypatch: pytest.MonkeyPatch, num_shards: int = 8, **changes: object
+) -> SamplingPool:
+    """Of actors that make nothing."""
+    monkeypatch.setattr("pipeline.generation.pool.actors.ShardActor", actor)
+    config, marks = config_of(write_model(folder / "model"), folder / "out", **changes), folder / "marks"
+    marks.mkdir()
+    shards = ShardPlan(shard_size=3, num_images=3 * num_shards).missing(bytes(num_shards))
+    return SamplingPool(order_of(config, str(marks)), shards, config.pool, num_shards, is_proven=False)
+
+
+def made(pool: SamplingPool) -> list[int]:
+    return sorted(commit.record.index for commit in pool.commits())
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_one_process_that_cannot_load_the_model_ends_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = pool_of(LoadsLater, tmp_path, monkeypatch, num_actors=1)
+    assert made(pool) == list(range(8)) and len(list((tmp_path / "marks").iterdir())) == 2
+    assert "an actor did not start: Found no NVIDIA driver" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_device_that_is_broken_when_the_model_is_loaded_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two: Ray would give it to the next process. The other has work for longer than the first takes to fail."""
+    pool = pool_of(LoadsElsewhere, tmp_path, monkeypatch, 2000, num_actors=2)
+    held = [[actor for actor in pool._actors.all if actor.is_broken] for _ in pool.commits()]
+    assert len(held) == 2000 and len(held[-1]) == 1 and len(list((tmp_path / "marks").iterdir())) == 2
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_nothing_starts_on_a_node_where_the_model_was_not_loaded_while_there_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node is only said to be there: nobody gets a place, until this one has had its time."""
+    config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
+    actors = Actors(order_of(config), config.pool, PoolStatistics())
+    actors.launch(1)
+    actors.all[0].place = ray.get(actors.all[0].starting)
+    node = actors.all[0].node_id
+    assert actors.fitting_nodes == {node}
+    monkeypatch.setattr("pipeline.generation.pool.actors.fitting_nodes", lambda needs: frozenset({node, "f" * 56}))
+    actors.fail_start(actors.all[0], is_sick=True)
+    actors._not_before_s = 0.0
+    actors.launch(1)
+    assert not ray.wait([actors.all[0].starting], timeout=3.0)[0]
+    actors._sick_until_s[node] = time.monotonic()
+    actors.look_for_notices()
+    actors.launch(1)
+    assert ray.get(actors.all[0].starting).node_id == node
+    actors.remove(actors.all[0])
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_who_waits_for_storage_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes several times as long as a shard may; another that takes as long without waiting is ended."""
+    pool = pool_of(Waits, tmp_path, monkeypatch, shard_timeout_s=1.0, start_timeout_s=3.0, max_shard_retries=0)
+    assert made(pool) == [0, 1, 2, 4, 5, 6, 7]
+    assert [(one.shard.index, len(one.places)) for one in pool.set_aside] == [(3, 1)]
+    assert "no answer for" in str(pool.set_aside[0].error)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_shards_per_second_of_actors_that_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How fast the driver hands shards out and takes answers: a figure, of which nothing is required but an end."""
-    monkeypatch.setattr("pipeline.generation.pool.actors.ShardActor", IdleActor)
-    config = config_of(write_model(tmp_path / "model"), tmp_path / "out")
-    plan = ShardPlan(shard_size=3, num_images=3 * 5000)
-    pool = SamplingPool(order_of(config), plan.missing(bytes(5000)), config.pool, 5000)
+    pool = pool_of(IdleActor, tmp_path, monkeypatch, 5000)
     commits = pool.commits()
     next(commits)
     started_s = time.monotonic()
     assert sum(1 for _ in commits) == 4999
-    print(f"{4999 / (time.monotonic() - started_s):.0f} shards per second with {config.num_actors} actors")
+    print(f"{4999 / (time.monotonic() - started_s):.0f} shards per second with two actors")

@@ -122,7 +122,7 @@ class SyntheticRun:
     def folder(self) -> Path:
         return Path(self.store.uri)
 
-    def write(self, max_images: int = 1_000_000, *, shards: Sequence[ShardRecord] | None = None) -> int:
+    def write(self, max_images: int = 1_000_000, *, shards: Sequence[ShardRecord] | None = None) -> int | None:
         return write_gallery(
             self.store,
             self.spec,

@@ -1,5 +1,6 @@
 """Contact sheets: the first images of a run, each in its place, and those of edits below their inputs."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,19 @@ import PIL.Image
 import pytest
 
 from ddpm import DDIM
+from pipeline.data.image_stream import read_images
+from pipeline.data.pictures import class_grid
+from pipeline.data.shards import decode_image
+from pipeline.errors import ShardCorruptError
+from pipeline.generation.output.manifest import GenerationManifest, write_part
 from pipeline.generation.requests.requests import Inpaint, Interpolate, Partial
 from pipeline.generation.sample import SampleResult
 from pipeline.generation.sample_config import SampleConfig
+from pipeline.generation.viewing import contact_sheet as contact_sheet_module
 from pipeline.generation.viewing.contact_sheet import contact_sheet
 from tests.pipeline.edit_fixtures import editing_config, write_editing_model
+from tests.pipeline.generation.viewing.synthetic_runs import SyntheticRun
+from tests.pipeline.generation.viewing.synthetic_runs import make_run as make_synthetic
 from tests.pipeline.runs_in_process import run
 from tests.pipeline.small_datasets import SmallDataset, make_dataset
 from tests.pipeline.tiny_models import write_model
@@ -109,3 +118,56 @@ def test_of_interpolations_it_has_a_row_for_each_pair(dataset: SmallDataset, mod
     assert (sheet[9:17, 36:44] == dataset.images[3, ..., 0]).all()
     assert (sheet[9:17, 18:26] == made.images[4, ..., 0]).all()
     assert (sheet[27:35, 9:17] == made.images[9, ..., 0]).all() and (sheet[27:35, 18:35] == 255).all()
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    decoded: list[str] = []
+
+    def decode(data: bytes, extension: str) -> np.ndarray:
+        decoded.append(extension)
+        return decode_image(data, extension)
+
+    monkeypatch.setattr(contact_sheet_module, "decode_image", decode)
+    return decoded
+
+
+def test_of_many_classes_only_those_that_are_shown_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """150 classes: the rows of the first hundred; the bytes are those of the grid of all images."""
+    run = make_synthetic(tmp_path / "run", 400, class_names=tuple(f"c{k}" for k in range(150)))
+    manifest = manifest_of_run(run)
+    decoded = counted(monkeypatch)
+    sheet = contact_sheet(manifest, None, run.store, 5)
+    assert len(decoded) == 300
+    assert sheet == class_grid(read_images(run.store, run.shards).images, 150, 5)
+
+
+def test_without_classes_there_are_no_more_rows_than_of_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_synthetic(tmp_path / "run", 40, class_names=())
+    monkeypatch.setattr(contact_sheet_module, "MAX_ROWS", 2)
+    decoded = counted(monkeypatch)
+    contact_sheet(manifest_of_run(run), None, run.store, 4)
+    assert len(decoded) == 8
+
+
+def test_an_image_of_another_shape_is_named(tmp_path: Path) -> None:
+    run = make_synthetic(tmp_path / "run", 40)
+    manifest = manifest_of_run(run)
+    spec = dataclasses.replace(manifest.spec, image_size=(16, 16))
+    with pytest.raises(
+        ShardCorruptError, match=r"000000000000: is an image of \[8, 8, 1\], the run's are \[16, 16, 1\]"
+    ):
+        contact_sheet(dataclasses.replace(manifest, spec=spec), None, run.store, 4)
+
+
+def manifest_of_run(run: SyntheticRun) -> GenerationManifest:
+    return GenerationManifest(
+        spec=run.spec,
+        spec_digest=run.spec.digest,
+        model_uri="models:/shapes/3",
+        guide_uri=None,
+        class_names=run.class_names,
+        num_images=run.num_images,
+        parts=(write_part(run.store, 0, run.shards),),
+    )
