@@ -38,7 +38,7 @@ test: $(VENV)/installed-dev  ## The tests that need nothing but the package inde
 
 test-services: $(VENV)/installed-dev  ## The tests with real servers, a cluster and jobs as processes (installs Debian packages as root)
 	tests/debian_packages.sh
-	$(PYTEST) -m "services and not slow"
+	$(PYTEST) --no-loadscope-reorder -m "services and not slow"
 
 test-long: $(VENV)/installed-dev  ## The same with more seeds and larger sizes, for hours; write what came of it into tests/LONG.md
 	tests/debian_packages.sh

@@ -22,6 +22,10 @@ hypothesis.settings.load_profile("reproducible")
 
 pytest_plugins = ["tests.fixtures_s3", "tests.fixtures_services"]
 
+# xdist hands groups out in the order of collection (--no-loadscope-reorder): those of many minutes begin first, and the
+# single tests are what both processes end with.
+LONG_GROUPS = ("nodes", "submit", "ray", "mlflow")
+
 SLOW_TESTS = pytest.StashKey[frozenset[str]]()
 COLLECTED_FILES = pytest.StashKey[frozenset[str]]()
 
@@ -46,7 +50,10 @@ def ray_address(ray_session: None) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before -m takes its choice
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what shares the Ray or the MLflow server of the session: `--dist loadgroup` runs it in one process."""
+    """Mark what shares the Ray or the MLflow server of the session: `--dist loadgroup` runs it in one process.
+
+    And have the long groups begin first.
+    """
     for item in items:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
@@ -54,8 +61,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group("ray"))
         elif "served" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("mlflow"))
+    items.sort(key=_turn)  # which keeps the order inside a group, and of the others
     config.stash[SLOW_TESTS] = frozenset(item.nodeid for item in items if item.get_closest_marker("slow"))
     config.stash[COLLECTED_FILES] = frozenset(item.nodeid.partition("::")[0] for item in items)
+
+
+def _turn(item: pytest.Item) -> int:
+    mark = item.get_closest_marker("xdist_group")
+    return LONG_GROUPS.index(mark.args[0]) if mark and mark.args[0] in LONG_GROUPS else len(LONG_GROUPS)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -45,13 +45,12 @@ def run_job_process(
     *flags: str,
     check: bool = True,
     cwd: Path = ROOT,
-    address: str | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a job to its end as a process, on the Ray at `address` or one of its own; a failure shows what it printed."""
+    """Run a job to its end as a process, on a Ray of its own or that of the variables; a failure shows its prints."""
     finished = subprocess.run(
         [sys.executable, str(JOBS / f"{name}.py"), *flags],
-        capture_output=True, text=True, cwd=cwd, env={**environment(address), **(variables or {})},
+        capture_output=True, text=True, cwd=cwd, env={**environment(), **(variables or {})},
     )  # fmt: skip
     if check:
         assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -20,20 +20,27 @@ from tests.integration.training_runs import wait_until
 from tests.processes import environment
 
 _WORKER = "ray::RayTrainWorker"
+# A Ray that this process started has put into its environment that it asks for a token; the nodes do not.
+_OPEN = {"RAY_AUTH_MODE": "disabled"}
 
 
 class Nodes:
     """A head and other nodes, one logical CPU each, in whose environment are some variables."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
-        self._variables = variables
-        with patch.dict(os.environ, variables):
+        self._variables = {**variables, **_OPEN}
+        with patch.dict(os.environ, self._variables):
             self._cluster = Cluster(initialize_head=True, head_node_args=self._arguments(dashboard_port=free_port()))
         self._others: list[Any] = []
 
     @property
     def address(self) -> str:
         return str(self._cluster.address)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """With which other processes join."""
+        return {"RAY_ADDRESS": self.address, **_OPEN}
 
     @property
     def newest_node(self) -> str:
@@ -58,7 +65,7 @@ class Nodes:
         why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the market wants it back"]
         node = self._others[0].node_id
         command = [*ray, "--node-id", node, *why, "--deadline-remaining-seconds", str(deadline_s)]
-        subprocess.run(command, check=True, capture_output=True, env=environment())
+        subprocess.run(command, check=True, capture_output=True, env=environment() | _OPEN)
 
     def kill_worker(self) -> None:
         """SIGKILL to a training worker, not that of the head's node if there is another."""
@@ -98,7 +105,7 @@ def start(
     """
     log = folder / "log"
     quick = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", PATIENCE_VARIABLE: str(patience_minutes)}
-    here = {"RAY_ADDRESS": nodes.address, **quick, **(variables or {})}
+    here = {**nodes.variables, **quick, **(variables or {})}
     job = start_job("train", *arguments, log=log, variables=here)
     return job, Log(job, log)
 

@@ -116,7 +116,7 @@ def test_a_node_lost_and_back_and_one_taken_away(nodes: Nodes, dataset: str, unb
     made = run_job_process(
         "sample", "--model", "models:/ddpm-digits@candidate", "--output", str(tmp_path / "samples"),
         "--images-per-class", "2", "--sampler.num-steps", "4", "--tracking.uri", f"sqlite:///{tmp_path / 'mlflow.db'}",
-        "--num-actors", "1", "--trust-model-code", cwd=tmp_path, address=nodes.address,
+        "--num-actors", "1", "--trust-model-code", cwd=tmp_path, variables=nodes.variables,
     )  # fmt: skip
     assert "20 images" in made.stdout
 

@@ -55,7 +55,7 @@ class Generation:
 
     def __init__(self, config: SampleConfig, nodes: Nodes, folder: Path) -> None:
         self.config, self.folder = config, folder
-        self._variables = {"RAY_ADDRESS": nodes.address}
+        self._variables = nodes.variables
         self.store: ObjectStore = resolve_job(config).store
 
     @property

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.services, pytest.mark.timeout(1800), pytest.mark.xdist
 
 def test_one_and_two_workers_train_alike(nodes: Nodes, dataset: str, unbroken: Path, tmp_path: Path) -> None:
     """With a learned variance, and t chosen by a state that all ranks share."""
-    run_job_process("train", *flags(tmp_path, dataset, steps=50, workers=1), *HYBRID, address=nodes.address)
+    run_job_process("train", *flags(tmp_path, dataset, steps=50, workers=1), *HYBRID, variables=nodes.variables)
     alone, together = losses(tmp_path, 50), losses(unbroken, NUM_STEPS)[:50]
     difference = np.abs(alone / together - 1).max()
     print(f"largest relative difference of 50 losses: {difference:.2e}")
@@ -47,7 +47,7 @@ def test_a_fork_begins_with_the_average_of_another_run(
     slow = ["--optimizer.learning-rate", "1e-30", "--seed", "7", "--fork-from", os.path.relpath(origin, ROOT)]
     learned_variance = ["--network.learned-variance", "--objective.name", "hybrid"]
     run_job_process(
-        "train", *flags(tmp_path, dataset, steps=1, workers=1), *learned_variance, *slow, address=nodes.address
+        "train", *flags(tmp_path, dataset, steps=1, workers=1), *learned_variance, *slow, variables=nodes.variables
     )
     (made,) = (tmp_path / "run" / "checkpoints").glob("step-*")
     average = safetensors.torch.load_file(origin / "weights.safetensors")

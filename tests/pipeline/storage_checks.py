@@ -23,6 +23,9 @@ def check_one_line(error: BaseException, *parts: str) -> None:
         assert part in text, f"{part!r} not in {text!r}"
 
 
+OUR_SIDE = pytest.mark.parametrize("s3", ["moto"], indirect=True)
+"""For what a proxy answers, or nobody, and the S3 server behind it never sees: one kind of server shows it."""
+CEPH = pytest.param("ceph", marks=pytest.mark.services)
 WATCHED_S = 60.0
 """A lease's duration for who is to see another at work, however long the machine keeps that one waiting."""
 

@@ -12,8 +12,9 @@ from pipeline.stores.s3_store import S3Store
 from pipeline.stores.storage import ObjectStore, open_store
 from tests.faulty_proxy import FaultyProxy
 from tests.fixtures_s3 import S3Server, faulty_endpoint
+from tests.pipeline.storage_checks import CEPH
 
-SERVERS = ["moto", pytest.param("ceph", marks=pytest.mark.services)]
+SERVERS = ["moto", CEPH]
 
 
 @pytest.fixture(params=["local", *SERVERS])

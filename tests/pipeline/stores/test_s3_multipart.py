@@ -19,7 +19,7 @@ from pipeline.stores.s3_multipart import SMALLEST_PART_BYTES
 from pipeline.stores.s3_store import S3Store
 from tests.faulty_proxy import Answer, Delay, FaultyProxy, LoseAnswer, LoseRequest, s3_error
 from tests.fixtures_s3 import S3Server
-from tests.pipeline.storage_checks import check_one_line, keys_of
+from tests.pipeline.storage_checks import OUR_SIDE, check_one_line, keys_of
 
 MIB = 1 << 20
 
@@ -41,7 +41,12 @@ def no_upload_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 5 * MIB - 1, 5 * MIB, 5 * MIB + 1, 10 * MIB, 23 * MIB])
-@pytest.mark.parametrize("chunk_bytes", [None, 1_000_003, 11 * MIB])
+@pytest.mark.parametrize(
+    ("s3", "chunk_bytes"),
+    # How the bytes come to us does not reach the server.
+    [("moto", None), ("moto", 1_000_003), ("moto", 11 * MIB), pytest.param("ceph", None, marks=pytest.mark.services)],
+    indirect=["s3"],
+)
 def test_what_fits_into_one_part_is_one_put(
     s3_store: S3Store, proxy: FaultyProxy, num_bytes: int, chunk_bytes: int | None
 ) -> None:
@@ -61,6 +66,7 @@ def test_what_fits_into_one_part_is_one_put(
     assert version.data == data and s3_store.replace("key", b"small", version.etag) is not None
 
 
+@OUR_SIDE
 def test_parts_are_sent_beside_each_other_and_few_are_in_memory(s3_store: S3Store, proxy: FaultyProxy) -> None:
     """With senders held up, the source is asked for four parts, and no more before one is through."""
     asked = 0
@@ -98,7 +104,17 @@ def test_growing_parts_are_the_whole_object(monkeypatch: pytest.MonkeyPatch) -> 
     assert [is_last for _, is_last in parts] == [False] * (len(parts) - 1) + [True]
 
 
-@pytest.mark.parametrize("fault", [LoseAnswer(), LoseRequest(), s3_error("InternalError", 500)], ids=["a", "r", "500"])
+@pytest.mark.parametrize(
+    ("s3", "fault"),
+    [
+        ("moto", LoseAnswer()),
+        pytest.param("ceph", LoseAnswer(), marks=pytest.mark.services),
+        ("moto", LoseRequest()),
+        ("moto", s3_error("InternalError", 500)),
+    ],
+    ids=["moto-a", "ceph-a", "moto-r", "moto-500"],
+    indirect=["s3"],
+)
 def test_each_part_is_sent_again_by_itself(
     s3_store: S3Store, proxy: FaultyProxy, fault: LoseAnswer | LoseRequest | Answer
 ) -> None:
@@ -124,6 +140,7 @@ def test_a_lost_answer_to_the_end_of_an_upload(s3_store: S3Store, proxy: FaultyP
     assert proxy.requests[-1].method == "HEAD" and s3_store.read("key") == data[1:]
 
 
+@OUR_SIDE
 @pytest.mark.parametrize("present", ["nothing", "another of this size", "another size"])
 def test_an_upload_that_somebody_removed_is_told(s3_store: S3Store, proxy: FaultyProxy, present: str) -> None:
     """The request to end it was lost, not its answer; then the upload is gone."""
@@ -138,6 +155,7 @@ def test_an_upload_that_somebody_removed_is_told(s3_store: S3Store, proxy: Fault
     check_one_line(caught.value, f"{s3_store.uri}/key", "NoSuchUpload", "unfinished uploads")
 
 
+@OUR_SIDE
 def test_an_error_under_a_good_status_is_no_success(s3_store: S3Store, proxy: FaultyProxy) -> None:
     """S3 says 200 before it knows how the end of an upload goes."""
     data = os.urandom(11 * MIB)
@@ -173,7 +191,16 @@ def test_a_source_that_breaks_leaves_nothing(s3_store: S3Store, proxy: FaultyPro
     assert keys_of(s3_store) == []
 
 
-@pytest.mark.parametrize("when", ["between parts", "while parts are tried again", "while the end is tried again"])
+@pytest.mark.parametrize(
+    ("s3", "when"),
+    [
+        ("moto", "between parts"),
+        pytest.param("ceph", "between parts", marks=pytest.mark.services),
+        ("moto", "while parts are tried again"),
+        ("moto", "while the end is tried again"),
+    ],
+    indirect=["s3"],
+)
 def test_an_upload_that_is_cancelled_leaves_nothing(s3_store: S3Store, proxy: FaultyProxy, when: str) -> None:
     cancellation = Cancellation()
     store = s3_store.with_cancellation(cancellation)
@@ -201,6 +228,7 @@ def test_an_upload_that_is_cancelled_leaves_nothing(s3_store: S3Store, proxy: Fa
     assert when != "between parts" or num_parts <= 3
 
 
+@OUR_SIDE
 def test_a_part_that_is_refused_leaves_nothing(s3_store: S3Store, proxy: FaultyProxy) -> None:
     proxy.add(s3_error("AccessDenied", 403), query="partNumber=2")
     with pytest.raises(StorageAccessError) as caught:
@@ -210,6 +238,7 @@ def test_a_part_that_is_refused_leaves_nothing(s3_store: S3Store, proxy: FaultyP
     assert sum("partNumber" in request.query for request in proxy.requests) <= 5, "the others are not sent"
 
 
+@OUR_SIDE
 def test_an_upload_that_cannot_be_removed_says_why_it_failed(
     s3_store: S3Store, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

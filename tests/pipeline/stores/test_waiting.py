@@ -12,6 +12,7 @@ from pipeline.stores.local_store import LocalStore
 from pipeline.stores.s3_store import S3Store
 from pipeline.stores.waiting import told_of_outages
 from tests.faulty_proxy import FaultyProxy, s3_error
+from tests.pipeline.storage_checks import OUR_SIDE
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,7 @@ def slow(seconds: float) -> Iterator[int]:
     yield 2
 
 
+@OUR_SIDE
 def test_an_outage_is_told_while_nothing_comes(
     s3_store: S3Store, proxy: FaultyProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -45,6 +47,7 @@ def test_an_outage_is_told_while_nothing_comes(
     assert s3_store.uri in said[0] and proxy.endpoint in said[0]
 
 
+@OUR_SIDE
 def test_slow_workers_are_no_outage(s3_store: S3Store, proxy: FaultyProxy, capsys: pytest.CaptureFixture[str]) -> None:
     def as_slow_as_two_more_requests() -> Iterator[int]:
         num_before = len(proxy.requests)
@@ -59,6 +62,7 @@ def test_slow_workers_are_no_outage(s3_store: S3Store, proxy: FaultyProxy, capsy
     assert capsys.readouterr().out == ""
 
 
+@OUR_SIDE
 def test_a_slow_reader_asks_nothing_and_the_end_ends_it(
     s3_store: S3Store, proxy: FaultyProxy, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ from pipeline.training.worker.training_step import LossTotals, TrainingStep
 from tests.pipeline.training.small_runs import MODEL
 from tests.pipeline.training.step_cases import CPU, OPTIMIZER, batch_of, make_network, make_task, small_network
 
+pytestmark = pytest.mark.xdist_group("accumulation")  # the processes are started once for all
 LANES = 4  # of two rows: three workers have 2, 2 and 4 of them
 WORLDS = (1, 2, 3)
 MICRO_BATCHES = (None, 2, 1)
