@@ -117,11 +117,12 @@ def _describe_requests(job: SampleJob, inventory: Inventory) -> str:
 
         PUT   2 m + r + 5     image file and record of each shard, part of each range; plan, config, manifest, sheet,
                               ledger
-        LIST  ceil(p / 1000) + [1 if c <= 1000 else 2 + sum ceil(c_r / 1000)] + sum ceil(s_r / 1000) + 1 + r
+        LIST  ceil(p / 1000) + [1 if c <= 1000 else 2 + sum ceil(c_r / 1000)] + sum ceil(s_r / 1000) + 2 + r
                               the parts; the records; the image files of a range when it is closed; each at least 1; the
-                              removals, looked for in the run and in each range that is closed
-        GET   c + min(c, 64) + p + 6   at most: records when a range is closed, ends of committed runs, the parts; the
-                              manifest, and what stands at the five keys before they are written
+                              removals, looked for in the run, in each range that is closed, and before the end
+        GET   c + min(c, 64) + 2 p + r + 6   at most: records when a range is closed, ends of committed runs, the parts,
+                              all of them again before the end; the manifest, and what stands at the five keys before
+                              they are written
     """
     manifest = job.manifest
     ranges = inventory.open_ranges
@@ -131,9 +132,9 @@ def _describe_requests(job: SampleJob, inventory: Inventory) -> str:
     num_committed, num_parts = sum(committed), len(list_parts(job.store))
     records = 1 if num_committed <= _KEYS_PER_LIST else 2 + sum(map(_num_lists, committed))
     lists = _num_lists(num_parts) + (records if ranges else 0) + sum(_num_lists(len(one)) for one in ranges)
-    lists += 1 + len(ranges)
+    lists += 2 + len(ranges)
     puts = 2 * inventory.num_missing + len(ranges) + _NUM_LAST
-    gets = num_committed + min(num_committed, _NUM_ENDS) + num_parts + 1 + _NUM_LAST
+    gets = num_committed + min(num_committed, _NUM_ENDS) + 2 * num_parts + len(ranges) + 1 + _NUM_LAST
     return (
         f"{puts:,} PUT (2 for each missing shard, 1 for each range of 10,000, {_NUM_LAST} at the end), {lists:,} LIST "
         f"(1 for each 1,000 keys), at most {gets:,} GET; beside those for pictures, models and inputs"

@@ -7,6 +7,7 @@ WITH_FLAGS = {
     "--throughput": f"{_TRAIN} --throughput 800 --price-per-device-hour 2.5",
     "--price-per-device-hour": f"{_TRAIN} --throughput 800 --price-per-device-hour 2.5",
     "--precision bf16 --channels-last --compile": f"{_TRAIN} --precision bf16 --channels-last --compile",
+    "--precision bf16 --channels-last": f"{_SAMPLE} --precision bf16 --channels-last",
     "--validation.interval-s": f"{_TRAIN} --validation.interval-s 60",
     "--validation.num-images": f"{_TRAIN} --validation.num-images 0",
     "--profile 5": f"{_TRAIN} --profile 5",

@@ -60,8 +60,8 @@ def test_a_run_that_has_not_begun(model: str, tmp_path: Path) -> None:
     assert plan["time"] == "about 2.67 CPU-hours, 26 min 40 s on 3 actors, at 0.05 img·NFE/s of each, as given"
     assert plan["bytes"].startswith("not known: there is no shard yet")
     assert plan["cost"] == ("about 8.00 for computing, at 3 a device-hour; not known a month for storing, at 0.02 a GB")
-    # PUT 2 x 4 + 1 range + 5; LIST parts, records, image files, removals twice; GET manifest and the five keys
-    assert plan["requests"].startswith("14 PUT ") and " 5 LIST " in plan["requests"] and " 6 GET;" in plan["requests"]
+    # PUT 2 x 4 + 1 range + 5; LIST parts, records, image files, removals 3 times; GET a part, manifest, the five keys
+    assert plan["requests"].startswith("14 PUT ") and " 6 LIST " in plan["requests"] and " 7 GET;" in plan["requests"]
     assert not (tmp_path / "out").exists()
 
 
@@ -80,8 +80,8 @@ def test_a_run_that_is_half_done(model: str, tmp_path: Path) -> None:
     assert plan["time"].startswith("about 1.33 CPU-hours, 20 min 00 s on 2 actors")
     assert plan["bytes"].startswith(f"about {format_bytes(60 * each)} in all, {format_bytes(30 * each)} new")
     assert plan["cost"] == f"about {60 * each / 1000:,.2f} a month for storing, at 1e+06 a GB"
-    # PUT 2 x 2 + 1 + 5; GET 2 records, 2 ends of runs, manifest and the five keys
-    assert plan["requests"].startswith("10 PUT ") and " 5 LIST " in plan["requests"] and " 10 GET;" in plan["requests"]
+    # PUT 2 x 2 + 1 + 5; GET 2 records, 2 ends of runs, one part, manifest and the five keys
+    assert plan["requests"].startswith("10 PUT ") and " 6 LIST " in plan["requests"] and " 11 GET;" in plan["requests"]
 
 
 def test_the_listings_are_those_that_were_foretold(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
